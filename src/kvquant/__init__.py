@@ -1,0 +1,29 @@
+"""Choose a KV-cache type per layer for llama.cpp, and know what it costs.
+
+The names below are the public API. They load on first use: importing the package touches no file and loads neither
+torch, matplotlib nor click.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvquant.errors import KVQuantError as KVQuantError
+
+_PUBLIC = {
+    "KVQuantError": "kvquant.errors",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kvquant' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_PUBLIC)

@@ -1,0 +1,5 @@
+"""`python -m kvquant`."""
+
+from kvquant.cli.main import main
+
+main()

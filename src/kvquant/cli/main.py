@@ -1,0 +1,73 @@
+"""The `kvquant` command: a lazy group, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+
+import click
+
+from kvquant.errors import KVQuantError
+
+# name -> module:attribute. A command's module is imported only when it runs or when its help is asked for,
+# so that `kvquant policy` does not pay for matplotlib or scipy.
+COMMANDS = {
+    "analyze": "kvquant.cli.analyze:analyze",
+    "capture": "kvquant.cli.capture:capture",
+    "formats": "kvquant.cli.formats:formats",
+    "llama": "kvquant.cli.llama:llama",
+    "memory": "kvquant.cli.memory:memory",
+    "patch": "kvquant.cli.patch:patch",
+    "policy": "kvquant.cli.policy:policy",
+    "published": "kvquant.cli.published:published",
+    "search": "kvquant.cli.search:search",
+    "shape": "kvquant.cli.shape:shape",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kvquant")
+def kvquant() -> None:
+    """Choose a KV-cache type per layer for llama.cpp, and know what it costs.
+
+    \b
+    Example:
+      kvquant analyze --layers 0-10:q8_0,11-31:q4_0
+    """
+
+
+def main() -> None:
+    """Run the command line and end with its exit code: 0 done, 1 failed, 2 usage, 3 the check says no, 130 interrupted."""
+    try:
+        code = kvquant.main(standalone_mode=False)
+        sys.stdout.flush()
+    except KVQuantError as error:
+        click.echo(f"kvquant: error: {error}", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("kvquant: interrupted", err=True)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader went away (`| head`). Point stdout elsewhere so that the interpreter's own flush stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,32 @@
+"""Format names to formats. A new format is one module and one line in FORMATS' assembly."""
+
+from __future__ import annotations
+
+from kvquant.errors import FormatError
+from kvquant.formats.base import Format
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+"""The types llama.cpp accepts for a KV cache, in the order its help lists them."""
+
+_FORMATS: dict[str, Format] = {}
+
+
+def register(new: Format) -> Format:
+    """Add a format under its name and return it. Raises FormatError when the name is taken."""
+    if new.name in _FORMATS:
+        raise FormatError(f"a format named {new.name!r} exists already; choose another name")
+    _FORMATS[new.name] = new
+    return new
+
+
+def get_format(name: str) -> Format:
+    """Return the format called ``name``. Raises FormatError naming the known ones."""
+    try:
+        return _FORMATS[name]
+    except KeyError:
+        raise FormatError(f"unknown format {name!r}; known: {', '.join(format_names())}") from None
+
+
+def format_names() -> tuple[str, ...]:
+    """Return every registered name, ggml's cache types first."""
+    return tuple(_FORMATS)
