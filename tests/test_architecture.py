@@ -1,0 +1,105 @@
+"""Imports go one way, and importing the package stays cheap (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvquant
+
+PACKAGE = Path(kvquant.__file__).parent
+
+# What each part may import, itself included. `report` reads result files and so never needs `evals`.
+FOUNDATION = {"errors", "units", "files"}
+CORE = ["model", "formats", "policy", "memory", "analysis", "search", "report"]
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "units": {"errors"},
+    "files": {"errors"},
+    **{part: FOUNDATION | set(CORE[: depth + 1]) for depth, part in enumerate(CORE)},
+    "llama": FOUNDATION | {"model", "formats", "policy", "llama"},
+    "evals": FOUNDATION | {"model", "policy", "llama", "evals"},
+    "reference": FOUNDATION | {"model", "formats", "policy", "reference"},
+    "torch": FOUNDATION | {"model", "formats", "policy", "reference", "torch"},
+}
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Yield the absolute module names that a module imports anywhere, lazily or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def violations(part: str, source: str) -> list[str]:
+    """Return the parts of kvquant that ``source``, a module of ``part``, imports without being allowed to."""
+    found = set()
+    for name in imports_of(ast.parse(source)):
+        pieces = name.split(".")
+        if pieces[0] == "kvquant" and len(pieces) > 1:
+            found.add(pieces[1])
+    known = set(ALLOWED) | {"cli"}
+    return sorted(found & known - ALLOWED[part] - {part})
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Return every module with the part it belongs to, the command line and the package's own files left out."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE)
+        part = relative.parts[0] if len(relative.parts) > 1 else relative.stem
+        if part not in {"cli", "__init__", "__main__"}:
+            found.append((part, path))
+    return found
+
+
+@pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: str(value).rpartition("kvquant/")[2])
+def test_imports_go_one_way(part: str, path: Path) -> None:
+    assert part in ALLOWED, f"{path}: {part!r} is not in the architecture; place it in docs/architecture.md first"
+    assert violations(part, path.read_text()) == []
+
+
+def test_the_check_sees_a_wrong_import() -> None:
+    assert violations("formats", "from kvquant.policy import parse_policy") == ["policy"]
+    assert violations("formats", "def f():\n    import kvquant.cli.main") == ["cli"]
+    assert violations("llama", "from kvquant import analysis") == ["analysis"]
+
+
+def test_import_is_light() -> None:
+    program = (
+        "import sys, kvquant\n"
+        "heavy = {'torch', 'matplotlib', 'click', 'scipy', 'rich', 'gguf'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_import_opens_no_file_of_its_own() -> None:
+    program = (
+        "import sys\n"
+        "opened = []\n"
+        "def watch(event, args):\n"
+        "    if event == 'open' and not str(args[0]).endswith(('.py', '.pyc')):\n"
+        "        opened.append(args[0])\n"
+        "sys.addaudithook(watch)\n"
+        "import kvquant\n"
+        "dir(kvquant)\n"
+        "assert not opened, opened\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_every_public_name_loads() -> None:
+    for name in kvquant.__all__:
+        assert getattr(kvquant, name) is not None, name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = kvquant.no_such_name

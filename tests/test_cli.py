@@ -1,0 +1,81 @@
+"""The command line as a process: exit codes, where output goes, and that every command documents itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from kvquant.cli import main as cli
+from kvquant.errors import CheckFailed, KVQuantError, UsageError
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kvquant", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    """Return every command and sub-command with its full name."""
+    found: list[tuple[str, click.Command]] = []
+    group = cli.kvquant
+    context = click.Context(group)
+    queue = [(name, group.get_command(context, name)) for name in group.list_commands(context)]
+    while queue:
+        name, command = queue.pop(0)
+        assert command is not None, name
+        found.append((name, command))
+        if isinstance(command, click.Group):
+            queue += [(f"{name} {child}", command.get_command(context, child)) for child in command.list_commands(context)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_command_has_help_with_an_example(name: str, command: click.Command) -> None:
+    text = command.get_help(click.Context(command, info_name=f"kvquant {name}"))
+    assert "Example" in text, f"kvquant {name} --help shows no example"
+    assert f"kvquant {name.split()[0]}" in text.partition("Example")[2]
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"kvquant {name} {parameter.opts} has no help"
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout.startswith("kvquant, version ")
+    assert "analyze" in run("--help").stdout
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["formats", "--no-such-option"]])
+def test_usage_errors_exit_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(KVQuantError("a"), 1), (UsageError("a"), 2), (CheckFailed("a"), 3), (KeyboardInterrupt(), 130)],
+)
+def test_errors_become_exit_codes(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(cli.kvquant, "main", fail)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_not_a_traceback() -> None:
+    program = f"{sys.executable} -m kvquant formats | true"
+    result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stderr == ""
