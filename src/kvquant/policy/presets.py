@@ -1,0 +1,41 @@
+"""Policies with a name. A preset is nothing but policy text; every type name is one for all layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from kvquant.errors import PolicyError
+from kvquant.formats.registry import format_names
+from kvquant.policy.grammar import parse_policy
+from kvquant.policy.messages import unknown
+from kvquant.policy.rules import Policy
+
+NAMED = {
+    "hybrid": "0-10:q8_0,11-31:q4_0",
+    "k8v4": "*:k=q8_0/v=q4_0",
+}
+"""Preset name to policy text, apart from the one preset per type."""
+
+_PRESET_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+
+
+def preset_text(name: str, types: Collection[str] | None = None) -> str | None:
+    """The policy text behind a preset name (any case), None when there is no such preset."""
+    folded = name.lower()
+    if folded in NAMED:
+        return NAMED[folded]
+    return f"*:{folded}" if folded in (format_names() if types is None else types) else None
+
+
+def policy_from_text(text: str, types: Collection[str] | None = None) -> Policy:
+    """Read what a user wrote where a policy is asked for: a preset name or the policy language itself.
+
+    Raises PolicyError as ``parse_policy`` does, and with code "preset" for a single word that is no preset.
+    """
+    word = text.strip(" \t")
+    expanded = preset_text(word, types)
+    if expanded is None and _PRESET_LIKE.fullmatch(word):
+        names = [*NAMED, *(format_names() if types is None else types)]
+        raise PolicyError(f"policy: {unknown('preset', word, names)}", code="preset")
+    return parse_policy(text if expanded is None else expanded, types)
