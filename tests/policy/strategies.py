@@ -1,4 +1,4 @@
-"""Hypothesis strategies for policies: rules that never clash, their many spellings, and texts near the grammar."""
+"""Hypothesis strategies for policies: rules that never clash, their spellings, texts near the grammar."""
 
 from __future__ import annotations
 
@@ -79,8 +79,29 @@ near_policies = st.one_of(
     st.text("0123456789kvKV*-:,/= \tq_fb\n\u212a\u0660", max_size=30),
     st.lists(
         st.sampled_from(
-            ["*", "0", "7", "65535", "65536", "0" * 20, "9" * 5000, "-", "kv", ":", ",", "/", "k=", "v="]
-            + ["q8_0", "F16", "q9", " ", "\t", "\u00e9", "\x00"]
+            [
+                "*",
+                "0",
+                "7",
+                "65535",
+                "65536",
+                "0" * 20,
+                "9" * 5000,
+                "-",
+                "kv",
+                ":",
+                ",",
+                "/",
+                "k=",
+                "v=",
+                "q8_0",
+                "F16",
+                "q9",
+                " ",
+                "\t",
+                "\u00e9",
+                "\x00",
+            ]
         ),
         max_size=14,
     ).map("".join),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -58,28 +59,18 @@ def test_resolve_covers_every_cached_layer_once(rules: list[Rule], shape: LayerK
     check_resolved_types(resolved, written, "bf16")
 
 
-def _broken_parsers() -> list[tuple[str, object]]:
-    def forgets_last_rule(text: str) -> Policy:
-        policy = _parse(text)
-        return Policy(policy.rules[:-1]) if len(policy.rules) > 1 else policy
-
-    def swaps_sides(text: str) -> Policy:
-        return Policy(
-            tuple(replace(rule, k_type=rule.v_type, v_type=rule.k_type) for rule in _parse(text).rules)
-        )
-
-    return [("forgets the last rule", forgets_last_rule), ("swaps K and V", swaps_sides)]
+def _forgets_the_last_rule(text: str) -> Policy:
+    return Policy(_parse(text).rules[:-1])
 
 
-@pytest.mark.parametrize(
-    "broken", [parse for _, parse in _broken_parsers()], ids=[n for n, _ in _broken_parsers()]
-)
-def test_meta_print_parse_check_can_fail(broken: object) -> None:
-    policy = Policy(
-        (Rule(Counting.LAYERS, 0, 3, "q8_0", "q4_0"), Rule(Counting.CACHED, 9, None, "f16", None))
-    )
+def _swaps_k_and_v(text: str) -> Policy:
+    return Policy(tuple(replace(rule, k_type=rule.v_type, v_type=rule.k_type) for rule in _parse(text).rules))
+
+
+@pytest.mark.parametrize("broken", [_forgets_the_last_rule, _swaps_k_and_v])
+def test_meta_print_parse_check_can_fail(broken: Callable[[str], Policy]) -> None:
     with pytest.raises(AssertionError):
-        check_print_parse_is_identity(broken, policy)  # type: ignore[arg-type]
+        check_print_parse_is_identity(broken, _parse("0-3:k=q8_0/v=q4_0,kv9-:k=f16"))
 
 
 def _unmerged(*rules: Rule) -> Policy:
@@ -125,11 +116,8 @@ def test_meta_resolve_checks_can_fail() -> None:
     shape = LayerKinds(("attn", "none", "attn"))
     good = _parse("0:q8_0").resolve(shape)
     check_resolve_covers_every_cached_layer_once(good, shape)
-    for layers in (
-        good.layers[:1],
-        good.layers + good.layers[:1],
-        (good.layers[0], replace(good.layers[1], kv_index=2)),
-    ):
+    first, second = good.layers
+    for layers in ((first,), (first, second, first), (first, replace(second, kv_index=2))):
         with pytest.raises(AssertionError):
             check_resolve_covers_every_cached_layer_once(ResolvedPolicy(layers, ()), shape)
     rules = [(Counting.LAYERS, 0, 0, "q8_0", "q8_0")]

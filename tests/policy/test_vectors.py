@@ -1,4 +1,4 @@
-"""The accept and reject cases of the policy language; the parser in the llama.cpp patch reads the same file."""
+"""The accept and reject cases of the policy language; the parser in the llama.cpp patch reads them too."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ class ResolvedLayer:
 class PolicyWarning:
     """Something a policy says that has no, or less, effect on this model.
 
-    ``code`` is "clipped" (a rule names layers past the end) or "no-effect" (a rule names only layers that keep
-    no cache of their own, or no layer at all); ``str()`` gives the message.
+    ``code`` is "clipped" (a rule names layers past the end) or "no-effect" (a rule names only layers that
+    keep no cache of their own, or no layer at all); ``str()`` gives the message.
     """
 
     code: str
