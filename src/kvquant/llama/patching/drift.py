@@ -1,0 +1,49 @@
+"""Explains an anchor that does not match: the lines of the file that look most like it."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+#: How alike a stretch of the file must be (difflib ratio) to be worth showing, and how many are shown.
+MIN_RATIO = 0.5
+MAX_CANDIDATES = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A stretch of the file that resembles the anchor: its first line number (from 1), its text, the likeness in 0..1."""
+
+    line: int
+    text: str
+    ratio: float
+
+
+def nearest(content: bytes, find: bytes) -> tuple[Candidate, ...]:
+    """The stretches of ``content`` most like ``find``, best first; leading and trailing blanks do not count."""
+    wanted_lines = _stripped_lines(find)
+    wanted = "\n".join(wanted_lines)
+    lines = _stripped_lines(content)
+    height = len(wanted_lines)
+    matcher = SequenceMatcher(autojunk=False)
+    matcher.set_seq2(wanted)
+    found: list[tuple[float, int]] = []
+    for start in range(max(1, len(lines) - height + 1)):
+        matcher.set_seq1("\n".join(lines[start : start + height]))
+        floor = found[0][0] if len(found) == MAX_CANDIDATES else MIN_RATIO
+        if matcher.real_quick_ratio() < floor or matcher.quick_ratio() < floor:
+            continue
+        ratio = matcher.ratio()
+        if ratio >= floor:
+            keep = heapq.heappush if len(found) < MAX_CANDIDATES else heapq.heappushpop
+            keep(found, (ratio, -start))
+    return tuple(
+        Candidate(1 - start, "\n".join(lines[-start : height - start]), ratio)
+        for ratio, start in sorted(found, reverse=True)
+    )
+
+
+def _stripped_lines(data: bytes) -> list[str]:
+    # Bytes that are no UTF-8 stay visible instead of ending the report.
+    return [line.strip() for line in data.strip(b"\r\n").decode("utf-8", "backslashreplace").split("\n")]
