@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -22,8 +21,6 @@ from kvquant.llama.patching.transaction import (
     revert_series,
 )
 from kvquant.llama.tree import open_tree
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 source_option = click.option(
     "--source",
@@ -54,9 +51,9 @@ def patch() -> None:
 @source_option
 @patches_option
 def check(source: Path, patches: Path | None) -> None:
-    """Say where every edit goes, or which one does not fit and why.  Changes nothing; exit code 3 when it does not fit.
+    """Say where every edit goes, or which one does not fit and why.
 
-    A tree that is patched already is checked as it was before.
+    Changes nothing; exit code 3 when an edit does not fit.  A patched tree is checked as it was before.
 
     \b
     Example:
@@ -70,7 +67,7 @@ def check(source: Path, patches: Path | None) -> None:
         click.echo("\n".join(_outcome_lines(outcome)))
     if plan.failures:
         raise CheckFailed(
-            f"{len(plan.failures)} of {len(plan.outcomes)} edits do not fit {root}; see the lines marked fails"
+            f"{len(plan.failures)} of {len(plan.outcomes)} edits do not fit {root}; see the lines with fails"
         )
     click.echo(f"{len(plan.outcomes)} edits of {len(plan.patches)} patches fit {root}", err=True)
 
@@ -167,7 +164,7 @@ def export(source: Path, patches: Path | None, out: Path | None) -> None:
     for item in plan.patches:
         diff = export_patch(item)
         if out is None:
-            click.get_binary_stream("stdout").write(diff)
+            sys.stdout.buffer.write(diff)
         else:
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(out / f"{item.patch.name}.patch", diff)
@@ -184,7 +181,7 @@ def _say_recovered(recovered: bool) -> None:
 
 
 def _outcome_lines(outcome: Outcome) -> list[str]:
-    """One line with patch, edit, file:line and verdict; under it, the nearest candidates of a missing anchor."""
+    """One line with patch, edit, file:line and verdict; under it, the nearest stretches for a missing anchor."""
     places = ", ".join(f"{outcome.file}:{line}" for line in outcome.lines) or outcome.file
     verdict = f"{outcome.status} ({outcome.reason})" if outcome.reason else outcome.status
     lines = [f"{outcome.patch} {outcome.id}  {places}  {verdict}"]

@@ -1,4 +1,4 @@
-"""A llama.cpp source tree on disk: is it one, what it holds, and its digest.  Nothing is followed out of the tree."""
+"""A llama.cpp source tree on disk: is it one, what it holds, its digest.  No link is followed out of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROJECT = b'project("llama.cpp"'
 
 
 def open_tree(folder: str | Path) -> Path:
-    """The absolute path of ``folder`` after checking that it is a llama.cpp source tree.  Raises LlamaError."""
+    """The absolute path of ``folder``.  Raises LlamaError when it is no llama.cpp source tree."""
     root = Path(folder).absolute()
     if not root.is_dir():
         raise LlamaError(
@@ -34,7 +34,7 @@ def open_tree(folder: str | Path) -> Path:
 
 
 def read_file(root: Path, path: str) -> bytes | None:
-    """The bytes of the regular file ``path`` (relative, forward slashes) under ``root``; None when there is none.
+    """The bytes of the regular file ``path`` (relative, forward slashes) under ``root``; None without one.
 
     Raises LlamaError when ``path`` is, or leads through, a link, or is something other than a file.
     """
@@ -63,7 +63,7 @@ def refuse_links(root: Path, path: str) -> None:
 
 
 def source_files(root: Path) -> Iterator[str]:
-    """Paths of all regular files of the tree, sorted, without version control and without kvquant's own state."""
+    """Paths of all regular files of the tree, sorted, without version control and kvquant's own state."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in NOT_SOURCE)
         for name in sorted(names):

@@ -13,7 +13,7 @@ MAX_CANDIDATES = 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stretch of the file that resembles the anchor: its first line number (from 1), its text, the likeness in 0..1."""
+    """A stretch of the file like the anchor: its first line number (from 1), its text, the likeness in 0..1."""
 
     line: int
     text: str
@@ -21,7 +21,7 @@ class Candidate:
 
 
 def nearest(content: bytes, find: bytes) -> tuple[Candidate, ...]:
-    """The stretches of ``content`` most like ``find``, best first; leading and trailing blanks do not count."""
+    """The stretches of ``content`` most like ``find``, best first; blanks around a line do not count."""
     wanted_lines = _stripped_lines(find)
     wanted = "\n".join(wanted_lines)
     lines = _stripped_lines(content)

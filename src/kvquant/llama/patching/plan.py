@@ -19,8 +19,8 @@ Status = Literal["matches", "skipped", "fails"]
 class Outcome:
     """What one edit, or one new file, finds in the tree.
 
-    ``lines`` are line numbers (from 1) of the unpatched file where the anchor was found; ``reason`` says why an edit is
-    skipped or fails; ``candidates`` are the nearest stretches when an anchor was not found.
+    ``lines`` are line numbers (from 1) of the unpatched file where the anchor was found; ``reason`` says why
+    an edit is skipped or fails; ``candidates`` are the nearest stretches when an anchor was not found.
     """
 
     patch: str
@@ -43,7 +43,7 @@ class FileChange:
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """One patch of a plan: its outcomes, and its changes relative to the tree with the earlier patches applied."""
+    """One patch of a plan; ``changes`` are relative to the tree with the earlier patches applied."""
 
     patch: Patch
     outcomes: tuple[Outcome, ...]
@@ -68,7 +68,9 @@ class Plan:
 
 
 def make_plan(series: Series, read: ReadFile) -> Plan:
-    """Compute ``series`` against the files ``read`` gives.  A failing edit is recorded and the others still tried."""
+    """Compute ``series`` against the files ``read`` gives; a failing edit is recorded, the others still
+    tried.
+    """
     workspace: dict[str, _File] = {}
     patches = tuple(_plan_patch(patch, read, workspace) for patch in series.patches)
     changes = tuple(
@@ -83,8 +85,8 @@ def make_plan(series: Series, read: ReadFile) -> Plan:
 class _File:
     """A file while edits are applied to it.
 
-    ``pristine`` is the tree's content and ``base`` what the edits started from (the same, or a file the series adds);
-    ``splices`` lead from a position in ``content`` back to one in ``base``.
+    ``pristine`` is the tree's content and ``base`` what the edits started from (the same, or a file the
+    series adds); ``splices`` lead from a position in ``content`` back to one in ``base``.
     """
 
     pristine: bytes | None

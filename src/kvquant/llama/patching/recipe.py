@@ -1,6 +1,7 @@
-"""The patch series on disk: ``series`` names the patches, each folder holds ``recipe.toml`` and whole new ``files/``.
+"""The patch series on disk: ``series`` names the patches, each folder has ``recipe.toml``, new ``files/``.
 
-The format is described in docs/patching.md.  Everything read here is checked before any tree is looked at.
+The format is described in patches/llama.cpp/README.md.  Everything read here is checked before any tree is
+looked at.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _CONDITION_KEYS = frozenset({"file", "has", "lacks"})
 
 @dataclass(frozen=True)
 class Condition:
-    """When an edit is wanted: ``file`` exists in the unpatched tree, contains ``has`` and does not contain ``lacks``."""
+    """When an edit is wanted: the unpatched tree has ``file``, with ``has`` in it and without ``lacks``."""
 
     file: str
     has: str | None
@@ -40,7 +41,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Anchor:
-    """One way to make an edit: ``find`` must occur exactly ``count`` times, after the only occurrence of ``after``."""
+    """One way to make an edit: ``find`` occurs exactly ``count`` times behind the only occurrence of
+    ``after``.
+    """
 
     find: str
     count: int
@@ -103,7 +106,7 @@ def checkout_patches() -> Path:
 def load_series(folder: Path) -> Series:
     """Read and check the series in ``folder``.
 
-    Raises PatchError when a name in ``series`` has no folder, a folder is not named, or a recipe breaks the format.
+    Raises PatchError when a named patch has no folder, a folder is not named, or a recipe breaks the format.
     """
     try:
         lines = (folder / "series").read_text(encoding="utf-8").splitlines()
@@ -136,7 +139,9 @@ def _check_names(folder: Path, names: list[str]) -> None:
 
 
 def load_patch(folder: Path) -> Patch:
-    """Read ``recipe.toml`` and ``files/`` of one patch.  Raises PatchError naming the recipe and the broken rule."""
+    """Read ``recipe.toml`` and ``files/`` of one patch.  Raises PatchError with the recipe and the broken
+    rule.
+    """
     recipe = folder / "recipe.toml"
     try:
         raw = recipe.read_bytes()

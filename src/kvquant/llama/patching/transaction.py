@@ -6,9 +6,10 @@ Everything lives in ``.kvquant/`` inside the tree, in one folder whose name is t
 * ``pending``   files are being moved; whoever finds it puts every original back;
 * ``applied``   done; the originals wait in it for ``revert``.
 
-Each step from one to the next is a single rename.  All disk space is needed in ``staging``, before the tree changes.
-Undoing an interrupted apply and reverting a finished one are the same code: rename to ``pending``, move the originals
-back, rename to ``staging``, delete.  Originals are moved, never copied, so their bytes and modes cannot differ.
+Each step from one to the next is a single rename.  All disk space is needed in ``staging``, before the tree
+changes.  Undoing an interrupted apply and reverting a finished one are the same code: rename to ``pending``,
+move the originals back, rename to ``staging``, delete.  Originals are moved, never copied, so their bytes and
+modes cannot differ.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class AppliedPatch:
 
 @dataclass(frozen=True)
 class TreeState:
-    """What was done to a tree; stored as ``state.json``.  ``new_folders`` are the folders made for added files."""
+    """What was done to a tree, stored as ``state.json``; ``new_folders`` were made for added files."""
 
     series_digest: str
     patches: tuple[AppliedPatch, ...]
@@ -64,7 +65,7 @@ class TreeState:
 
 @contextlib.contextmanager
 def exclusive(root: Path) -> Iterator[bool]:
-    """Hold the tree for this process and first undo an apply or finish a revert that was interrupted.
+    """Hold the tree for this process, after undoing an apply or finishing a revert that was interrupted.
 
     Yields whether there was one.  Raises PatchError when another process holds the tree.
     """
@@ -79,15 +80,15 @@ def exclusive(root: Path) -> Iterator[bool]:
         yield _settle(root)
     except OSError as error:
         raise PatchError(
-            f"cannot finish work on {root}: {error.strerror or error}; mend that, and the next kvquant patch command "
-            "puts the tree back as it was"
+            f"cannot finish work on {root}: {error.strerror or error}; mend that, and the next kvquant patch "
+            "command puts the tree back as it was"
         ) from error
     finally:
         os.close(descriptor)
 
 
 def load_state(root: Path) -> TreeState | None:
-    """What is applied to the tree, None for an unpatched one.  Raises PatchError when the record is damaged."""
+    """What is applied to the tree, None for an unpatched one.  Raises PatchError on a damaged record."""
     return _read_state(_state_folder(root) / APPLIED)
 
 
@@ -97,7 +98,7 @@ def changed_files(root: Path, state: TreeState) -> tuple[str, ...]:
 
 
 def read_pristine(root: Path, path: str) -> bytes | None:
-    """An unpatched file's bytes, from the kept original when the tree is patched; None when there is none."""
+    """A file's bytes before any patch, from the kept original in a patched tree; None when there is none."""
     state = load_state(root)
     for file in state.files if state else ():
         if file.path == path:
@@ -115,8 +116,8 @@ def plan_tree(series: Series, root: Path) -> Plan:
 def apply_series(series: Series, root: Path) -> tuple[str, ...]:
     """Patch the tree; the paths written, empty when this very series is applied already.
 
-    Raises PatchError, with the tree as it was, when an edit fails, when another series or version is applied, when
-    patched files were changed, or when the disk gives out.
+    Raises PatchError, with the tree as it was, when an edit fails, when another series or version is applied,
+    when patched files were changed, or when the disk gives out.
     """
     with exclusive(root):
         state = load_state(root)
@@ -127,8 +128,8 @@ def apply_series(series: Series, root: Path) -> tuple[str, ...]:
         if plan.failures:
             first = plan.failures[0]
             raise PatchError(
-                f"{len(plan.failures)} edits do not fit {root}, the first is {first.patch} {first.id} in {first.file}: "
-                f"{first.reason}; nothing was changed; see: kvquant patch check --source {root}"
+                f"{len(plan.failures)} edits do not fit {root}, the first is {first.patch} {first.id} in "
+                f"{first.file}: {first.reason}; nothing was changed; see: kvquant patch check --source {root}"
             )
         _apply(root, plan)
         return tuple(change.path for change in plan.changes)
@@ -156,8 +157,8 @@ def _require_same(root: Path, state: TreeState, series: Series) -> None:
     if state.series_digest != series.digest:
         names = ", ".join(patch.name for patch in state.patches)
         raise PatchError(
-            f"{root} is patched with another version of the series ({names}; digest {state.series_digest[:12]}, wanted "
-            f"{series.digest[:12]}); run: kvquant patch revert --source {root}"
+            f"{root} is patched with another version of the series ({names}; digest {state.series_digest[:12]}, "
+            f"wanted {series.digest[:12]}); run: kvquant patch revert --source {root}"
         )
 
 
@@ -263,7 +264,7 @@ def _settle(root: Path) -> bool:
 
 
 def _roll_back(root: Path) -> None:
-    """Move every original in ``pending`` back and remove added files.  May be repeated after a kill at any point."""
+    """Move every original in ``pending`` back and remove added files; repeatable after a kill at any point."""
     folder = _state_folder(root)
     pending = folder / PENDING
     state = _read_state(pending)
@@ -293,7 +294,8 @@ def _require_ours(root: Path, pending: Path, state: TreeState) -> None:
             digest = _digest_file(root, file.path)
             if digest not in (None, file.patched_sha256):
                 raise PatchError(
-                    f"{root / file.path} was changed after an interrupted patch command; move it away and run this again"
+                    f"{root / file.path} was changed after an interrupted patch command; "
+                    "move it away and run this again"
                 )
 
 
