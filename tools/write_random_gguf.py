@@ -5,8 +5,8 @@ The files are fixtures: they have the header keys, tensor names and tensor shape
 nothing learned. They exist so that what llama.cpp allocates for the KV cache can be compared with what the
 package computes, for every architecture the package has rules for. docs/fixtures.md describes the options.
 
-Sources at the pinned llama.cpp: src/models/<arch>.cpp:load_arch_hparams (keys) and :load_arch_tensors (tensors),
-src/llama-arch.cpp (names), src/llama-vocab.cpp (what a tokenizer needs at least).
+Sources at the pinned llama.cpp: src/models/<arch>.cpp (load_arch_hparams: keys, load_arch_tensors: tensors);
+src/llama-arch.cpp (names); src/llama-vocab.cpp (what a tokenizer needs at least).
 
 Example: tools/write_random_gguf.py --arch gemma3 --layers 12 --kv-heads 2 --head-dim 64 --out gemma3.gguf
 """
@@ -42,11 +42,11 @@ class RandomModel:
     """What to write. Architectures that have no use for a field ignore it.
 
     n_layer: all layers, the nextn (MTP) ones included.
-    head_dim: values per head of K and V; the embedding is n_head * head_dim wide. deepseek2 stores a latent of
-        2 * head_dim values and head_dim rotary values per token instead.
+    head_dim: values per head of K and V; the embedding is n_head * head_dim wide. deepseek2 stores a latent
+        of 2 * head_dim values and head_dim rotary values per token instead.
     window: sliding-window tokens, where the architecture reads them.
-    full_every: every full_every-th layer has full attention (a sliding-window model) or attention at all (a
-        hybrid model); None leaves it to the architecture's default, or to 4 where that default is not a period.
+    full_every: every full_every-th layer has full attention (a sliding-window model) or attention at all
+        (a hybrid model); None leaves it to the architecture's default, or to 4 where that is not a period.
     n_nextn: how many of the last layers are nextn layers (qwen35, qwen35moe, glm4moe, deepseek2).
     n_shared_kv: how many of the last layers read another layer's cache (gemma4).
     kv_heads: KV heads per layer, instead of n_head_kv in all of them (llama, qwen3moe, gemma4 and the like).
@@ -92,7 +92,7 @@ class Builder:
         self.n_vocab = 0
 
     def set(self, key: str, value: bool | int | float | Sequence[int] | Sequence[bool]) -> None:
-        """Set the architecture's key ``key``; integers become uint32 (int32 inside arrays), floats float32."""
+        """Set the architecture's key ``key``; integers as uint32 (int32 in arrays), floats as float32."""
         name = f"{self.model.arch}.{key}"
         if isinstance(value, bool):
             self.writer.add_bool(name, value)
@@ -129,12 +129,12 @@ class Builder:
 
 
 def add_tokenizer(b: Builder) -> None:
-    """A SentencePiece vocabulary: three control tokens, every byte, every printable ASCII character."""
-    control = ["<unk>", "<s>", "</s>"]
+    """A SentencePiece vocabulary: control tokens, every byte, every printable ASCII character."""
+    control = ["<unk>", "<s>", "</s>", "<|endoftext|>"]  # phi3 cannot do without the last
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     ascii_ = ["▁", *(chr(code) for code in range(0x21, 0x7F))]
     tokens = [*control, *bytes_, *ascii_]
-    types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    types = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * (len(control) - 1)
     types += [gguf.TokenType.BYTE] * len(bytes_) + [gguf.TokenType.NORMAL] * len(ascii_)
     b.n_vocab = len(tokens)
     b.writer.add_tokenizer_model("llama")
@@ -256,7 +256,7 @@ def set_window(b: Builder, *, pattern: str = "period") -> None:
 
 @dataclass(frozen=True)
 class Dense:
-    """A decoder whose layers are all attention plus feed-forward, in the parts that differ between families."""
+    """A decoder whose layers are all attention plus feed-forward; the fields are where families differ."""
 
     layer_norm: bool = False
     pre_norms: tuple[str, ...] = ("attn_norm", "ffn_norm")
