@@ -1,0 +1,33 @@
+#!/usr/bin/env python3
+"""Train the reference model by eval/reference-model/plan.toml, or go on where a checkpoint left off.
+
+Example: tools/train_reference_model.py --seed 1 --out .cache/reference/seed-1 --minutes 10
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from kvquant.reference.train import read_plan, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Read the command line, train, and leave checkpoint.npz and log.jsonl in the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", type=Path, default=ROOT / "eval/reference-model/plan.toml")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / ".cache/reference/seed-1")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, saved, after so long")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train(read_plan(options.plan), options.seed, options.out, stop_after_s=60 * options.minutes)
+
+
+if __name__ == "__main__":
+    main()
