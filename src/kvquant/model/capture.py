@@ -2,8 +2,8 @@
 
 The file is an NPZ without pickles:
 
-    meta          uint8 (n,), UTF-8 JSON: schema_version, model, arch, n_layer, queries, source, and layers, a list
-                  of {layer, n_head, n_head_kv, head_dim_k, head_dim_v, logit_scale, window}
+    meta          uint8 (n,), UTF-8 JSON: schema_version, model, arch, n_layer, queries, source, and layers, a
+                  list of {layer, n_head, n_head_kv, head_dim_k, head_dim_v, logit_scale, window}
     positions     int32 (n_tokens,), ascending
     k.<layer>     float32 or float16 (n_tokens, n_head_kv, head_dim_k), after RoPE, not rotated by llama.cpp's
                   Hadamard matrix
@@ -66,7 +66,7 @@ class LayerAxes:
             raise CaptureError(f"capture: layer {self.layer}: heads, widths and window must be positive")
         if self.n_head % self.n_head_kv:
             raise CaptureError(
-                f"capture: layer {self.layer}: {self.n_head} query heads cannot share {self.n_head_kv} KV heads"
+                f"capture: layer {self.layer}: {self.n_head} heads cannot share {self.n_head_kv} KV heads"
             )
         if not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
             raise CaptureError(f"capture: layer {self.layer}: logit scale {self.logit_scale} is not positive")
@@ -74,12 +74,20 @@ class LayerAxes:
 
 @dataclass(frozen=True)
 class LayerCapture:
-    """K (n_tokens, n_head_kv, head_dim_k), V (n_tokens, n_head_kv, head_dim_v), Q (n_query, n_head, head_dim_k)."""
+    """One layer's arrays, read-only.
+
+    k: (n_tokens, n_head_kv, head_dim_k). v: (n_tokens, n_head_kv, head_dim_v).
+    q: (n_query, n_head, head_dim_k), or None.
+    """
 
     axes: LayerAxes
     k: FloatArray
     v: FloatArray
     q: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("k", "v", "q"):
+            _freeze(self, name)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ class KVCapture:
         numbers = [layer.axes.layer for layer in self.layers]
         if sorted(set(numbers)) != numbers or numbers[-1] >= self.n_layer:
             raise CaptureError(f"capture: layers {numbers} are not ascending numbers below {self.n_layer}")
+        for name in ("positions", "q_positions"):
+            _freeze(self, name)
         _check_positions("positions", self.positions)
         if (self.queries == "none") is not (self.q_positions is None):
             raise CaptureError(f"capture: queries is {self.queries!r}, so q_positions must fit that")
@@ -168,7 +178,15 @@ def load_capture(path: str | Path) -> KVCapture:
         raise CaptureError(f"{path}: there is no such file; kvquant capture writes one") from error
     except OSError as error:
         raise CaptureError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise CaptureError(f"{path}: not a whole NPZ file ({error}); kvquant capture writes one") from error
 
 
@@ -228,8 +246,7 @@ def _read_member(
     if fortran_order:
         raise CaptureError(f"capture: {name} is stored column by column, expected row by row")
     data = archive.read(info)
-    array = np.frombuffer(data, dtype=dtype, offset=header_n_bytes).reshape(found)
-    return array
+    return np.frombuffer(data, dtype=dtype, offset=header_n_bytes).reshape(found)
 
 
 def _parse_meta(data: bytes) -> dict[str, Any]:
@@ -300,11 +317,18 @@ def _check_positions(name: str, positions: npt.NDArray[Any]) -> None:
         raise CaptureError(f"capture: {name} is empty, there is no token")
     if positions[0] < 0 or not np.all(positions[1:] > positions[:-1]):
         raise CaptureError(f"capture: {name} are not ascending from 0")
-    positions.flags.writeable = False
 
 
 def _check_floats(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     _check_axes(name, array.shape, array.dtype, _FLOATS, shape)
     if not np.isfinite(array).all():
         raise CaptureError(f"capture: {name} holds a NaN or an infinity")
-    array.flags.writeable = False
+
+
+def _freeze(owner: object, name: str) -> None:
+    """Replace an array attribute by a read-only view; the caller's own array stays as it was."""
+    array = getattr(owner, name)
+    if array is not None:
+        view = np.asarray(array).view()
+        view.flags.writeable = False
+        object.__setattr__(owner, name, view)
