@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvquant.errors import KVQuantError as KVQuantError
+    from kvquant.formats.api import dequantize as dequantize
+    from kvquant.formats.api import format_names as format_names
+    from kvquant.formats.api import quantize as quantize
 
 _PUBLIC = {
     "KVQuantError": "kvquant.errors",
+    "dequantize": "kvquant.formats.api",
+    "format_names": "kvquant.formats.api",
+    "quantize": "kvquant.formats.api",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -1,32 +1,34 @@
 """What a format is: a fixed rule between rows of float32 values and rows of packed bytes.
 
 A row is the last axis of an array; its width is the number of values. A format packs each row on its own, and
-`quantize` then `dequantize` keep every other axis as it was. NumPy arrays give NumPy arrays, Torch tensors give
-Torch tensors; torch is imported only by a caller who already holds a tensor.
+`quantize` then `dequantize` keep every other axis as it was. NumPy arrays give NumPy arrays, Torch tensors
+give Torch tensors on the same device; torch is imported only by a caller who already holds a tensor.
+
+A format either implements `Format` as it stands, or derives from `UnitFormat`, which checks the arguments,
+accepts any strides and float dtype, and hands the format contiguous units in pieces of bounded size.
 """
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from kvquant.errors import FormatError
+from kvquant.formats.chunks import map_units
+from kvquant.formats.ops import Ops
+from kvquant.formats.tensors import float_rows, is_tensor, packed_rows
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["BlockFormat", "Float32Array", "Format", "Uint8Array", "UnitFormat", "is_tensor"]
+
 Float32Array = npt.NDArray[np.float32]
 Uint8Array = npt.NDArray[np.uint8]
-
-
-def is_tensor(x: object) -> TypeGuard[torch.Tensor]:
-    """Return whether ``x`` is a Torch tensor, without importing torch for those who do not use it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ class Format(ABC):
     def quantize(self, x: npt.ArrayLike) -> Uint8Array: ...
     @abstractmethod
     def quantize(self, x: Any) -> Any:
-        """Pack ``x``, float32 of shape (..., width), into uint8 of shape (..., n_bytes(width))."""
+        """Pack ``x``, float32 of shape (..., width), into uint8 of shape (..., n_bytes(width)).
+
+        Other float dtypes are rounded to float32 first. Raises FormatError for a width or dtype that it
+        cannot take.
+        """
 
     @overload
     def dequantize(self, packed: torch.Tensor, width: int) -> torch.Tensor: ...
@@ -66,4 +72,67 @@ class Format(ABC):
     def dequantize(self, packed: npt.ArrayLike, width: int) -> Float32Array: ...
     @abstractmethod
     def dequantize(self, packed: Any, width: int) -> Any:
-        """Unpack uint8 of shape (..., n_bytes(width)) into float32 of shape (..., width)."""
+        """Unpack uint8 of shape (..., n_bytes(width)) into float32 of shape (..., width).
+
+        Raises FormatError when the dtype is not uint8 or the last axis does not hold ``width`` values.
+        """
+
+
+@dataclass(frozen=True)
+class UnitFormat(Format):
+    """A format that packs a row unit by unit, each on its own: `_encode` and `_decode` see only units."""
+
+    @abstractmethod
+    def unit(self, width: int) -> tuple[int, int]:
+        """Return (values, bytes) of one unit of a row of ``width`` values. Raises as check_width does."""
+
+    @abstractmethod
+    def _encode(self, ops: Ops, x: Any, out: Any) -> None:
+        """Write the bytes of ``x``, float32 (n_units, values), into ``out``, uint8 (n_units, bytes).
+
+        ``x`` is C-contiguous and may be the caller's own memory: it must not be written to.
+        """
+
+    @abstractmethod
+    def _decode(self, ops: Ops, packed: Any, out: Any) -> None:
+        """Write the values of ``packed``, uint8 (n_units, bytes), into ``out``, float32 (n_units, values)."""
+
+    def check_width(self, width: int) -> None:
+        self.unit(width)
+
+    def n_bytes(self, width: int) -> int:
+        n_values, n_bytes = self.unit(width)
+        return width // n_values * n_bytes
+
+    def quantize(self, x: Any) -> Any:
+        x = float_rows(x)
+        return map_units(self._encode, x, self.unit(x.shape[-1]), "float32", "uint8")
+
+    def dequantize(self, packed: Any, width: int) -> Any:
+        n_values, n_bytes = self.unit(width)
+        packed = packed_rows(packed, self.n_bytes(width), f"{self.name} rows of {width} values")
+        return map_units(self._decode, packed, (n_bytes, n_values), "uint8", "float32")
+
+
+@dataclass(frozen=True)
+class BlockFormat(UnitFormat):
+    """A format of fixed blocks: every `block_size` values become `block_bytes` bytes, whatever the width.
+
+    A row's blocks lie one after another, as ggml stores them.
+    """
+
+    block_size: ClassVar[int]
+    block_bytes: ClassVar[int]
+
+    def unit(self, width: int) -> tuple[int, int]:
+        if width < 0 or width % self.block_size:
+            padded = max(-(-width // self.block_size), 0) * self.block_size
+            raise FormatError(
+                f"{self.name} packs blocks of {self.block_size} values and a width of {width} is no multiple "
+                f"of that; pad the rows to {padded} values or use f16"
+            )
+        return self.block_size, self.block_bytes
+
+    def bits_per_value(self, width: int) -> float:
+        self.check_width(width)
+        return 8 * self.block_bytes / self.block_size

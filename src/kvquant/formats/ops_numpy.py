@@ -1,0 +1,252 @@
+"""The operations of `ops.Ops` in NumPy, every heavy step a flat pass over memory that is in cache.
+
+NumPy is fast on long contiguous runs and slow on a short inner axis, and a block is short. So reductions run
+over a copy that puts place j of every block in one run, bytes move as fixed-size records (`V16`), and work
+buffers are kept from piece to piece.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# The largest float32 below one half. trunc(y + copysign(HALF, y)) is y rounded half away from zero, exactly,
+# where adding 0.5 itself would carry nextafter(0.5, 0) up to 1 (docs/formats.md gives the argument).
+HALF = np.nextafter(np.float32(0.5), np.float32(0))
+_HALF_BITS = HALF.view(np.uint32)
+_SIGN = np.uint32(0x80000000)
+_LOW_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
+
+
+class NumpyOps:
+    """Holds the work buffers of one call; not shared between threads."""
+
+    # 128 KiB of float32: with its buffers a piece stays inside a 512 KiB second-level cache.
+    chunk_values = 1 << 15
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, npt.NDArray[Any]] = {}
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return a work array, contents undefined. A call's first piece is its largest and sets the size."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[1:] != shape[1:] or len(buffer) < shape[0]:
+            buffer = self._buffers[name] = np.empty(shape, dtype)
+        return buffer[: shape[0]]
+
+    # -- one number per block
+    # -----------------------------------------------------------------------------------
+
+    def extremes(self, x: Any) -> tuple[Any, Any]:
+        n, size = x.shape
+        # Groups of four values as 16-byte records: group j of every block into row j, then place i of every
+        # group.
+        groups = np.empty((size // 4, n), "V16")
+        np.copyto(groups, x.view("V16").T)
+        rows = groups.view(np.float32).reshape(size // 4, n * 4)
+        ends = []
+        for reduce in (np.minimum.reduce, np.maximum.reduce):
+            quads = reduce(rows, axis=0).reshape(n, 4)
+            ends.append(reduce(np.ascontiguousarray(quads.T), axis=0)[:, None])
+        return ends[0], ends[1]
+
+    def peak(self, x: Any, low: Any, high: Any) -> Any:
+        peak = np.where(-low > high, low, high) + np.float32(0)  # adding +0 turns -0 into +0
+        tied = np.flatnonzero((-low == high) & (high > 0))
+        if tied.size:
+            blocks = x[tied]
+            first = np.argmax(np.abs(blocks) == high[tied], axis=1)
+            peak[tied, 0] = blocks[np.arange(tied.size), first]
+        return peak
+
+    def first_low(self, x: Any, low: Any) -> Any:
+        zero = np.flatnonzero(low == 0)
+        if zero.size:
+            blocks = x[zero]
+            low[zero, 0] = blocks[np.arange(zero.size), np.argmax(blocks == 0, axis=1)]
+        return low
+
+    def magnitude(self, low: Any, high: Any) -> Any:
+        return np.maximum(np.abs(low), np.abs(high))
+
+    def divide(self, x: Any, by: float) -> Any:
+        return x / np.float32(by)
+
+    def inverse(self, scale: Any) -> Any:
+        return np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+
+    def broken(self, low: Any, high: Any) -> Any:
+        mask = ~(np.isfinite(low) & np.isfinite(high))
+        return mask if mask.any() else None
+
+    def where(self, mask: Any, x: Any, y: Any) -> Any:
+        return np.where(mask, x, y)
+
+    # -- codes
+    # --------------------------------------------------------------------------------------------------
+
+    def codes(self, x: Any, low: Any | None, factor: Any, offset: float, top: int) -> Any:
+        y = self._buffer("codes.float", x.shape, np.float32)
+        if low is None:
+            np.multiply(x, factor, out=y)
+        else:
+            np.subtract(x, low, out=y)
+            np.multiply(y, factor, out=y)
+        np.add(y, np.float32(offset), out=y)
+        _clear_undefined(y, factor)
+        np.minimum(y, np.float32(top), out=y)
+        codes = self._buffer("codes", x.shape, np.uint8)
+        np.copyto(codes, y, casting="unsafe")
+        return codes
+
+    def signed_codes(self, x: Any, factor: Any) -> Any:
+        y = self._buffer("signed_codes.float", x.shape, np.float32)
+        nudge = self._buffer("signed_codes.nudge", x.shape, np.uint32)
+        np.multiply(x, factor, out=y)
+        _clear_undefined(y, factor)
+        np.bitwise_and(y.view(np.uint32), _SIGN, out=nudge)
+        np.bitwise_or(nudge, _HALF_BITS, out=nudge)
+        np.add(y, nudge.view(np.float32), out=y)
+        codes = self._buffer("signed_codes", x.shape, np.int8)
+        np.copyto(codes, y, casting="unsafe")
+        return codes
+
+    def nearest(self, x: Any, table: npt.NDArray[np.uint8]) -> Any:
+        y = np.fmin(x, np.float32(127.5))  # fmin and fmax ignore a NaN
+        np.fmax(y, np.float32(-128), out=y)
+        np.multiply(y, np.float32(2), out=y)
+        np.floor(y, out=y)
+        np.add(y, np.float32(256), out=y)
+        return np.take(table, y.astype(np.intp))
+
+    def lookup(self, table: npt.NDArray[np.float32], codes: Any) -> Any:
+        return np.take(table, codes)
+
+    def columns(self, x: Any) -> Any:
+        return np.ascontiguousarray(x.T)
+
+    def sum_rows(self, x: Any) -> Any:
+        # Not np.sum: its order of additions depends on the shape.
+        total = x[0].copy()
+        for row in x[1:]:
+            np.add(total, row, out=total)
+        return total
+
+    # -- bytes
+    # --------------------------------------------------------------------------------------------------
+
+    def nibbles(self, codes: Any) -> Any:
+        halves = codes.view("V16")
+        packed = self._buffer("nibbles", (len(codes), 16), np.uint8)
+        low = self._buffer("nibbles.low", (len(codes), 16), np.uint8)
+        np.copyto(low.view("V16"), halves[:, :1])
+        np.copyto(packed.view("V16"), halves[:, 1:])
+        # Eight codes at a time: the part of a code above bit 3 is shifted out or masked, so none reaches its
+        # neighbour.
+        words, low_words = packed.view(np.uint64), low.view(np.uint64)
+        np.bitwise_and(words, _LOW_NIBBLES, out=words)
+        np.left_shift(words, np.uint64(4), out=words)
+        np.bitwise_and(low_words, _LOW_NIBBLES, out=low_words)
+        np.bitwise_or(words, low_words, out=words)
+        return packed
+
+    def from_nibbles(self, packed: Any) -> Any:
+        codes = self._buffer("from_nibbles", (len(packed), 32), np.uint8)
+        half = self._buffer("from_nibbles.half", (len(packed), 16), np.uint8)
+        words, half_words = packed.view(np.uint64), half.view(np.uint64)
+        np.bitwise_and(words, _LOW_NIBBLES, out=half_words)
+        np.copyto(codes.view("V16")[:, :1], half.view("V16"))
+        np.right_shift(words, np.uint64(4), out=half_words)
+        np.bitwise_and(half_words, _LOW_NIBBLES, out=half_words)
+        np.copyto(codes.view("V16")[:, 1:], half.view("V16"))
+        return codes
+
+    def fifth_bits(self, codes: Any) -> Any:
+        return np.packbits((codes & np.uint8(16)).reshape(-1), bitorder="little").reshape(-1, 4)
+
+    def with_fifth_bits(self, codes: Any, packed: Any) -> Any:
+        bits = np.unpackbits(packed.reshape(-1), bitorder="little").reshape(codes.shape)
+        np.left_shift(bits, np.uint8(4), out=bits)
+        return np.bitwise_or(codes, bits, out=bits)
+
+    def half(self, x: Any) -> Any:
+        halves = x.astype("<f2")
+        nan = np.isnan(x)
+        if nan.any():
+            halves[nan] = np.copysign(np.float16("nan"), x[nan])
+        return halves.view(np.uint8)
+
+    def from_half(self, packed: Any) -> Any:
+        return packed.view("<f2").astype(np.float32)
+
+    def bfloat(self, x: Any) -> Any:
+        bits = x.view(np.uint32)
+        y = np.right_shift(bits, np.uint32(16))
+        np.bitwise_and(y, np.uint32(1), out=y)
+        np.add(y, np.uint32(0x7FFF), out=y)
+        np.add(y, bits, out=y)
+        np.right_shift(y, np.uint32(16), out=y)
+        halves = y.astype("<u2")
+        nan = np.isnan(x)
+        if nan.any():
+            halves[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(64)
+        return halves.view(np.uint8)
+
+    def from_bfloat(self, packed: Any) -> Any:
+        bits = packed.view("<u2").astype(np.uint32)
+        np.left_shift(bits, np.uint32(16), out=bits)
+        return bits.view(np.float32)
+
+    def float_bytes(self, x: Any) -> Any:
+        return x.astype("<f4", copy=False).view(np.uint8)
+
+    def from_float_bytes(self, packed: Any) -> Any:
+        return packed.view("<f4")
+
+    def int8(self, packed: Any) -> Any:
+        return packed.view(np.int8)
+
+    def bytes(self, codes: Any) -> Any:
+        return codes.view(np.uint8)
+
+    def join(self, out: Any, *fields: Any) -> None:
+        start = 0
+        for field in fields:
+            length = field.shape[1]
+            # One record per block: many times faster than copying rows of a few bytes.
+            np.copyto(_records(out, start, length), field.view(f"V{length}")[:, 0])
+            start += length
+
+    def split(self, packed: Any, *lengths: int) -> list[Any]:
+        fields, start = [], 0
+        for index, length in enumerate(lengths):
+            field = self._buffer(f"split.{index}", (len(packed), length), np.uint8)
+            np.copyto(field.view(f"V{length}")[:, 0], _records(packed, start, length))
+            fields.append(field)
+            start += length
+        return fields
+
+    def write(self, out: Any, codes: Any, minus: int, factor: Any, plus: Any | None = None) -> None:
+        if minus:
+            codes = np.subtract(codes.view(np.int8), np.int8(minus), out=codes.view(np.int8))
+        np.copyto(out, codes)
+        np.multiply(out, factor, out=out)
+        if plus is not None:
+            np.add(out, plus, out=out)
+
+
+def _clear_undefined(y: npt.NDArray[np.float32], factor: npt.NDArray[np.float32]) -> None:
+    """Set what is not finite in ``y`` to 0, in place.
+
+    With finite values only a factor that overflowed, or one that is 0 because its scale is infinite, can
+    produce it; looking at the factors alone keeps the usual case free.
+    """
+    if not np.all(np.isfinite(factor) & (factor != 0)):
+        y[~np.isfinite(y)] = 0
+
+
+def _records(packed: npt.NDArray[np.uint8], start: int, length: int) -> npt.NDArray[np.void]:
+    """Return ``length`` bytes from ``start`` on of every row of ``packed``, contiguous, as records (n,)."""
+    return np.ndarray((len(packed),), f"V{length}", packed, offset=start, strides=(packed.shape[1],))
