@@ -181,7 +181,7 @@ def _say_recovered(recovered: bool) -> None:
 
 
 def _outcome_lines(outcome: Outcome) -> list[str]:
-    """One line with patch, edit, file:line and verdict; under it, the nearest stretches for a missing anchor."""
+    """Patch, edit, file:line and verdict; under it, the nearest stretches for a missing anchor."""
     places = ", ".join(f"{outcome.file}:{line}" for line in outcome.lines) or outcome.file
     verdict = f"{outcome.status} ({outcome.reason})" if outcome.reason else outcome.status
     lines = [f"{outcome.patch} {outcome.id}  {places}  {verdict}"]

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from kvquant.errors import LlamaError
 
-#: Folders that are no part of the sources: version control, and the patch engine's own state.
-NOT_SOURCE = frozenset({".git", ".kvquant"})
+#: Written into a tree by ``fetch``: where it came from.
+ORIGIN_FILE = ".kvquant-origin.json"
+
+#: What is no part of the sources: version control, and what kvquant itself keeps in a tree.
+NOT_SOURCE = frozenset({".git", ".kvquant", ORIGIN_FILE})
 
 _PROJECT = b'project("llama.cpp"'
 

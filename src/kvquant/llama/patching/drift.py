@@ -13,7 +13,7 @@ MAX_CANDIDATES = 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stretch of the file like the anchor: its first line number (from 1), its text, the likeness in 0..1."""
+    """A stretch of the file like the anchor: first line number (from 1), text, likeness in 0..1."""
 
     line: int
     text: str

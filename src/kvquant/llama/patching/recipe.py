@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from kvquant.errors import PatchError
+from kvquant.llama.cache import checkout_root
 
 Action = Literal["insert-before", "insert-after", "replace"]
 ACTIONS: tuple[Action, ...] = ("insert-before", "insert-after", "replace")
@@ -94,13 +95,13 @@ def checkout_patches() -> Path:
 
     Raises PatchError when the package was installed without a checkout.
     """
-    folder = Path(__file__).resolve().parents[4] / "patches" / "llama.cpp"
-    if not (folder / "series").is_file():
+    root = checkout_root()
+    if root is None:
         raise PatchError(
-            f"no patch series at {folder}: this kvquant does not run from a clone; pass --patches DIR "
-            "(the clone's patches/llama.cpp)"
+            "no patch series: this kvquant does not run from a clone; pass --patches DIR, a clone's "
+            "patches/llama.cpp"
         )
-    return folder
+    return root / "patches" / "llama.cpp"
 
 
 def load_series(folder: Path) -> Series:

@@ -157,7 +157,8 @@ def _require_same(root: Path, state: TreeState, series: Series) -> None:
     if state.series_digest != series.digest:
         names = ", ".join(patch.name for patch in state.patches)
         raise PatchError(
-            f"{root} is patched with another version of the series ({names}; digest {state.series_digest[:12]}, "
+            f"{root} is patched with another version of the series ({names}; digest "
+            f"{state.series_digest[:12]}, "
             f"wanted {series.digest[:12]}); run: kvquant patch revert --source {root}"
         )
 
@@ -264,7 +265,7 @@ def _settle(root: Path) -> bool:
 
 
 def _roll_back(root: Path) -> None:
-    """Move every original in ``pending`` back and remove added files; repeatable after a kill at any point."""
+    """Move every original in ``pending`` back, remove added files; repeatable after a kill at any point."""
     folder = _state_folder(root)
     pending = folder / PENDING
     state = _read_state(pending)
@@ -300,7 +301,7 @@ def _require_ours(root: Path, pending: Path, state: TreeState) -> None:
 
 
 def _discard_staging(folder: Path) -> None:
-    """Delete ``staging`` and, when no patch is applied, the state folder unless somebody keeps files in it."""
+    """Delete ``staging`` and, when no patch is applied, the state folder unless it holds other files."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder / STAGING)
     if not (folder / APPLIED).exists():

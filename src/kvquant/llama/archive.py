@@ -1,0 +1,88 @@
+"""Takes the llama.cpp tree out of a source distribution, trusting nothing in it but a verified checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from kvquant.errors import LlamaError
+
+#: Limits for one tree.  The pinned one has 3,741 files and 213 MB, its largest file 38 MB.
+MAX_FILES = 20_000
+MAX_FILE_BYTES = 256 * 1024**2
+MAX_TOTAL_BYTES = 1024**3
+
+#: Where the tree lies in the archive, below the archive's single top folder.
+VENDORED = ("vendor", "llama.cpp")
+
+_CHUNK_BYTES = 1024**2
+
+
+def verify_sha256(path: Path, sha256: str) -> None:
+    """Raise LlamaError unless the file's SHA-256 is ``sha256`` (lower-case hex)."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LlamaError(f"cannot read {path}: {error.strerror}") from error
+    if found != sha256:
+        raise LlamaError(f"{path} has SHA-256 {found}, wanted {sha256}; delete it and fetch again")
+
+
+def extract_vendored_tree(archive: Path, target: Path) -> int:
+    """Write the archive's ``vendor/llama.cpp`` into the new folder ``target``; the number of files written.
+
+    Only plain files and folders are taken, with new times and only the executable bit of their modes.  Raises
+    LlamaError on anything else below that folder, on paths that lead out of it, and past the size limits.
+    """
+    n_files = n_bytes = 0
+    target.mkdir()
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member, path in _vendored_files(archive, tar):
+                n_files += 1
+                n_bytes += member.size
+                if n_files > MAX_FILES or member.size > MAX_FILE_BYTES or n_bytes > MAX_TOTAL_BYTES:
+                    raise LlamaError(
+                        f"{archive}: {member.name} goes past the limits of {MAX_FILES} files, "
+                        f"{MAX_FILE_BYTES} "
+                        f"bytes a file and {MAX_TOTAL_BYTES} bytes in all; this is no llama.cpp source"
+                    )
+                _write_member(tar, member, target / path)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise LlamaError(f"cannot unpack {archive}: {error}") from error
+    if not n_files:
+        raise LlamaError(
+            f"{archive} holds no {'/'.join(VENDORED)}; name a llama-cpp-python source distribution"
+        )
+    return n_files
+
+
+def _vendored_files(archive: Path, tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, Path]]:
+    """The plain files below the vendored folder, each with its checked path inside the tree."""
+    for member in tar:
+        parts = PurePosixPath(member.name).parts
+        if parts[1:3] != VENDORED or len(parts) <= 3 or parts[3] == ".git":
+            continue
+        if ".." in parts or member.name.startswith("/") or "\0" in member.name:
+            raise LlamaError(f"{archive}: the path {member.name!r} leads out of the tree; refused")
+        if member.isfile():
+            yield member, Path(*parts[3:])
+        elif not member.isdir():
+            raise LlamaError(
+                f"{archive}: {member.name!r} is a link or device; only files and folders are taken"
+            )
+
+
+def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = tar.extractfile(member)
+    if source is None:
+        raise LlamaError(f"{member.name!r} has no content")
+    # Mode x: a second member of the same name is an error, not an overwrite.
+    with source, path.open("xb") as file:
+        while chunk := source.read(_CHUNK_BYTES):
+            file.write(chunk)
+    path.chmod(0o755 if member.mode & 0o100 else 0o644)
