@@ -1,0 +1,124 @@
+"""The errors of one layer for any pair of K and V types; everything computed once is kept for the next pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kvquant.analysis.attention import attend, attention_logits, log_softmax
+from kvquant.analysis.metrics import kl_divergence, logit_rmse, mse, nmse, relative_error
+from kvquant.analysis.result import LayerErrors, SideErrors
+from kvquant.analysis.sample import LayerSample
+from kvquant.analysis.statistics import Float64Array
+from kvquant.formats.base import Float32Array, Format
+from kvquant.formats.hadamard import Rotated, llama_block
+from kvquant.formats.registry import CACHE_TYPES, get_format
+
+Side = Literal["k", "v"]
+
+UNROTATED_TYPES = frozenset({"f32", "f16", "bf16"})
+"""The cache types ggml does not count as quantized; llama.cpp never rotates them."""
+
+
+def is_rotated(type_name: str, head_dim: int, side: Side) -> bool:
+    """Return whether llama.cpp rotates heads of ``head_dim`` values before it stores them as ``type_name``.
+
+    Research formats are no llama.cpp cache types; those that need a rotation bring their own.
+    """
+    quantized = type_name in CACHE_TYPES and type_name not in UNROTATED_TYPES
+    return quantized and llama_block(head_dim, side) is not None
+
+
+def stored_format(type_name: str, head_dim: int, side: Side, rotation: bool) -> Format:
+    """Return the format that stores one side: ``type_name``, behind llama.cpp's rotation where that applies."""
+    inner = get_format(type_name)
+    block = llama_block(head_dim, side)
+    if not rotation or block is None or not is_rotated(type_name, head_dim, side):
+        return inner
+    return Rotated(inner, block)
+
+
+def round_trip(x: Float32Array, fmt: Format) -> Float32Array:
+    """Return what a cache of format ``fmt`` gives back for ``x``, float32 (n_tokens, n_head_kv, head_dim)."""
+    return np.asarray(fmt.dequantize(fmt.quantize(x), x.shape[-1]), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _StoredKeys:
+    errors: SideErrors
+    logit_rmse: float | None
+    kl: float | None
+    probabilities: Float64Array
+
+
+@dataclass(frozen=True)
+class _StoredValues:
+    errors: SideErrors
+    values: Float32Array
+
+
+class LayerMeter:
+    """Measures one layer. ``errors`` may be asked for many pairs; each type is quantized once per side."""
+
+    def __init__(self, sample: LayerSample) -> None:
+        self._sample = sample
+        self._visible = sample.visible
+        self._logits = attention_logits(sample.q, sample.k, sample.logit_scale)
+        self._log_p = log_softmax(self._logits, self._visible)
+        self._p = np.exp(self._log_p)
+        self._output = attend(self._p, sample.v)
+        self._keys: dict[Format, _StoredKeys] = {}
+        self._values: dict[Format, _StoredValues] = {}
+        self._pairs: dict[tuple[Format, Format], LayerErrors] = {}
+
+    def errors(self, k_type: str, v_type: str, rotation: bool = True) -> LayerErrors:
+        """Return the errors with K stored as ``k_type`` and V as ``v_type``, rotated as llama.cpp does or not at all.
+
+        Raises FormatError for an unknown type or one that cannot store the layer's head dim.
+        """
+        k_format = stored_format(k_type, self._sample.k.shape[-1], "k", rotation)
+        v_format = stored_format(v_type, self._sample.v.shape[-1], "v", rotation)
+        if (k_format, v_format) not in self._pairs:
+            # A type that overflows gives infinities, which end as None; that is an answer, not a mishap.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._pairs[k_format, v_format] = self._measure(k_format, v_format)
+        return self._pairs[k_format, v_format]
+
+    def _measure(self, k_format: Format, v_format: Format) -> LayerErrors:
+        keys = self._stored_keys(k_format)
+        values = self._stored_values(v_format)
+        return LayerErrors(
+            k=keys.errors,
+            v=values.errors,
+            attn_logit_rmse=keys.logit_rmse,
+            attn_kl=keys.kl,
+            attn_output_rel_error=relative_error(self._output, attend(keys.probabilities, values.values)),
+        )
+
+    def _stored_keys(self, fmt: Format) -> _StoredKeys:
+        if fmt not in self._keys:
+            exact = self._sample.k
+            stored = round_trip(exact, fmt)
+            logits = attention_logits(self._sample.q, stored, self._sample.logit_scale)
+            log_p = log_softmax(logits, self._visible)
+            p = np.exp(log_p)
+            output_error = relative_error(self._output, attend(p, self._sample.v))
+            self._keys[fmt] = _StoredKeys(
+                SideErrors(mse(exact, stored), nmse(exact, stored), output_error),
+                logit_rmse(self._logits, logits, self._visible),
+                kl_divergence(self._log_p, log_p),
+                p,
+            )
+        return self._keys[fmt]
+
+    def _stored_values(self, fmt: Format) -> _StoredValues:
+        if fmt not in self._values:
+            exact = self._sample.v
+            stored = round_trip(exact, fmt)
+            output_error = relative_error(self._output, attend(self._p, stored))
+            self._values[fmt] = _StoredValues(
+                SideErrors(mse(exact, stored), nmse(exact, stored), output_error), stored
+            )
+        return self._values[fmt]
