@@ -1,7 +1,7 @@
 """What a model's KV cache looks like: layers, heads, widths, windows, and which layers keep a cache.
 
-The rules that turn a GGUF header into these values are in `kvquant.model.architectures`; how many cells llama.cpp
-allocates for them is in `kvquant.memory`.
+The rules that turn a GGUF header into these values are in `kvquant.model.architectures`; how many cells
+llama.cpp allocates for them is in `kvquant.memory`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LayerShape:
     n_head: query heads. n_head_kv: KV heads, 0 in a layer without attention.
     head_dim_k, head_dim_v: values per KV head in K and in V.
     keeps_cache: whether the layer has K/V cells of its own. False for recurrent layers, for layers that read
-        another layer's cache, and for nextn (MTP) layers, which only a draft context attends to.
+        another layer's cache, and nearly always for nextn (MTP) layers, which serve a draft context only.
     shares_with: the layer whose cache this one reads, None for its own or none.
     window: tokens the layer attends to, itself included; 0 for all.
     stores_v: False under multi-head latent attention, where V is a view of K.
@@ -68,8 +68,8 @@ class LayerShape:
                 f"a layer with a cache has n_head_kv {self.n_head_kv}, head_dim_k {self.head_dim_k}, "
                 f"head_dim_v {self.head_dim_v}; all must be positive"
             )
-        if self.keeps_cache and (self.shares_with is not None or self.nextn):
-            raise ShapeError("a layer that shares a cache, or a nextn layer, cannot keep one of its own")
+        if self.keeps_cache and self.shares_with is not None:
+            raise ShapeError("a layer that shares a cache cannot keep one of its own")
 
     @property
     def n_embd_k(self) -> int:
@@ -84,7 +84,10 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """What one recurrent layer keeps for one sequence, in float32 values: llama_hparams::n_embd_r, ::n_embd_s."""
+    """What one recurrent layer keeps for one sequence, in float32 values.
+
+    llama_hparams::n_embd_r and ::n_embd_s, src/llama-hparams.cpp at the pin.
+    """
 
     n_conv: int
     n_state: int

@@ -1,0 +1,94 @@
+"""From a GGUF header to a `ModelShape`, architecture by architecture, as the pinned llama.cpp reads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvquant.errors import ModelFileError, ShapeError
+from kvquant.model.architectures import hybrid, latent, plain, windowed
+from kvquant.model.architectures.rule import Rule
+from kvquant.model.gguf_header import GgufHeader, Scalar
+from kvquant.model.hparams import Hparams, Keys, common_hparams
+from kvquant.model.shape import LayerShape, ModelShape, WindowKind
+
+RULES: dict[str, Rule] = {**plain.RULES, **windowed.RULES, **latent.RULES, **hybrid.RULES}
+"""Every architecture whose memory is known exactly. The others are refused, never guessed."""
+
+
+def shape_from_header(header: GgufHeader, name: str) -> ModelShape:
+    """Return the shape of the model a header describes.
+
+    name: what to call the model when the file does not. Raises ModelFileError where the header contradicts
+    itself, ShapeError for an architecture without rules.
+    """
+    _check_first_shard(header)
+    keys = Keys(header)
+    if keys.arch not in RULES:
+        raise ShapeError(
+            f"{header.path}: no memory rules for architecture {keys.arch!r}; give its shape by hand with "
+            f"--shape FILE.json (docs/memory.md), or use one of: {', '.join(sorted(RULES))}"
+        )
+    title = header.values.get("general.name")
+    try:
+        hparams = RULES[keys.arch](keys, common_hparams(keys))
+        if hparams.window_kind is not WindowKind.NONE:
+            _check_window(keys, hparams)
+        return ModelShape(
+            name=title.value if isinstance(title, Scalar) and isinstance(title.value, str) else name,
+            arch=keys.arch,
+            n_ctx_train=hparams.n_ctx_train,
+            layers=tuple(_layer(keys, hparams, il) for il in range(hparams.n_layer_all)),
+            window_kind=hparams.window_kind,
+            state=hparams.state if any(hparams.stateful) else None,
+            source=header.path,
+        )
+    except ShapeError as error:
+        keys.fail(str(error))
+
+
+def _check_first_shard(header: GgufHeader) -> None:
+    """Only the first file of a split model carries the model's keys (tools/gguf-split)."""
+    number, count = header.values.get("split.no"), header.values.get("split.count")
+    if not isinstance(number, Scalar) or number.value in (0, None):
+        return
+    of = f" of {count.value}" if isinstance(count, Scalar) else ""
+    shard = f"shard {int(number.value) + 1}{of} of a split model"
+    raise ModelFileError(f"{header.path} is {shard}; give the first one, named ...-00001-of-...")
+
+
+def _check_window(keys: Keys, hparams: Hparams) -> None:
+    if hparams.window == 0:
+        keys.fail("attention.sliding_window is 0, but this architecture has sliding-window layers")
+    # llama_model::create_memory stops at GGML_ASSERT(hparams.is_swa_any()).
+    if not any(hparams.windowed):
+        keys.fail("attention.sliding_window_pattern leaves no sliding-window layer; llama.cpp refuses that")
+
+
+def _layer(keys: Keys, hparams: Hparams, il: int) -> LayerShape:
+    shares_with = _shares_with(keys, hparams, il)
+    windowed = hparams.windowed[il]
+    layer = LayerShape(
+        n_head=hparams.n_head[il],
+        n_head_kv=hparams.n_head_kv[il],
+        head_dim_k=hparams.head_dim_k_window if windowed else hparams.head_dim_k,
+        head_dim_v=hparams.head_dim_v_window if windowed else hparams.head_dim_v,
+        keeps_cache=False,
+        shares_with=shares_with,
+        window=hparams.window if windowed else 0,
+        stores_v=not hparams.mla,
+        recurrent=hparams.stateful[il],
+        nextn=il >= hparams.n_layer,
+    )
+    return replace(layer, keeps_cache=True) if hparams.cached[il] and shares_with is None else layer
+
+
+def _shares_with(keys: Keys, hparams: Hparams, il: int) -> int | None:
+    """The layer whose cache layer ``il`` reads: the reuse callback of llama_model::create_memory."""
+    if hparams.n_layer_kv is None or il < hparams.n_layer_kv:
+        return None
+    if hparams.n_layer_kv < 2:
+        keys.fail(f"attention.shared_kv_layers leaves {hparams.n_layer_kv} layers with a cache; 2 are needed")
+    source = hparams.n_layer_kv - (2 if hparams.windowed[il] else 1)
+    if hparams.windowed[source] is not hparams.windowed[il]:
+        keys.fail(f"layer {il} shares with layer {source}, but only one of them has a sliding window")
+    return source

@@ -1,0 +1,39 @@
+"""Architectures whose layers all keep a full cache: load_arch_hparams changes nothing that matters for it.
+
+Among them are llama and mistral3, the architectures Mistral models are converted to, and phi3: their files
+may carry a sliding window, but the pinned llama.cpp does not read it (llama, mistral3, starcoder2, qwen2) or
+switches it off (src/models/phi3.cpp:load_arch_hparams), so they cost a full cache.
+"""
+
+from __future__ import annotations
+
+from kvquant.model.architectures.rule import Rule
+from kvquant.model.hparams import Hparams, Keys
+
+
+def plain(_keys: Keys, hparams: Hparams) -> Hparams:
+    """Return the common hparams as they are."""
+    return hparams
+
+
+RULES: dict[str, Rule] = dict.fromkeys(
+    (
+        "command-r",
+        "gemma",
+        "glm4",
+        "glm4moe",
+        "granite",
+        "llama",
+        "mistral3",
+        "phi3",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "smollm3",
+        "starcoder2",
+    ),
+    plain,
+)
