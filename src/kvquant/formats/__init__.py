@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from kvquant.formats import bf16, f16, f32, iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0
-from kvquant.formats.registry import register
+from kvquant.formats.registry import register, register_family
+from kvquant.formats.turboquant import names as turboquant
 
 # The order is the one in which names are listed. A new format is a module, an import above and an entry here.
 for _format in (
@@ -20,5 +21,8 @@ for _format in (
     q5_0.Q5_0(),
     q5_1.Q5_1(),
     iq4_nl.CACHE,
+    *turboquant.plain_formats(),
 ):
     register(_format)
+
+register_family(turboquant.PREFIX, turboquant.parse_name)

@@ -80,7 +80,12 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class UnitFormat(Format):
-    """A format that packs a row unit by unit, each on its own: `_encode` and `_decode` see only units."""
+    """A format that packs a row unit by unit, each on its own: `_encode` and `_decode` see only units.
+
+    chunk_values: values `_encode` and `_decode` want at a time, where that is more than the ops' own measure.
+    """
+
+    chunk_values: ClassVar[int] = 0
 
     @abstractmethod
     def unit(self, width: int) -> tuple[int, int]:
@@ -106,12 +111,12 @@ class UnitFormat(Format):
 
     def quantize(self, x: Any) -> Any:
         x = float_rows(x)
-        return map_units(self._encode, x, self.unit(x.shape[-1]), "float32", "uint8")
+        return map_units(self._encode, x, self.unit(x.shape[-1]), "float32", "uint8", self.chunk_values)
 
     def dequantize(self, packed: Any, width: int) -> Any:
         n_values, n_bytes = self.unit(width)
         packed = packed_rows(packed, self.n_bytes(width), f"{self.name} rows of {width} values")
-        return map_units(self._decode, packed, (n_bytes, n_values), "uint8", "float32")
+        return map_units(self._decode, packed, (n_bytes, n_values), "uint8", "float32", self.chunk_values)
 
 
 @dataclass(frozen=True)

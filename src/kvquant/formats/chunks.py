@@ -18,14 +18,17 @@ from kvquant.formats.tensors import is_tensor
 Kernel = Callable[[Ops, Any, Any], None]
 
 
-def map_units(kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dtype: str) -> Any:
+def map_units(
+    kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dtype: str, chunk_values: int = 0
+) -> Any:
     """Return ``kernel`` applied to every unit of ``x``'s last axis, units in their order.
 
     x: (..., k * n_in) of any strides. unit: (n_in, n_out), the lengths of one unit before and after.
     dtype: what the kernel reads; pieces of another dtype are converted, rounding to nearest.
+    chunk_values: for a kernel that works across units and wants longer runs than the ops' own measure.
     The result is contiguous, of shape (..., k * n_out) and dtype ``out_dtype``.
     """
-    return (_map_tensor if is_tensor(x) else _map_array)(kernel, x, unit, dtype, out_dtype)
+    return (_map_tensor if is_tensor(x) else _map_array)(kernel, x, unit, dtype, out_dtype, chunk_values)
 
 
 def _pieces(n_units: int, unit: tuple[int, int], chunk_values: int) -> Iterator[slice]:
@@ -34,7 +37,9 @@ def _pieces(n_units: int, unit: tuple[int, int], chunk_values: int) -> Iterator[
         yield slice(start, min(start + step, n_units))
 
 
-def _map_array(kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dtype: str) -> Any:
+def _map_array(
+    kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dtype: str, chunk_values: int
+) -> Any:
     from kvquant.formats.ops_numpy import NumpyOps
 
     n_in, n_out = unit
@@ -45,7 +50,7 @@ def _map_array(kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dt
     ops = NumpyOps()
     # Overflow to infinity, 0 * inf and the like are part of what the formats define, not accidents.
     with np.errstate(all="ignore"):
-        for piece in _pieces(math.prod(units.shape[:-1]), unit, ops.chunk_values):
+        for piece in _pieces(math.prod(units.shape[:-1]), unit, max(ops.chunk_values, chunk_values)):
             if units.flags.c_contiguous:
                 chunk = units.reshape(-1, n_in)[piece]
             else:
@@ -54,7 +59,9 @@ def _map_array(kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dt
     return out
 
 
-def _map_tensor(kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dtype: str) -> Any:
+def _map_tensor(
+    kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_dtype: str, chunk_values: int
+) -> Any:
     import torch
 
     from kvquant.formats.ops_torch import TorchOps
@@ -65,7 +72,7 @@ def _map_tensor(kernel: Kernel, x: Any, unit: tuple[int, int], dtype: str, out_d
     out = torch.empty((*x.shape[:-1], per_row * n_out), dtype=getattr(torch, out_dtype), device=x.device)
     flat = out.view(-1, n_out)
     ops = TorchOps(x.device)
-    for piece in _pieces(math.prod(units.shape[:-1]), unit, ops.chunk_values):
+    for piece in _pieces(math.prod(units.shape[:-1]), unit, max(ops.chunk_values, chunk_values)):
         if units.is_contiguous():
             chunk = units.view(-1, n_in)[piece]
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvquant.errors import FormatError
 from kvquant.formats.base import Format
 
@@ -9,6 +11,7 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "
 """The types llama.cpp accepts for a KV cache, in the order its help lists them."""
 
 _FORMATS: dict[str, Format] = {}
+_FAMILIES: dict[str, Callable[[str], Format]] = {}
 
 
 def register(new: Format) -> Format:
@@ -19,12 +22,19 @@ def register(new: Format) -> Format:
     return new
 
 
+def register_family(prefix: str, parse: Callable[[str], Format]) -> None:
+    """Let ``parse`` make the formats whose names start with ``prefix`` and are not listed one by one."""
+    _FAMILIES[prefix] = parse
+
+
 def get_format(name: str) -> Format:
-    """Return the format called ``name``. Raises FormatError naming the known ones."""
-    try:
+    """Return the format called ``name``. Raises FormatError naming the known ones, or a family's grammar."""
+    if name in _FORMATS:
         return _FORMATS[name]
-    except KeyError:
-        raise FormatError(f"unknown format {name!r}; known: {', '.join(format_names())}") from None
+    for prefix, parse in _FAMILIES.items():
+        if name.startswith(prefix):
+            return parse(name)
+    raise FormatError(f"unknown format {name!r}; known: {', '.join(format_names())}")
 
 
 def format_names() -> tuple[str, ...]:
