@@ -1,11 +1,16 @@
 """How the network starts, and how it gets more layers without changing what it computes.
 
-Two choices make recall appear within a few hundred steps instead of many thousand:
+Left to itself a small model finds out how to recall late and by chance. Here the first two layers start out with the
+circuit that does it (an induction head, Olsson et al. 2022, https://arxiv.org/abs/2209.11895), and training refines
+it and builds on it:
 
 - Forms of one word (` kobu`, `->kobu`) start with embeddings that share the word's part.
-- In the first layer, the first query head of each KV head starts out looking at the token before: all embeddings
-  share one direction, which its Q and K map to the fastest RoPE pairs, one position apart. To recall, later layers
-  then only have to learn to match, not to find this head at the same time.
+- Layer 0, first query head: looks at the token before. All embeddings share one direction, which Q and K map to the
+  fastest RoPE pairs, one position apart. What it reads goes to a subspace of its own.
+- Layer 1, first query head: looks for the token that followed this one before. Q reads the token itself, K reads the
+  subspace; both use the slow RoPE pairs, which hardly turn over a context. What it reads is the next token.
+
+All other weights start random, and none is kept fixed.
 """
 
 from __future__ import annotations
@@ -22,7 +27,11 @@ from kvquant.reference.vocabulary import TOKENS
 _EMBEDDING_STD = 0.3
 _OUTPUT_PROJECTIONS = ("attn_output", "ffn_down")
 _N_FAST_PAIRS = 4
+_FIRST_SLOW_PAIR = 16
 _LOOK_BACK_GAIN = 2.0
+_MATCH_GAIN = 2.0
+_COPY_STRENGTH = 2.0
+_NOISE_SHARE = 0.2
 
 
 def _random_layers(config: ReferenceConfig, n_layer: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -53,31 +62,51 @@ def new_model(config: ReferenceConfig, seed: int) -> ReferenceModel:
     with torch.no_grad():
         model.token_embd.copy_(_word_embeddings(config, generator))
         for name, values in _random_layers(config, config.n_layer, generator).items():
-            model.layers[name].copy_(values * (0.3 if name in _OUTPUT_PROJECTIONS else 1.0))
-        _look_back(model, generator)
+            model.layers[name].copy_(values * (0.0 if name in _OUTPUT_PROJECTIONS else 1.0))
+        _seed_induction(model, generator)
     return model
 
 
-def _look_back(model: ReferenceModel, generator: torch.Generator) -> None:
-    """Make the first layer's first query head of each KV head attend to the token before."""
+def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Return a random matrix (rows, columns), rows <= columns, with orthonormal rows."""
+    return torch.linalg.qr(torch.randn(columns, rows, generator=generator)).Q.T
+
+
+def _seed_induction(model: ReferenceModel, generator: torch.Generator) -> None:
+    """Write the two heads described above into the first two layers."""
     config = model.config
+    head = slice(0, config.head_dim)
+    previous, following = ({name: stack[layer] for name, stack in model.layers.items()} for layer in (0, 1))
     common = torch.randn(config.n_embd, generator=generator)
     common /= common.norm()
     model.token_embd += common * _EMBEDDING_STD * math.sqrt(config.n_embd) / 2
+
     key = torch.zeros(config.head_dim)
     key[:_N_FAST_PAIRS] = 1.0
     cos, sin = rope_tables(config, 2)
     query = apply_rope(key.view(1, 1, -1), cos[1:], -sin[1:]).flatten()
-    group = config.n_head // config.n_head_kv
-    weight = {name: stack[0] for name, stack in model.layers.items()}
-    for kv_head in range(config.n_head_kv):
-        q_rows = slice(kv_head * group * config.head_dim, (kv_head * group + 1) * config.head_dim)
-        k_rows = slice(kv_head * config.head_dim, (kv_head + 1) * config.head_dim)
-        weight["attn_q"][q_rows].mul_(0.3).add_(torch.outer(query, common), alpha=2.0)
-        weight["attn_k"][k_rows].mul_(0.3).add_(torch.outer(key, common), alpha=2.0)
-    for name in ("attn_q_norm", "attn_k_norm"):
-        weight[name].fill_(_LOOK_BACK_GAIN)
-    weight["attn_output"].mul_(3.0)
+    previous["attn_q"][head] = torch.outer(query, common)
+    previous["attn_k"][head] = torch.outer(key, common)
+    previous["attn_q_norm"].fill_(_LOOK_BACK_GAIN)
+    previous["attn_k_norm"].fill_(_LOOK_BACK_GAIN)
+
+    # Both projections leave out the shared direction, which would make every two tokens look alike.
+    apart = torch.eye(config.n_embd) - torch.outer(common, common)
+    token, subspace = (_orthonormal(config.head_dim, config.n_embd, generator) @ apart for _ in range(2))
+    previous["attn_v"][head] = token
+    previous["attn_output"][:, head] = subspace.T
+
+    half = config.head_dim // 2
+    slow = [*range(_FIRST_SLOW_PAIR, half), *range(half + _FIRST_SLOW_PAIR, config.head_dim)]
+    match = torch.zeros(config.head_dim, config.head_dim)
+    match[slow] = _orthonormal(len(slow), config.head_dim, generator)
+    following["attn_q"][head] = match @ token
+    following["attn_k"][head] = match @ subspace
+    following["attn_q_norm"].fill_(_MATCH_GAIN)
+    following["attn_k_norm"].fill_(_MATCH_GAIN)
+    copied = _orthonormal(config.head_dim, config.n_embd, generator) @ apart
+    following["attn_v"][head] = copied
+    following["attn_output"][:, head] = copied.T * _COPY_STRENGTH
 
 
 def old_positions(n_old: int, n_new: int) -> list[int]:
@@ -88,20 +117,28 @@ def old_positions(n_old: int, n_new: int) -> list[int]:
 def grown(model: ReferenceModel, n_layer: int, seed: int) -> ReferenceModel:
     """Return ``model`` with ``n_layer`` layers that computes the same function.
 
-    The old layers are spread evenly; each new one has random inputs and zero output projections, so it adds nothing
-    until training moves it.
+    The old layers are spread evenly. Each new layer starts as a noisy copy of the old one before it, so that it
+    sees what is worth seeing, with zero output projections, so that it adds nothing until training moves it.
     """
     config = replace(model.config, n_layer=n_layer)
     generator = torch.Generator().manual_seed(seed)
     bigger = ReferenceModel(config)
-    positions = old_positions(model.config.n_layer, n_layer)
+    n_old = model.config.n_layer
+    positions = old_positions(n_old, n_layer)
+    before = [sum(position <= layer for position in positions) - 1 for layer in range(n_layer)]
+    fresh = _random_layers(config, n_layer, generator)
     with torch.no_grad():
         bigger.token_embd.copy_(model.token_embd)
         bigger.output_norm.copy_(model.output_norm)
-        for name, values in _random_layers(config, n_layer, generator).items():
+        for name, old in model.layers.items():
+            values = old[before].clone()
+            if values.ndim == 3:
+                size = values.square().mean((1, 2), keepdim=True).sqrt()
+                noise = fresh[name] * math.sqrt(values.shape[-1]) * size
+                values = math.sqrt(1 - _NOISE_SHARE) * values + math.sqrt(_NOISE_SHARE) * noise
             if name in _OUTPUT_PROJECTIONS:
                 values.zero_()
-            values[positions] = model.layers[name]
+            values[positions] = old
             bigger.layers[name].copy_(values)
     return bigger
 

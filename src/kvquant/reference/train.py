@@ -30,7 +30,6 @@ from kvquant.reference.optimizer import Optimizer
 from kvquant.reference.tasks import Size, Split
 from kvquant.reference.vocabulary import TOKENS
 
-_TRAIN, _VALIDATE, _GROW = 0, 1, 2
 _SCORE_MEMORY = 0.95
 
 
@@ -171,13 +170,6 @@ def batch_loss(model: ReferenceModel, batch: Batch, other_weight: float) -> Loss
     return Loss((losses * weights).sum() / weights.sum(), dict(right))
 
 
-def validate(model: ReferenceModel, seed: int, n_pairs: int, n_tokens: int, n_prompts: int = 8) -> float:
-    """Return the share of right answers over ``n_prompts`` recall prompts of the validation split."""
-    from kvquant.reference.scoring import recall_score  # noqa: PLC0415
-
-    return recall_score(model, seed, Split.VALIDATION, n_pairs, n_tokens, n_prompts).rate
-
-
 def train(
     plan: TrainingPlan,
     seed: int,
@@ -210,7 +202,7 @@ def train(
             state.stage, state.step, state.score = state.stage + 1, 0, 0.0
             continue
         batch = draw_batch(
-            (seed, _TRAIN, state.stage, state.step), Split.TRAIN, stage.tasks, stage.n_rows, stage.size()
+            (seed, state.stage, state.step), Split.TRAIN, stage.tasks, stage.n_rows, stage.size()
         )
         loss = batch_loss(state.model, batch, plan.other_weight)
         torch.autograd.backward(loss.value)
