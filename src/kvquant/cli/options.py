@@ -1,0 +1,74 @@
+"""Options that several commands share, as decorators, and what turns them into values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from kvquant.errors import PolicyError, UsageError
+from kvquant.formats.registry import format_names
+from kvquant.model.presets import load_shape
+from kvquant.model.shape import ModelShape
+from kvquant.policy import parse_policy
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def shape_options(command: Command) -> Command:
+    """Add --model FILE.gguf and --shape NAME|FILE.json; pass both to `shape_from_options`."""
+    command = click.option(
+        "--shape", metavar="NAME|FILE", help="A built-in shape (kvquant shape --list) or a JSON file."
+    )(command)
+    return click.option(
+        "--model", metavar="FILE", help="Read the shape from the header of this GGUF file."
+    )(command)
+
+
+def shape_from_options(model: str | None, shape: str | None, default: str | None = None) -> ModelShape:
+    """Return the one shape that --model or --shape names, or the preset ``default`` when neither is given."""
+    if model is not None and shape is not None:
+        raise UsageError("--model and --shape both name a model; give one of them")
+    if model is not None:
+        return ModelShape.from_gguf(model)
+    name = shape if shape is not None else default
+    if name is None:
+        raise UsageError("no model given; use --model FILE.gguf or --shape NAME (kvquant shape --list)")
+    return load_shape(name)
+
+
+def policy_options(command: Command) -> Command:
+    """Add --layers POLICY and --default TYPE; pass the latter to `default_types`."""
+    command = click.option(
+        "--default",
+        metavar="TYPE",
+        default="f16",
+        show_default=True,
+        help="Type of the layers no rule names: q8_0, or k=q8_0/v=q4_0.",
+    )(command)
+    return click.option(
+        "--layers",
+        metavar="POLICY",
+        help="Which layers get which type, such as 0-10:q8_0,11-31:q4_0 (kvquant policy --help).",
+    )(command)
+
+
+def default_types(text: str) -> tuple[str, str]:
+    """Return the (K, V) types that --default names; a side it leaves out is f16.
+
+    Raises PolicyError, code "type", when it names none.
+    """
+    try:
+        (rule,) = parse_policy(f"*:{text}").rules
+    except PolicyError:
+        raise PolicyError(
+            f"--default {text!r} is neither a type nor k=TYPE/v=TYPE; known types: {', '.join(format_names())}",
+            code="type",
+        ) from None
+    return rule.k_type or "f16", rule.v_type or "f16"
+
+
+def json_option(command: Command) -> Command:
+    """Add --json: one document on stdout instead of text."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
