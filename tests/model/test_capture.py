@@ -73,6 +73,22 @@ def test_a_capture_needs_a_token() -> None:
         replace(make_capture(), positions=np.zeros(0, np.int32))
 
 
+def test_a_window_layer_may_hold_the_last_tokens_only(tmp_path: Path) -> None:
+    capture = make_capture()
+    full, windowed = capture.layers
+    shorter = replace(windowed, k=windowed.k[2:], v=windowed.v[2:])
+    save_capture(replace(capture, layers=(full, shorter)), tmp_path / "kv.npz")
+    again = load_capture(tmp_path / "kv.npz")
+    assert again.positions_of(again.layers[0]).tolist() == [0, 1, 2, 3, 4]
+    assert again.positions_of(again.layers[1]).tolist() == [2, 3, 4]
+    with pytest.raises(CaptureError, match=r"k\.3 holds 3 tokens, positions has 5"):
+        replace(capture, layers=(replace(full, k=full.k[2:], v=full.v[2:]), windowed))
+    with pytest.raises(CaptureError, match=r"v\.7 has axes"):
+        replace(capture, layers=(full, replace(windowed, k=windowed.k[2:])))
+    with pytest.raises(CaptureError, match=r"k\.3 holds 0 tokens"):
+        replace(capture, layers=(replace(full, k=np.float32(1)), windowed))
+
+
 def test_the_callers_arrays_stay_writable() -> None:
     k, v = np.zeros((1, 2, 8), np.float32), np.zeros((1, 2, 6), np.float32)
     LayerCapture(AXES, k, v)
@@ -125,7 +141,7 @@ def _meta(path: Path, **change: Any) -> bytes:
 
 
 BROKEN_ARRAYS = [
-    ("k.3.npy", np.zeros((5, 2, 9), np.float32), r"k\.3 has axes \(5, 2, 9\), expected \(5, 2, 8\)"),
+    ("k.3.npy", np.zeros((5, 2, 9), np.float32), r"k\.3 has axes \(5, 2, 9\), expected \(n, 2, 8\)"),
     ("k.3.npy", np.zeros((5, 16), np.float32), r"k\.3 has axes"),
     ("v.7.npy", np.zeros((5, 2, 6), np.float64), r"v\.7 is float64"),
     ("v.7.npy", np.zeros((5, 2, 6), ">f4"), r"v\.7 is >f4"),
@@ -134,8 +150,8 @@ BROKEN_ARRAYS = [
     ("positions.npy", np.arange(5, dtype=np.int64), "positions is int64"),
     ("positions.npy", np.array([0, 1, 1, 2, 3], np.int32), "not ascending"),
     ("positions.npy", np.array([-1, 0, 1, 2, 3], np.int32), "not ascending"),
-    ("positions.npy", np.zeros((0,), np.int32), r"k\.3 has axes \(5, 2, 8\), expected \(0"),
-    ("positions.npy", np.arange(6, dtype=np.int32), r"k\.3 has axes"),
+    ("positions.npy", np.zeros((0,), np.int32), "positions is empty"),
+    ("positions.npy", np.arange(6, dtype=np.int32), r"k\.3 holds 5 tokens, positions has 6"),
     ("q_positions.npy", np.zeros((1, 3), np.int32), "q_positions has axes"),
     ("more.npy", np.zeros(1, np.float32), "unknown arrays more.npy"),
 ]

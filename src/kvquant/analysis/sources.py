@@ -167,7 +167,7 @@ class CaptureSource:
             queries="captured" if self.capture.queries == "captured" else "synthetic",
             seed=self.seed if self.capture.queries == "none" else None,
             n_tokens=self.capture.n_tokens,
-            n_query=len(self._query_rows()),
+            n_query=len(self._query_rows(self.capture.positions)),
             n_head_kv=f"{n_head_kv} of {axes.n_head_kv}",
             n_head=f"{n_head_kv * axes.n_head // axes.n_head_kv} of {axes.n_head}",
         )
@@ -177,25 +177,27 @@ class CaptureSource:
         captured = next(entry for entry in self.capture.layers if entry.axes.layer == layer)
         axes = captured.axes
         heads = np.array(_spread(axes.n_head_kv, self.sampling.n_head_kv))
-        rows = self._query_rows()
+        positions = self.capture.positions_of(captured)
+        rows = self._query_rows(positions)
         k = captured.k[:, heads].astype(np.float32)
-        at = (self.capture.positions if self.capture.q_positions is None else self.capture.q_positions)[rows]
+        at = (positions if self.capture.q_positions is None else self.capture.q_positions)[rows]
         return LayerSample(
             k=k,
             v=captured.v[:, heads].astype(np.float32),
             q=self._queries(captured, k, heads, rows),
-            positions=self.capture.positions.astype(np.int64),
+            positions=positions.astype(np.int64),
             query_positions=at.astype(np.int64),
             logit_scale=axes.logit_scale,
             window=axes.window,
         )
 
-    def _query_rows(self) -> npt.NDArray[np.int64]:
-        """Which queries are used: rows of q, or of the tokens when queries are drawn."""
+    def _query_rows(self, positions: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Which queries are used on a layer that holds the tokens at ``positions``: rows of q, or of the
+        tokens when queries are drawn."""
         at = self.capture.q_positions
         if at is None:
-            return np.asarray(spread_positions(self.capture.n_tokens, self.sampling.n_query))
-        seeing = np.flatnonzero(at >= self.capture.positions[0])
+            return np.asarray(spread_positions(len(positions), self.sampling.n_query))
+        seeing = np.flatnonzero(at >= positions[0])
         if not len(seeing):
             raise CaptureError("capture: every query lies before the first token; capture it again")
         return np.asarray(seeing[list(_spread(len(seeing), self.sampling.n_query))])

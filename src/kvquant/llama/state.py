@@ -147,7 +147,8 @@ def parse_state(data: bytes, shape: ModelShape) -> SequenceState:
             f"saved sequence of version {version}, versions {known} are known; use the pinned tree"
         )
     tokens = _tokens(cursor)
-    # Whether cells carry an extension is not in the file. Both are tried; only one can use up the whole file.
+    # Whether cells carry an extension is not in the file. Both are tried, and only one can use up the whole
+    # file; when neither does, the one that got farther knows what is wrong.
     attempts = (0, _CELL_EXT_N_BYTES[version])
     start = cursor.at
     failures: list[tuple[int, CaptureError]] = []
@@ -253,8 +254,10 @@ def _stream(
     cursor: _Cursor, shape: ModelShape, layers: tuple[int, ...], n_cells: int, ext_n_bytes: int
 ) -> StoredCache:
     cell = [("position", "<i4"), ("n_seq_id", "<u4"), ("ext", "u1", (ext_n_bytes,)), ("seq_id", "<i4")]
+    start = cursor.at
     cells = cursor.array(cell, n_cells, "cells")
     if np.any(cells["n_seq_id"] != 1) or np.any(cells["position"] < 0):
+        cursor.at = start
         cursor.fail("a cell is not that of one sequence; the file is damaged or foreign")
     transposed = cursor.u32("V transposition")
     if transposed > 1:

@@ -5,9 +5,10 @@ The file is an NPZ without pickles:
     meta          uint8 (n,), UTF-8 JSON: schema_version, model, arch, n_layer, queries, source, and layers, a
                   list of {layer, n_head, n_head_kv, head_dim_k, head_dim_v, logit_scale, window}
     positions     int32 (n_tokens,), ascending
-    k.<layer>     float32 or float16 (n_tokens, n_head_kv, head_dim_k), after RoPE, not rotated by llama.cpp's
-                  Hadamard matrix
-    v.<layer>     float32 or float16 (n_tokens, n_head_kv, head_dim_v)
+    k.<layer>     float32 or float16 (n_kept, n_head_kv, head_dim_k), after RoPE, not rotated by llama.cpp's
+                  Hadamard matrix; n_kept is n_tokens, or less in a sliding-window layer, which then holds the
+                  last n_kept tokens
+    v.<layer>     float32 or float16 (n_kept, n_head_kv, head_dim_v)
     q_positions   int32 (n_query,), ascending; only with queries
     q.<layer>     float32 or float16 (n_query, n_head, head_dim_k), after RoPE, before the logit scale
 """
@@ -76,7 +77,7 @@ class LayerAxes:
 class LayerCapture:
     """One layer's arrays, read-only.
 
-    k: (n_tokens, n_head_kv, head_dim_k). v: (n_tokens, n_head_kv, head_dim_v).
+    k: (n_kept, n_head_kv, head_dim_k). v: (n_kept, n_head_kv, head_dim_v).
     q: (n_query, n_head, head_dim_k), or None.
     """
 
@@ -92,7 +93,8 @@ class LayerCapture:
 
 @dataclass(frozen=True)
 class KVCapture:
-    """One sequence through one model. Arrays are read-only; every layer covers the same tokens.
+    """One sequence through one model. Arrays are read-only; all layers hold the same tokens, but a
+    sliding-window layer may hold only the last of them.
 
     n_layer counts all layers of the model; ``layers`` holds those that keep a cache, ascending.
     Raises CaptureError when axes, dtypes or values do not fit together.
@@ -130,8 +132,17 @@ class KVCapture:
         """Tokens in the cache."""
         return len(self.positions)
 
+    def positions_of(self, layer: LayerCapture) -> Int32Array:
+        """Return the positions of the tokens this layer holds, int32 (n_kept,)."""
+        return self.positions[self.n_tokens - len(layer.k) :]
+
     def _check_layer(self, layer: LayerCapture) -> None:
-        for name, shape in _expected_shapes(layer.axes, self.n_tokens, _n_query(self.q_positions)).items():
+        n_kept = layer.k.shape[0] if layer.k.ndim else 0
+        if n_kept != self.n_tokens and not (layer.axes.window and 0 < n_kept < self.n_tokens):
+            raise CaptureError(
+                f"capture: k.{layer.axes.layer} holds {n_kept} tokens, positions has {self.n_tokens}"
+            )
+        for name, shape in _expected_shapes(layer.axes, n_kept, _n_query(self.q_positions)).items():
             array = getattr(layer, name)
             if array is None:
                 raise CaptureError(f"capture: {name}.{layer.axes.layer} is missing")
@@ -208,7 +219,7 @@ def _read(archive: zipfile.ZipFile) -> KVCapture:
         q_positions = array("q_positions", (np.dtype(np.int32),), (None,))
     layers = []
     for axes in meta["layers"]:
-        shapes = _expected_shapes(axes, len(positions), _n_query(q_positions))
+        shapes = _expected_shapes(axes, None, _n_query(q_positions))
         sides = {side: array(f"{side}.{axes.layer}", _FLOATS, shape) for side, shape in shapes.items()}
         layers.append(LayerCapture(axes, **sides))
     if members:
@@ -285,10 +296,13 @@ def _n_query(q_positions: Int32Array | None) -> int | None:
     return None if q_positions is None else len(q_positions)
 
 
-def _expected_shapes(axes: LayerAxes, n_tokens: int, n_query: int | None) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "k": (n_tokens, axes.n_head_kv, axes.head_dim_k),
-        "v": (n_tokens, axes.n_head_kv, axes.head_dim_v),
+def _expected_shapes(
+    axes: LayerAxes, n_kept: int | None, n_query: int | None
+) -> dict[str, tuple[int | None, ...]]:
+    """The shape of each array of a layer; None where any extent will do."""
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "k": (n_kept, axes.n_head_kv, axes.head_dim_k),
+        "v": (n_kept, axes.n_head_kv, axes.head_dim_v),
     }
     if n_query is not None:
         shapes["q"] = (n_query, axes.n_head, axes.head_dim_k)
@@ -319,7 +333,7 @@ def _check_positions(name: str, positions: npt.NDArray[Any]) -> None:
         raise CaptureError(f"capture: {name} are not ascending from 0")
 
 
-def _check_floats(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+def _check_floats(name: str, array: npt.NDArray[Any], shape: tuple[int | None, ...]) -> None:
     _check_axes(name, array.shape, array.dtype, _FLOATS, shape)
     if not np.isfinite(array).all():
         raise CaptureError(f"capture: {name} holds a NaN or an infinity")
