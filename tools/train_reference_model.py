@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 """Train the reference model by eval/reference-model/plan.toml, or go on where a checkpoint left off.
 
+An interrupt or a termination request ends it after the step at hand, saved.
+
 Example: tools/train_reference_model.py --seed 1 --out .cache/reference/seed-1 --minutes 10
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
+import time
 from pathlib import Path
 
 import torch
@@ -26,7 +31,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train(read_plan(options.plan), options.seed, options.out, stop_after_s=60 * options.minutes)
+    asked_to_stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked_to_stop.set())
+    deadline = time.monotonic() + 60 * options.minutes
+    train(
+        read_plan(options.plan),
+        options.seed,
+        options.out,
+        should_stop=lambda: asked_to_stop.is_set() or time.monotonic() > deadline,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the network starts, and how it gets more layers without changing what it computes.
+"""How the network starts, and how it gets more layers.
 
 Left to itself a small model finds out how to recall late and by chance. Here the first two layers start out with the
 circuit that does it (an induction head, Olsson et al. 2022, https://arxiv.org/abs/2209.11895), and training refines
@@ -31,7 +31,8 @@ _FIRST_SLOW_PAIR = 16
 _LOOK_BACK_GAIN = 2.0
 _MATCH_GAIN = 2.0
 _COPY_STRENGTH = 2.0
-_NOISE_SHARE = 0.2
+_NOISE_SHARE = 0.02
+_SHARED = 0.25
 
 
 def _random_layers(config: ReferenceConfig, n_layer: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -109,38 +110,48 @@ def _seed_induction(model: ReferenceModel, generator: torch.Generator) -> None:
     following["attn_output"][:, head] = copied.T * _COPY_STRENGTH
 
 
-def old_positions(n_old: int, n_new: int) -> list[int]:
-    """Return where ``n_old`` layers go among ``n_new``: evenly spread, the first one first."""
-    return [index * n_new // n_old for index in range(n_old)]
+def copies_of(n_old: int, n_new: int) -> list[int]:
+    """Return, for each of ``n_new`` layers, which of ``n_old`` it descends from: neighbours stay neighbours."""
+    return [layer * n_old // n_new for layer in range(n_new)]
 
 
 def grown(model: ReferenceModel, n_layer: int, seed: int) -> ReferenceModel:
-    """Return ``model`` with ``n_layer`` layers that computes the same function.
+    """Return ``model`` with ``n_layer`` layers that computes nearly the same function.
 
-    The old layers are spread evenly. Each new layer starts as a noisy copy of the old one before it, so that it
-    sees what is worth seeing, with zero output projections, so that it adds nothing until training moves it.
+    Each old layer becomes neighbouring copies. One of them, the first for attention and the last for the
+    feed-forward part (later attention then still reads what it was trained on), keeps most of the output; the rest
+    is shared among all copies in random proportions, so that every new layer has work from the start and no two
+    have the same. A little noise lets the copies learn different things.
     """
-    config = replace(model.config, n_layer=n_layer)
     generator = torch.Generator().manual_seed(seed)
-    bigger = ReferenceModel(config)
-    n_old = model.config.n_layer
-    positions = old_positions(n_old, n_layer)
-    before = [sum(position <= layer for position in positions) - 1 for layer in range(n_layer)]
-    fresh = _random_layers(config, n_layer, generator)
+    bigger = ReferenceModel(replace(model.config, n_layer=n_layer))
+    source = torch.tensor(copies_of(model.config.n_layer, n_layer))
+    edge = torch.full((1,), -1)
+    leads = {
+        "attn_output": source != torch.cat((edge, source[:-1])),
+        "ffn_down": source != torch.cat((source[1:], edge)),
+    }
+    fresh = _random_layers(bigger.config, n_layer, generator)
     with torch.no_grad():
         bigger.token_embd.copy_(model.token_embd)
         bigger.output_norm.copy_(model.output_norm)
         for name, old in model.layers.items():
-            values = old[before].clone()
-            if values.ndim == 3:
-                size = values.square().mean((1, 2), keepdim=True).sqrt()
-                noise = fresh[name] * math.sqrt(values.shape[-1]) * size
-                values = math.sqrt(1 - _NOISE_SHARE) * values + math.sqrt(_NOISE_SHARE) * noise
-            if name in _OUTPUT_PROJECTIONS:
-                values.zero_()
-            values[positions] = old
+            values = old[source]
+            if name in leads:
+                share = (1 - _SHARED) * leads[name] + _SHARED * _random_shares(source, generator)
+                values = values * share[:, None, None]
+            elif values.ndim == 3:
+                size = values.square().mean((1, 2), keepdim=True).sqrt() * math.sqrt(values.shape[-1])
+                values = math.sqrt(1 - _NOISE_SHARE) * values + math.sqrt(_NOISE_SHARE) * size * fresh[name]
             bigger.layers[name].copy_(values)
     return bigger
+
+
+def _random_shares(source: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one share a layer; those of layers with one ``source`` sum to one, the largest at most 6 times the least."""
+    drawn = 0.3 + 1.5 * torch.rand(len(source), generator=generator)
+    totals = torch.zeros(int(source.max()) + 1).index_add_(0, source, drawn)
+    return drawn / totals[source]
 
 
 def parameter_count(model: nn.Module) -> int:

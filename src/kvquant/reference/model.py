@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kvquant.model.shape import LayerShape, ModelShape
+
 WriteKV: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(layer, q, k, v) to the (k, v) that attention reads, all after RoPE.
 
@@ -36,6 +38,12 @@ class ReferenceConfig:
     n_ctx_train: int = 4096
     rope_base: float = 1e6
     norm_eps: float = 1e-6
+
+
+def model_shape(config: ReferenceConfig) -> ModelShape:
+    """Return what the KV cache of the network looks like."""
+    layer = LayerShape(config.n_head, config.n_head_kv, config.head_dim, config.head_dim)
+    return ModelShape("reference", "qwen3", config.n_ctx_train, (layer,) * config.n_layer)
 
 
 def layer_shapes(config: ReferenceConfig) -> dict[str, tuple[int, ...]]:

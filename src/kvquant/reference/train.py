@@ -11,7 +11,7 @@ import json
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,14 +175,14 @@ def train(
     seed: int,
     folder: Path,
     *,
-    stop_after_s: float = float("inf"),
+    should_stop: Callable[[], bool] = lambda: False,
     save_every_s: float = 120.0,
     log_every: int = 50,
 ) -> ReferenceModel:
     """Train by ``plan`` from ``seed``, or go on from ``folder``/checkpoint.npz, and return the model.
 
     Appends one JSON object per ``log_every`` steps to ``folder``/log.jsonl; rows written after the last checkpoint
-    and before a kill are dropped when training resumes. Ends early after ``stop_after_s`` seconds, saved.
+    and before a kill are dropped when training resumes. Ends early, saved, when ``should_stop`` says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.npz", folder / "log.jsonl"
@@ -234,11 +234,12 @@ def train(
                 file.write(json.dumps(row) + "\n")
             tally.clear()
             losses.clear()
-        if time.monotonic() - saved > save_every_s or time.monotonic() - begun > stop_after_s:
+        stop = should_stop()
+        if stop or time.monotonic() - saved > save_every_s:
             _save(checkpoint, state, seed)
             saved = time.monotonic()
-            if saved - begun > stop_after_s:
-                return state.model
+        if stop:
+            return state.model
     _save(checkpoint, state, seed)
     return state.model
 

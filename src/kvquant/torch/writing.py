@@ -1,0 +1,60 @@
+"""A policy as a function on K and V tensors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from kvquant.formats.base import Format
+from kvquant.formats.hadamard import Rotated, llama_block
+from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.policy import ResolvedPolicy
+
+_FLOATS = ("f32", "f16", "bf16")
+
+
+def storage_format(
+    type_name: str, head_dim: int, side: Literal["k", "v"], *, rotate: bool = True
+) -> Format:
+    """Return what a head vector of ``head_dim`` values goes through in a cache of type ``type_name``.
+
+    llama.cpp rotates heads before it packs them into its quantized types; ``rotate`` False is what it does under
+    LLAMA_ATTN_ROT_DISABLE. Research formats bring their own rotation and are never rotated twice. Raises FormatError
+    for an unknown type or a head the type cannot pack.
+    """
+    found = get_format(type_name)
+    found.check_width(head_dim)
+    block = llama_block(head_dim, side)
+    if rotate and block is not None and type_name in CACHE_TYPES and type_name not in _FLOATS:
+        return Rotated(found, block)
+    return found
+
+
+def stored(x: Tensor, storage: Format) -> Tensor:
+    """Return ``x``, (..., head_dim) of any float dtype, as it reads back from ``storage``, in the same dtype."""
+    width = x.shape[-1]
+    return storage.dequantize(storage.quantize(x.float().contiguous()), width).to(x.dtype)
+
+
+class QuantizedKV:
+    """Replaces the K and V a layer writes by what its cache types keep of them; call it as (layer, q, k, v).
+
+    policy: a policy resolved for the model. Layers it does not name keep K and V as they are.
+    rotate: whether llama.cpp's rotation is on.
+    """
+
+    def __init__(self, policy: ResolvedPolicy, *, rotate: bool = True) -> None:
+        self._types = {layer.layer: (layer.k_type, layer.v_type) for layer in policy.layers}
+        self._rotate = rotate
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return K and V, any shape (..., head_dim), as ``layer``'s cache gives them back; ``q`` is not read."""
+        del q
+        if layer not in self._types:
+            return k, v
+        k_type, v_type = self._types[layer]
+        return (
+            stored(k, storage_format(k_type, k.shape[-1], "k", rotate=self._rotate)),
+            stored(v, storage_format(v_type, v.shape[-1], "v", rotate=self._rotate)),
+        )
