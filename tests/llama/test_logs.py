@@ -32,6 +32,8 @@ def test_stock_lines() -> None:
     )
     assert log.buffers_mib == (2.0, 3.75)
     assert log.layers == () and log.n_bytes == 0
+    assert not log.rotated
+    assert parse_kv_log(STOCK.replace("attn_rot_k = 0", "attn_rot_k = 1")).rotated
 
 
 def test_patched_lines() -> None:
@@ -47,7 +49,7 @@ def test_patched_lines() -> None:
     "text", ["", "layer 3: K", "size = 3.00 MiB (x cells)", "llama_kv_cache: layer 0: filtered"]
 )
 def test_other_lines_say_nothing(text: str) -> None:
-    assert parse_kv_log(text) == KVLog((), (), ())
+    assert parse_kv_log(text) == KVLog((), (), (), False)
 
 
 @pytest.mark.parametrize(

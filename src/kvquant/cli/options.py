@@ -38,15 +38,20 @@ def shape_from_options(model: str | None, shape: str | None, default: str | None
     return load_shape(name)
 
 
-def policy_options(command: Command) -> Command:
-    """Add --layers POLICY and --default TYPE; pass the latter to `default_types`."""
-    command = click.option(
+def default_option(command: Command) -> Command:
+    """Add --default TYPE; pass it to `default_types`."""
+    return click.option(
         "--default",
         metavar="TYPE",
         default="f16",
         show_default=True,
         help="Type of the layers no rule names: q8_0, or k=q8_0/v=q4_0.",
     )(command)
+
+
+def policy_options(command: Command) -> Command:
+    """Add --layers POLICY and --default TYPE."""
+    command = default_option(command)
     return click.option(
         "--layers",
         metavar="POLICY",
@@ -63,7 +68,7 @@ def default_types(text: str) -> tuple[str, str]:
         (rule,) = parse_policy(f"*:{text}").rules
     except PolicyError:
         raise PolicyError(
-            f"--default {text!r} is neither a type nor k=TYPE/v=TYPE; known types: {', '.join(format_names())}",
+            f"--default {text!r} is neither a type nor k=TYPE/v=TYPE; known: {', '.join(format_names())}",
             code="type",
         ) from None
     return rule.k_type or "f16", rule.v_type or "f16"

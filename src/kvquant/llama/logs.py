@@ -48,11 +48,15 @@ class LoggedCache:
 
 @dataclass(frozen=True)
 class KVLog:
-    """All a log says: the caches, the layers in ascending order (patched builds), the buffer sizes in MiB."""
+    """All a log says: the caches, the layers in ascending order (patched builds), the buffer sizes in MiB.
+
+    rotated: whether any layer's K or V is stored after a Hadamard rotation.
+    """
 
     caches: tuple[LoggedCache, ...]
     layers: tuple[LoggedLayer, ...]
     buffers_mib: tuple[float, ...]
+    rotated: bool
 
     @property
     def n_bytes(self) -> int:
@@ -66,6 +70,7 @@ _CACHE = re.compile(
     r"size = +[\d.]+ MiB \( *(\d+) cells, +(\d+) layers, +(\d+)/(\d+) seqs\), "
     r"K \(([^)]*)\): +([\d.]+) MiB, V \(([^)]*)\): +([\d.]+) MiB"
 )
+_ROTATED = re.compile(r"attn_rot_[kv] = 1\b")
 _BUFFER = re.compile(r"KV buffer size = +([\d.]+) MiB")
 
 # A failure starts with the line that knows why; what follows repeats that something failed.
@@ -88,7 +93,8 @@ def parse_kv_log(text: str) -> KVLog:
         for m in _CACHE.finditer(text)
     ]
     buffers = [float(m[1]) for m in _BUFFER.finditer(text)]
-    return KVLog(tuple(caches), tuple(sorted(layers, key=lambda layer: layer.layer)), tuple(buffers))
+    by_index = sorted(layers, key=lambda layer: layer.layer)
+    return KVLog(tuple(caches), tuple(by_index), tuple(buffers), _ROTATED.search(text) is not None)
 
 
 def failure_line(text: str) -> str:

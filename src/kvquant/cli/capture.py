@@ -1,0 +1,91 @@
+"""`kvquant capture`: K and V of a real run, as a file that `kvquant analyze --capture` reads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from kvquant.errors import CaptureError, UsageError
+from kvquant.llama.capture import CaptureRequest, capture_text
+from kvquant.model.capture import save_capture
+
+
+@click.command()
+@click.option(
+    "--model", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The model, a GGUF file."
+)
+@click.option(
+    "--text",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The prompt, a UTF-8 text file.",
+)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The NPZ file to write.",
+)
+@click.option(
+    "--llama-bin",
+    envvar="KVQUANT_LLAMA_BIN",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder of llama-server, stock or patched.  [default: $KVQUANT_LLAMA_BIN, else the PATH]",
+)
+@click.option(
+    "--ctx", type=click.IntRange(min=1), metavar="N", help="Tokens to make room for.  [default: the text's]"
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama-server.")
+def capture(
+    model: Path, text: Path, output: Path, llama_bin: Path | None, ctx: int | None, threads: int | None
+) -> None:
+    """Run a text through a model with a float32 cache and save every layer's K and V.
+
+    K is taken after RoPE and before any rotation of llama.cpp. A saved slot holds no queries: an analysis
+    draws synthetic ones and says so. Sliding-window layers keep the last tokens of their window only. Works
+    for every model llama-server loads whose layers store K and V, hybrid models included.
+
+    \b
+    Example:
+      kvquant capture --model model.gguf --text prompt.txt -o kv.npz
+      kvquant analyze --capture kv.npz --layers 0-10:q8_0,11-31:q4_0
+    """
+    prompt = _read_text(text)
+    found = capture_text(CaptureRequest(_programs(llama_bin), model, prompt, ctx, threads))
+    save_capture(found, output)
+    n_windowed = sum(layer.axes.window > 0 for layer in found.layers)
+    windowed = f" ({n_windowed} with a sliding window, their last tokens only)" if n_windowed else ""
+    click.echo(
+        f"{output}: {found.n_tokens} tokens, {len(found.layers)} layers{windowed}, K and V in float32; "
+        "no queries, an analysis draws synthetic ones",
+        err=True,
+    )
+
+
+def _programs(llama_bin: Path | None) -> Path:
+    if llama_bin is not None:
+        return llama_bin
+    found = shutil.which("llama-server")
+    if found is None:
+        raise UsageError(
+            "no llama-server on the PATH; name its folder with --llama-bin (kvquant llama build makes one)"
+        )
+    return Path(found).parent
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CaptureError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CaptureError(f"{path}: byte {error.start} is not UTF-8; give a text file") from error
+    if not text:
+        raise CaptureError(f"{path}: is empty; give a text of at least a few tokens")
+    return text
