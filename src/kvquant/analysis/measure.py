@@ -21,6 +21,9 @@ Side = Literal["k", "v"]
 UNROTATED_TYPES = frozenset({"f32", "f16", "bf16"})
 """The cache types ggml does not count as quantized; llama.cpp never rotates them."""
 
+CACHE_ENCODERS = {"iq4_nl": "iq4_nl_cache"}
+"""Types that llama.cpp writes into a cache with another encoder than into model files, and that encoder's format."""
+
 
 def is_rotated(type_name: str, head_dim: int, side: Side) -> bool:
     """Return whether llama.cpp rotates heads of ``head_dim`` values before it stores them as ``type_name``.
@@ -33,7 +36,7 @@ def is_rotated(type_name: str, head_dim: int, side: Side) -> bool:
 
 def stored_format(type_name: str, head_dim: int, side: Side, rotation: bool) -> Format:
     """Return the format that stores one side: ``type_name``, behind llama.cpp's rotation where that applies."""
-    inner = get_format(type_name)
+    inner = get_format(CACHE_ENCODERS.get(type_name, type_name))
     block = llama_block(head_dim, side)
     if not rotation or block is None or not is_rotated(type_name, head_dim, side):
         return inner

@@ -104,7 +104,7 @@ class Summary:
     """A policy as one row: its bytes at the analysed context and its errors over all layers.
 
     runnable: whether llama.cpp has a cache type for everything in it.
-    layer_errors: attn_output_rel_error of every cached layer, in layer order.
+    layer_errors, layer_bytes: attn_output_rel_error and bytes of every cached layer, in layer order.
     """
 
     policy: str
@@ -114,6 +114,7 @@ class Summary:
     errors: MeanErrors
     unrotated: MeanErrors | None
     layer_errors: tuple[float | None, ...]
+    layer_bytes: tuple[int, ...]
 
     @property
     def ratio_vs_f16(self) -> float:
@@ -259,6 +260,7 @@ def _summary_document(summary: Summary) -> dict[str, Any]:
         **_mean_document(summary.errors),
         "unrotated": _optional(_mean_document, summary.unrotated),
         "layer_attn_output_rel_error": list(summary.layer_errors),
+        "layer_bytes": list(summary.layer_bytes),
     }
 
 
@@ -308,6 +310,7 @@ def _summary_from(entry: Mapping[str, Any]) -> Summary:
         errors=_mean_from(entry),
         unrotated=_optional(_mean_from, entry["unrotated"]),
         layer_errors=tuple(entry["layer_attn_output_rel_error"]),
+        layer_bytes=tuple(entry["layer_bytes"]),
     )
 
 

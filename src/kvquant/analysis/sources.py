@@ -15,6 +15,7 @@ from kvquant.analysis.queries import query_positions as spread_positions
 from kvquant.analysis.sample import LayerSample, Source, SourceInfo
 from kvquant.errors import CaptureError, ShapeError, UsageError
 from kvquant.model.capture import KVCapture, LayerCapture, load_capture
+from kvquant.model.presets import load_preset, preset_names
 from kvquant.model.shape import LayerShape, ModelShape, WindowKind
 
 DEFAULT_SOURCE: str | Path = "typical"
@@ -23,14 +24,8 @@ DEFAULT_SOURCE: str | Path = "typical"
 DEFAULT_PROFILE = "typical"
 """The profile for a model without a capture."""
 
-DEFAULT_SHAPE = ModelShape(
-    name="32-layer default",
-    arch="llama",
-    n_ctx_train=131072,
-    layers=(LayerShape(n_head=32, n_head_kv=8, head_dim_k=128, head_dim_v=128),) * 32,
-    source="8 KV heads of 128 under 32 query heads, the most common shape of 7B and 8B models",
-)
-"""The model of a profile when none is named."""
+DEFAULT_SHAPE = "llama-3.1-8b"
+"""The model of a profile that is not named after one: 32 layers, 8 KV heads of 128 under 32 query heads."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if min(self.n_tokens, self.n_query, self.n_head_kv) < 1:
             raise UsageError(
-                f"sampling {self.n_tokens} tokens, {self.n_query} queries, {self.n_head_kv} KV heads: take at least 1 of each"
+                f"sampling {self.n_tokens} tokens, {self.n_query} queries, {self.n_head_kv} KV heads: "
+                "take at least 1 of each"
             )
 
 
@@ -61,9 +57,10 @@ def open_source(
 ) -> Source:
     """Return the source that the arguments name; without any, the default one.
 
-    ``shape`` goes with a profile, or checks a capture and supplies what a capture does not hold. Raises UsageError
-    for an unknown profile or two sources, CaptureError for a capture that is damaged or does not fit the shape,
-    ShapeError for a model whose V is not stored.
+    A profile is drawn on ``shape``, else on the model it is named after, else on DEFAULT_SHAPE. A capture brings its
+    shape; one given beside it must fit, and supplies what a capture does not hold. Raises UsageError for an unknown
+    profile or two sources, CaptureError for a capture that is damaged or does not fit, ShapeError for a model whose
+    V is not stored.
     """
     sampling = sampling or Sampling()
     if profile is not None and capture is not None:
@@ -74,7 +71,8 @@ def open_source(
         else:
             capture = DEFAULT_SOURCE
     if profile is not None:
-        return ProfileSource(shape or DEFAULT_SHAPE, profile, seed, sampling)
+        own_shape = profile if profile in preset_names() else DEFAULT_SHAPE
+        return ProfileSource(shape or load_preset(own_shape), profile, seed, sampling)
     if isinstance(capture, KVCapture):
         return CaptureSource(capture, capture.model, shape, seed, sampling)
     path = Path(str(capture))

@@ -1,0 +1,231 @@
+"""A policy and its rivals on one source of K and V: bytes, errors, and what they come to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+from threadpoolctl import threadpool_limits
+
+from kvquant.analysis.measure import LayerMeter, is_rotated
+from kvquant.analysis.result import Analysis, LayerErrors, LayerResult, MeanErrors, SideStorage, Summary
+from kvquant.analysis.sample import Source
+from kvquant.analysis.sources import Sampling, open_source
+from kvquant.analysis.verdict import verdict
+from kvquant.errors import FormatError, UsageError
+from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.memory import LayerMemory, kv_bytes
+from kvquant.model.capture import KVCapture
+from kvquant.model.shape import ModelShape
+from kvquant.policy import Policy, ResolvedLayer, policy_from_text
+
+DEFAULT_N_CTX = 4096
+"""Tokens of context that bytes are counted for when none is asked for."""
+
+BASELINES = ("f16", "q8_0", "k8v4", "q5_0", "q4_0", "iq4_nl", "tq_mse_4b", "tq_mse_3b", "tq_mse_2b")
+"""What every policy is compared with: presets, from the most accurate to the smallest."""
+
+Rotation = Literal["on", "off", "both"]
+"""llama.cpp's Hadamard rotation: where llama.cpp applies it, nowhere, or both measured side by side."""
+
+_MAX_WORKERS = 4
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A policy on the model at hand: the types and the bytes of every cached layer."""
+
+    name: str
+    policy: Policy
+    layers: tuple[ResolvedLayer, ...]
+    memory: tuple[LayerMemory, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def kv_bytes(self) -> int:
+        return sum(layer.n_bytes for layer in self.memory)
+
+    @property
+    def runnable(self) -> bool:
+        return all(layer.k_type in CACHE_TYPES and layer.v_type in CACHE_TYPES for layer in self.layers)
+
+
+def analyze(
+    policy: Policy | str,
+    *,
+    shape: ModelShape | None = None,
+    profile: str | None = None,
+    capture: KVCapture | str | Path | None = None,
+    n_ctx: int = DEFAULT_N_CTX,
+    default_k: str = "f16",
+    default_v: str = "f16",
+    baselines: Sequence[str] = BASELINES,
+    rotation: Rotation = "both",
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Analysis:
+    """Measure what ``policy`` costs and saves, per layer and in total, beside ``baselines`` on the same data.
+
+    policy, baselines: policy text or preset names. shape, profile, capture, seed, sampling: see `open_source`;
+    without any a 32-layer model with the default profile. n_ctx: tokens of context that bytes are counted for.
+    rotation: "on" measures as llama.cpp stores, "off" without its rotation, "both" fills `unrotated` too.
+    progress: called with (layers done, layers) as each layer ends, from this thread.
+
+    Raises PolicyError, UsageError, ShapeError, CaptureError, and FormatError when a type of the policy cannot store
+    the model's heads; a baseline that cannot is left out with a warning.
+    """
+    if rotation not in get_args(Rotation):
+        raise UsageError(f"rotation {rotation!r} is unknown; known: {', '.join(get_args(Rotation))}")
+    source = open_source(shape, profile, capture, seed, sampling)
+    wanted = _candidate("policy", policy, source.shape, n_ctx, default_k, default_v)
+    in_f16 = _candidate("f16", "*:f16", source.shape, n_ctx).kv_bytes
+    rivals, left_out = _rivals(baselines, source.shape, n_ctx)
+    candidates = [wanted, *rivals]
+    on = rotation != "off"
+    as_asked = _measure_layers(source, candidates, on, rotation == "both", progress)
+
+    totals = [
+        _summary(candidate, in_f16, [layer[i][0] for layer in as_asked], [layer[i][1] for layer in as_asked])
+        for i, candidate in enumerate(candidates)
+    ]
+    layers = tuple(
+        _layer_result(wanted, i, source.shape, on, *measured[0]) for i, measured in enumerate(as_asked)
+    )
+    by_name = {rival.name: total for rival, total in zip(rivals, totals[1:], strict=True)}
+    return Analysis(
+        policy=str(wanted.policy),
+        default_k=default_k.lower(),
+        default_v=default_v.lower(),
+        model=source.shape.name,
+        n_ctx=n_ctx,
+        rotation=rotation,
+        source=source.info,
+        layers=layers,
+        total=totals[0],
+        baselines=by_name,
+        verdict=verdict(layers, totals[0], by_name, n_ctx, source.info),
+        warnings=(*wanted.warnings, *left_out),
+    )
+
+
+def _candidate(
+    name: str,
+    policy: Policy | str,
+    shape: ModelShape,
+    n_ctx: int,
+    default_k: str = "f16",
+    default_v: str = "f16",
+) -> _Candidate:
+    parsed = policy if isinstance(policy, Policy) else policy_from_text(policy)
+    resolved = parsed.resolve(shape, default_k, default_v)
+    memory = kv_bytes(shape, resolved, n_ctx=n_ctx)
+    return _Candidate(name, parsed, resolved.layers, memory.layers, tuple(map(str, resolved.warnings)))
+
+
+def _rivals(names: Sequence[str], shape: ModelShape, n_ctx: int) -> tuple[list[_Candidate], list[str]]:
+    """The baselines this model can have, and why the others are left out."""
+    found, left_out = [], []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(_candidate(name, name, shape, n_ctx))
+        except FormatError as error:
+            left_out.append(f"baseline {name} left out: {error}")
+    return found, left_out
+
+
+_Measured = tuple[LayerErrors, LayerErrors | None]
+
+
+def _measure_layers(
+    source: Source,
+    candidates: Sequence[_Candidate],
+    rotation: bool,
+    also_unrotated: bool,
+    progress: Callable[[int, int], None] | None,
+) -> list[list[_Measured]]:
+    """For each cached layer and candidate: the errors as asked for, and those without rotation where wanted."""
+
+    def measure(kv_index: int) -> list[_Measured]:
+        meter = LayerMeter(source.layer(source.shape.kv_layers[kv_index]))
+        measured: list[_Measured] = []
+        for candidate in candidates:
+            types = (candidate.layers[kv_index].k_type, candidate.layers[kv_index].v_type)
+            unrotated = meter.errors(*types, rotation=False) if also_unrotated else None
+            measured.append((meter.errors(*types, rotation=rotation), unrotated))
+        return measured
+
+    n_layers = len(source.shape.kv_layers)
+    results = []
+    for result in _in_order(measure, n_layers):
+        results.append(result)
+        if progress is not None:
+            progress(len(results), n_layers)
+    return results
+
+
+def _in_order(function: Callable[[int], _T], n: int) -> Iterator[_T]:
+    """Yield function(0) … function(n-1), computed by a few threads.
+
+    Each layer's matrices are too small to be worth splitting: BLAS gets one thread, layers run side by side.
+    """
+    n_workers = min(_MAX_WORKERS, os.cpu_count() or 1, n)
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(n_workers) as pool:
+        futures = [pool.submit(function, i) for i in range(n)]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            # After an error or an interrupt, layers not begun are not worth waiting for.
+            pool.shutdown(cancel_futures=True)
+
+
+def _summary(
+    candidate: _Candidate, in_f16: int, errors: list[LayerErrors], unrotated: list[LayerErrors | None]
+) -> Summary:
+    known = [layer for layer in unrotated if layer is not None]
+    return Summary(
+        policy=str(candidate.policy),
+        runnable=candidate.runnable,
+        kv_bytes=candidate.kv_bytes,
+        kv_bytes_f16=in_f16,
+        errors=MeanErrors.over(errors),
+        unrotated=MeanErrors.over(known) if known else None,
+        layer_errors=tuple(layer.attn_output_rel_error for layer in errors),
+        layer_bytes=tuple(layer.n_bytes for layer in candidate.memory),
+    )
+
+
+def _layer_result(
+    candidate: _Candidate,
+    kv_index: int,
+    shape: ModelShape,
+    rotation: bool,
+    errors: LayerErrors,
+    unrotated: LayerErrors | None,
+) -> LayerResult:
+    types, memory = candidate.layers[kv_index], candidate.memory[kv_index]
+    layer = shape.layers[types.layer]
+
+    def storage(type_name: str, side: Literal["k", "v"], head_dim: int, n_bytes: int) -> SideStorage:
+        return SideStorage(
+            type=type_name,
+            bits_per_value=get_format(type_name).bits_per_value(head_dim),
+            n_bytes=n_bytes,
+            rotated=rotation and is_rotated(type_name, head_dim, side),
+        )
+
+    return LayerResult(
+        layer=types.layer,
+        kv_index=kv_index,
+        k=storage(types.k_type, "k", layer.head_dim_k, memory.k_bytes),
+        v=storage(types.v_type, "v", layer.head_dim_v, memory.v_bytes),
+        errors=errors,
+        unrotated=unrotated,
+    )

@@ -1,0 +1,230 @@
+"""What a person should take from an analysis, in one line, by rules that can be read here one by one.
+
+The limits of the grades are a choice of this project, made so that on the built-in data an f16 cache and a uniform
+q8_0 cache are in the first two. They order policies; they do not promise quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from kvquant.analysis.result import LayerResult, Summary
+from kvquant.analysis.sample import SourceInfo
+from kvquant.policy import policy_from_layers
+from kvquant.units import format_n_bytes
+
+GRADES = (
+    (0.02, 0.001, "a small error"),
+    (0.10, 0.01, "a moderate error"),
+    (0.30, 0.10, "a large error"),
+)
+"""(attention-output error at most, KL in nats at most, what it is called); beyond the last: a severe error."""
+
+BEYOND = "a severe error"
+
+EQUAL = 0.01
+"""Bytes or errors within this share of each other count as equal."""
+
+CONCENTRATION = 0.4
+"""Layers that carry this share of the squared error are named, if they are few."""
+
+FEW_LAYERS = 0.125
+"""At most this share of the layers (and at least 2) is few."""
+
+ONE_SIDE = 4.0
+"""A side carries the error of a layer when its squared error is this many times the other's."""
+
+UPGRADE = "q8_0"
+"""The type suggested for the layers that carry the error."""
+
+REFERENCES = ("q8_0", "q4_0")
+"""Baselines whose numbers stand beside the policy's."""
+
+STEP_UP = 2.0
+"""A clear step up has the error divided by at least this."""
+
+_LONGEST_SUGGESTION = 100
+"""A longer policy is described instead of written out."""
+
+
+def verdict(
+    layers: Sequence[LayerResult],
+    total: Summary,
+    baselines: Mapping[str, Summary],
+    n_ctx: int,
+    source: SourceInfo,
+) -> str:
+    """Return the verdict on the policy of ``total``: cost and grade, standing, what to change, how far to trust it."""
+    parts = [_cost(total, baselines, n_ctx)]
+    error = total.errors.attn_output_rel_error
+    if error is None:
+        parts.append("a type overflows on this data, so its error is unknown; choose another type")
+    elif error > 0:
+        parts += [_standing(total, baselines), _advice(layers, total, baselines)]
+    parts.append(_trust(source))
+    return "; ".join(part for part in parts if part) + "."
+
+
+def grade(error: float, kl: float) -> str:
+    """Name the size of an attention-output error and a KL divergence, the worse of the two deciding."""
+    return next((name for most, most_kl, name in GRADES if error <= most and kl <= most_kl), BEYOND)
+
+
+def dominating(total: Summary, baselines: Mapping[str, Summary]) -> str | None:
+    """Return the most accurate runnable baseline that is better in bytes or error and worse in neither, or None."""
+    better = [
+        (other.errors.attn_output_rel_error, name)
+        for name, other in baselines.items()
+        if other.runnable and other.policy != total.policy and _is_better(other, total)
+    ]
+    return min((pair for pair in better if pair[0] is not None), default=(None, None))[1]
+
+
+def carriers(layers: Sequence[LayerResult]) -> tuple[tuple[int, ...], float]:
+    """Return the fewest layers (positions in ``layers``) with CONCENTRATION of the squared output error, and their share."""
+    squared = [(layer.errors.attn_output_rel_error or 0.0) ** 2 for layer in layers]
+    everything = sum(squared)
+    taken: list[int] = []
+    carried = 0.0
+    for index in sorted(range(len(layers)), key=lambda index: -squared[index]):
+        if carried >= CONCENTRATION * everything:
+            break
+        taken.append(index)
+        carried += squared[index]
+    return tuple(sorted(taken)), carried / everything if everything else 0.0
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The policy with its worst layers in UPGRADE, and what it would cost: measured layer by layer, not guessed."""
+
+    policy: str
+    kv_bytes: int
+    error: float
+
+
+def suggestion(
+    layers: Sequence[LayerResult], total: Summary, worst: Sequence[int], baselines: Mapping[str, Summary]
+) -> Suggestion | None:
+    """Return the policy with the layers at positions ``worst`` in UPGRADE, or None where that would not help."""
+    upgraded = baselines.get(UPGRADE)
+    if upgraded is None or None in total.layer_errors or None in upgraded.layer_errors:
+        return None
+    errors = [
+        (upgraded if index in worst else total).layer_errors[index] or 0.0 for index in range(len(layers))
+    ]
+    error = (sum(e * e for e in errors) / len(errors)) ** 0.5
+    before = total.errors.attn_output_rel_error
+    if before is None or error > before * (1 - EQUAL):
+        return None
+    n_bytes = sum((upgraded if index in worst else total).layer_bytes[index] for index in range(len(layers)))
+    types = [
+        (layer.layer, UPGRADE, UPGRADE) if index in worst else (layer.layer, layer.k.type, layer.v.type)
+        for index, layer in enumerate(layers)
+    ]
+    return Suggestion(str(policy_from_layers(types)), n_bytes, error)
+
+
+def percent(ratio: float) -> str:
+    """Return a ratio as a percentage of two significant digits, whole from 10 % on."""
+    value = 100 * ratio
+    if value >= 10 or value == 0:
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"
+
+
+def _is_better(one: Summary, other: Summary) -> bool:
+    one_error, other_error = one.errors.attn_output_rel_error, other.errors.attn_output_rel_error
+    if one_error is None or other_error is None:
+        return False
+    no_worse = one.kv_bytes <= other.kv_bytes * (1 + EQUAL) and one_error <= other_error * (1 + EQUAL)
+    return no_worse and (one.kv_bytes < other.kv_bytes * (1 - EQUAL) or one_error < other_error * (1 - EQUAL))
+
+
+def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
+    saving = (
+        f"{total.policy} takes {total.ratio_vs_f16:.2f}x of f16's bytes "
+        f"({format_n_bytes(total.kv_bytes)} instead of {format_n_bytes(total.kv_bytes_f16)} at {n_ctx} tokens)"
+    )
+    error, kl = total.errors.attn_output_rel_error, total.errors.attn_kl
+    if error is None or kl is None:
+        return saving
+    if error == 0:
+        return f"{saving} with no error at all"
+    others = "".join(
+        f", {name} {percent(other.errors.attn_output_rel_error)} at {other.ratio_vs_f16:.2f}x"
+        for name, other in baselines.items()
+        if name in REFERENCES and other.policy != total.policy and other.errors.attn_output_rel_error
+    )
+    return f"{saving} with {grade(error, kl)}: attention output off by {percent(error)}{others and ' (' + others[2:] + ')'}"
+
+
+def _standing(total: Summary, baselines: Mapping[str, Summary]) -> str:
+    winner = dominating(total, baselines)
+    if winner is not None:
+        return f"{_described(winner, baselines)} costs no more and is more accurate: use that instead"
+    runnable = {name: other for name, other in baselines.items() if other.runnable}
+    beaten = [name for name, other in runnable.items() if _is_better(total, other)]
+    steps = [
+        (other.kv_bytes, name)
+        for name, other in runnable.items()
+        if (other.errors.attn_output_rel_error or 0.0) * STEP_UP < (total.errors.attn_output_rel_error or 0.0)
+    ]
+    parts = [f"it beats {_listed(beaten)} in bytes or error and loses in neither"] if beaten else []
+    if steps:
+        parts.append(f"the next clear step up is {_described(min(steps)[1], baselines)}")
+    return "; ".join(parts)
+
+
+def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[str, Summary]) -> str:
+    worst, share = carriers(layers)
+    if not worst or len(worst) > max(2, int(FEW_LAYERS * len(layers))) or len(worst) == len(layers):
+        side = _side(layers)
+        return f"no few layers stand out{side and ', ' + side}"
+    side = _side([layers[index] for index in worst])
+    numbers = [layers[index].layer for index in worst]
+    noun = "layer" if len(numbers) == 1 else "layers"
+    verb = "carries" if len(numbers) == 1 else "carry"
+    found = f"{noun} {_listed(_spans(numbers))} {verb} {percent(share)} of the squared error{side and ', ' + side}"
+    better = suggestion(layers, total, worst, baselines)
+    if better is None:
+        return found
+    what = better.policy if len(better.policy) <= _LONGEST_SUGGESTION else f"{UPGRADE} there"
+    ratio = better.kv_bytes / total.kv_bytes_f16
+    return f"{found}: try {what} ({ratio:.2f}x, {percent(better.error)})"
+
+
+def _side(layers: Sequence[LayerResult]) -> str:
+    """Which side carries the error of ``layers``, empty when both have a part or it is not known."""
+    k, v = (
+        sum((getattr(layer.errors, side).attn_output_rel_error or 0.0) ** 2 for layer in layers)
+        for side in "kv"
+    )
+    if k >= ONE_SIDE * v and k > 0:
+        return "nearly all of it through K"
+    return "nearly all of it through V" if v >= ONE_SIDE * k and v > 0 else ""
+
+
+def _trust(source: SourceInfo) -> str:
+    if source.kind == "profile":
+        return "synthetic K/V rank policies but do not predict quality, so confirm on the model with kvquant validate"
+    return "one capture is one text, so confirm on the model with kvquant validate"
+
+
+def _described(name: str, baselines: Mapping[str, Summary]) -> str:
+    other = baselines[name]
+    error = other.errors.attn_output_rel_error
+    return f"{name} ({other.ratio_vs_f16:.2f}x{'' if error is None else ', ' + percent(error)})"
+
+
+def _spans(numbers: Sequence[int]) -> list[str]:
+    """Ascending numbers as spans: 1, 2, 3, 7 gives 1-3 and 7."""
+    groups = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in group] for _, group in groups]
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
