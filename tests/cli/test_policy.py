@@ -36,8 +36,8 @@ def test_layers_of_a_hybrid_model() -> None:
     assert stdout.splitlines()[0] == "0:f32,kv0-kv1:q8_0"
     rows = [line.split() for line in stdout.splitlines()[2:]]
     assert rows[:3] == [["3", "0", "q8_0", "q8_0"], ["7", "1", "q8_0", "q8_0"], ["11", "2", "q5_0", "q4_0"]]
-    assert stderr == (
-        "kvquant: warning: policy: '0:f32' has no effect, it names no layer of Qwen3.5 2B that keeps a cache\n"
+    assert stderr.startswith(
+        "kvquant: warning: policy: '0:f32' has no effect, it names no layer of Qwen3.5 2B"
     )
 
 
