@@ -207,7 +207,12 @@ def add_ffn(b: Builder, il: int, *, gate: str = "separate", bias: bool = False) 
 
 
 def add_experts(
-    b: Builder, il: int, *, shared: bool = False, gate_shared: bool = False, bias: bool = False,
+    b: Builder,
+    il: int,
+    *,
+    shared: bool = False,
+    gate_shared: bool = False,
+    bias: bool = False,
     router_bias: bool = False,
 ) -> None:
     """Routed experts of layer il, with a shared expert (and its own gate) or biases where asked."""
@@ -314,9 +319,12 @@ class Dense:
             add_ffn(b, il, gate=self.gate, bias=self.ffn_bias)
         else:
             add_experts(
-                b, il, shared=self.experts in ("shared", "gated", "after-dense"),
+                b,
+                il,
+                shared=self.experts in ("shared", "gated", "after-dense"),
                 gate_shared=self.experts == "gated",
-                bias=self.experts == "biased", router_bias=self.experts == "after-dense",
+                bias=self.experts == "biased",
+                router_bias=self.experts == "after-dense",
             )
         if il >= m.n_trunk:
             add_nextn(b, il)
@@ -400,7 +408,10 @@ def write_gemma4(b: Builder) -> None:
         for name in ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"):
             b.norm(f"blk.{il}.{name}.weight", m.n_embd)
         add_attention(
-            b, il, head_dim=m.head_dim * (2 if m.is_full(il) else 1), qk_norm="head",
+            b,
+            il,
+            head_dim=m.head_dim * (2 if m.is_full(il) else 1),
+            qk_norm="head",
             own_kv=il < m.n_layer - m.n_shared_kv,
         )
         add_ffn(b, il)
@@ -612,8 +623,12 @@ ARCHITECTURES: dict[str, Callable[[Builder], None]] = {
     "cohere2": Dense(layer_norm=True, pre_norms=("attn_norm",), keys=_LOGIT_SCALE, window="period"),
     "glm4": Dense(post_norms=_GEMMA_POST_NORMS, gate="fused"),
     "glm4moe": Dense(
-        pre_norms=("attn_norm",), post_norms=("post_attention_norm",), qk_norm="head", qkv_bias=True,
-        experts="after-dense", keys=(("leading_dense_block_count", 1),),
+        pre_norms=("attn_norm",),
+        post_norms=("post_attention_norm",),
+        qk_norm="head",
+        qkv_bias=True,
+        experts="after-dense",
+        keys=(("leading_dense_block_count", 1),),
     ),
     "olmo2": Dense(
         pre_norms=(), post_norms=_GEMMA_POST_NORMS, qk_norm="all", own_output=True, window="period"
@@ -621,8 +636,14 @@ ARCHITECTURES: dict[str, Callable[[Builder], None]] = {
     "exaone4": Dense(pre_norms=(), post_norms=_GEMMA_POST_NORMS, qk_norm="head", window="period"),
     "llama4": Dense(experts="shared", keys=(("interleave_moe_layer_step", 1),)),
     "gpt-oss": Dense(
-        pre_norms=("attn_norm",), post_norms=("post_attention_norm",), qkv_bias=True, out_bias=True,
-        experts="biased", sinks=True, own_output=True, window="period",
+        pre_norms=("attn_norm",),
+        post_norms=("post_attention_norm",),
+        qkv_bias=True,
+        out_bias=True,
+        experts="biased",
+        sinks=True,
+        own_output=True,
+        window="period",
     ),
     "gemma": Dense(),
     "gemma2": Dense(post_norms=_GEMMA_POST_NORMS, window="period"),

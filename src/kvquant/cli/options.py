@@ -21,9 +21,9 @@ def shape_options(command: Command) -> Command:
     command = click.option(
         "--shape", metavar="NAME|FILE", help="A built-in shape (kvquant shape --list) or a JSON file."
     )(command)
-    return click.option(
-        "--model", metavar="FILE", help="Read the shape from the header of this GGUF file."
-    )(command)
+    return click.option("--model", metavar="FILE", help="Read the shape from the header of this GGUF file.")(
+        command
+    )
 
 
 def shape_from_options(model: str | None, shape: str | None, default: str | None = None) -> ModelShape:

@@ -80,7 +80,9 @@ def cache_cells(options: ContextOptions, window: int) -> CacheCells:
     n_ubatch = min(options.n_ctx, options.n_batch, options.n_ubatch)
     kept = window * (options.n_parallel if options.kv_unified else 1) + n_ubatch
     if kept >= 2**32:
-        raise UsageError(f"a window of {window} tokens for {options.n_parallel} sequences overflows llama.cpp")
+        raise UsageError(
+            f"a window of {window} tokens for {options.n_parallel} sequences is more than llama.cpp can count"
+        )
     window_cells = n_ctx_seq if options.swa_full else _padded(min(n_ctx_seq, kept))
     n_stream = 1 if options.kv_unified else options.n_parallel
     return CacheCells(n_ctx, n_ctx_seq, n_stream, base=n_ctx_seq, window=window_cells)
