@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     """Read the command line, train, and leave checkpoint.npz and log.jsonl in the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--plan", type=Path, default=ROOT / "eval/reference-model/plan.toml")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / ".cache/reference/seed-1")

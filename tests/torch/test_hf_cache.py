@@ -54,7 +54,7 @@ def test_an_exact_type_changes_nothing(model, config, tokens):
 
 @pytest.mark.parametrize("policy", ["1:k=q4_0", "1:v=q4_0"])
 def test_only_the_named_layer_and_side_is_changed(model, config, tokens, policy):
-    exact, changed = QuantizedCache(config, parse_policy("*:f32")), None
+    exact = QuantizedCache(config, parse_policy("*:f32"))
     run(model, tokens, exact)
     changed = QuantizedCache(config, parse_policy(f"{policy},0:f32,2:f32"))
     run(model, tokens, changed)
@@ -75,7 +75,7 @@ def test_decoding_token_by_token_keeps_what_one_prefill_keeps(model, config, tok
     assert stepwise.get_seq_length() == tokens.shape[1]
 
 
-def test_half_precision_models_keep_their_dtype(model, config, tokens):
+def test_half_precision_models_keep_their_dtype(config, tokens):
     half = QuantizedCache(config, parse_policy("*:q8_0"))
     run(transformers.Qwen3ForCausalLM(config).eval().to(torch.bfloat16), tokens, half)
     assert half.layers[0].keys.dtype is torch.bfloat16
@@ -113,7 +113,7 @@ def test_sliding_layers_keep_their_window():
     assert not exact.layers[1].is_sliding
 
 
-def test_unknown_layer_kinds_are_named(config):
+def test_unknown_layer_kinds_are_named():
     other = transformers.Qwen3Config(num_hidden_layers=2)
     other.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ShapeError, match="linear_attention"):

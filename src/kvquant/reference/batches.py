@@ -42,7 +42,7 @@ def draw_batch(
     n_rows: int,
     size: Size,
 ) -> Batch:
-    """Return ``n_rows`` documents cut to ``size.n_tokens`` + 1 tokens; the same ``seed`` gives the same batch."""
+    """Return ``n_rows`` documents, each cut to ``size.n_tokens`` + 1 tokens, the same for one ``seed``."""
     n_tokens = size.n_tokens
     rng = np.random.default_rng(seed)
     tokens = np.empty((n_rows, n_tokens + 1), dtype=np.int64)

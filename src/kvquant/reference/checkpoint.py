@@ -19,7 +19,7 @@ _META = "meta"
 
 
 def save_checkpoint(path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Replace ``path`` by ``arrays`` and ``meta`` (JSON values); a kill at any moment leaves the old or new file."""
+    """Replace ``path`` by ``arrays`` and ``meta`` (JSON values); a kill leaves the old or the new file."""
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -37,5 +37,5 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = json.loads(file[_META].tobytes())
             arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != _META}
     except (OSError, KeyError, ValueError) as error:
-        raise ModelFileError(f"{path} is not a training checkpoint ({error}); delete it to start anew") from error
+        raise ModelFileError(f"{path} is not a training checkpoint ({error}); name another") from error
     return arrays, meta

@@ -1,4 +1,4 @@
-"""The reference model as a GGUF file that llama.cpp loads: architecture qwen3, float16 matrices, its own tokenizer."""
+"""The reference model as a GGUF file for llama.cpp: qwen3, float16 matrices, tokenizer included."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """How the network starts, and how it gets more layers.
 
-Left to itself a small model finds out how to recall late and by chance. Here the first two layers start out with the
-circuit that does it (an induction head, Olsson et al. 2022, https://arxiv.org/abs/2209.11895), and training refines
-it and builds on it:
+Left to itself a small model finds out how to recall late and by chance. Here the first two layers start out
+with the circuit that does it (an induction head, Olsson et al. 2022, https://arxiv.org/abs/2209.11895), and
+training refines it and builds on it:
 
 - Forms of one word (` kobu`, `->kobu`) start with embeddings that share the word's part.
-- Layer 0, first query head: looks at the token before. All embeddings share one direction, which Q and K map to the
-  fastest RoPE pairs, one position apart. What it reads goes to a subspace of its own.
-- Layer 1, first query head: looks for the token that followed this one before. Q reads the token itself, K reads the
-  subspace; both use the slow RoPE pairs, which hardly turn over a context. What it reads is the next token.
+- Layer 0, first query head: looks at the token before. All embeddings share one direction, which Q and K map
+  to the fastest RoPE pairs, one position apart. What it reads goes to a subspace of its own.
+- Layer 1, first query head: looks for the token that followed this one before. Q reads the token itself, K
+  reads the subspace; both use the slow RoPE pairs, which hardly turn over a context. What it reads is the
+  next token.
 
 All other weights start random, and none is kept fixed.
 """
@@ -48,7 +49,7 @@ def _random_layers(config: ReferenceConfig, n_layer: int, generator: torch.Gener
 def _word_embeddings(config: ReferenceConfig, generator: torch.Generator) -> Tensor:
     """Return embeddings in which tokens of one word share 0.9 of their variance; one row per token."""
     own = torch.randn(config.n_vocab, config.n_embd, generator=generator)
-    shared = {}
+    shared: dict[str, Tensor] = {}
     for index, token in enumerate(TOKENS[: config.n_vocab]):
         if token.word is not None:
             base = shared.setdefault(token.word, torch.randn(config.n_embd, generator=generator))
@@ -70,7 +71,9 @@ def new_model(config: ReferenceConfig, seed: int) -> ReferenceModel:
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Return a random matrix (rows, columns), rows <= columns, with orthonormal rows."""
-    return torch.linalg.qr(torch.randn(columns, rows, generator=generator)).Q.T
+    q, _ = torch.linalg.qr(torch.randn(columns, rows, generator=generator))
+    rows_first: Tensor = q.T
+    return rows_first
 
 
 def _seed_induction(model: ReferenceModel, generator: torch.Generator) -> None:
@@ -80,7 +83,7 @@ def _seed_induction(model: ReferenceModel, generator: torch.Generator) -> None:
     previous, following = ({name: stack[layer] for name, stack in model.layers.items()} for layer in (0, 1))
     common = torch.randn(config.n_embd, generator=generator)
     common /= common.norm()
-    model.token_embd += common * _EMBEDDING_STD * math.sqrt(config.n_embd) / 2
+    model.token_embd.add_(common, alpha=_EMBEDDING_STD * math.sqrt(config.n_embd) / 2)
 
     key = torch.zeros(config.head_dim)
     key[:_N_FAST_PAIRS] = 1.0
@@ -111,7 +114,7 @@ def _seed_induction(model: ReferenceModel, generator: torch.Generator) -> None:
 
 
 def copies_of(n_old: int, n_new: int) -> list[int]:
-    """Return, for each of ``n_new`` layers, which of ``n_old`` it descends from: neighbours stay neighbours."""
+    """Return, for each of ``n_new`` layers, which of ``n_old`` it is a copy of; the order is kept."""
     return [layer * n_old // n_new for layer in range(n_new)]
 
 
@@ -119,9 +122,9 @@ def grown(model: ReferenceModel, n_layer: int, seed: int) -> ReferenceModel:
     """Return ``model`` with ``n_layer`` layers that computes nearly the same function.
 
     Each old layer becomes neighbouring copies. One of them, the first for attention and the last for the
-    feed-forward part (later attention then still reads what it was trained on), keeps most of the output; the rest
-    is shared among all copies in random proportions, so that every new layer has work from the start and no two
-    have the same. A little noise lets the copies learn different things.
+    feed-forward part (later attention then still reads what it was trained on), keeps most of the output; the
+    rest is shared among all copies in random proportions, so that every new layer has work from the start and
+    no two have the same. A little noise lets the copies learn different things.
     """
     generator = torch.Generator().manual_seed(seed)
     bigger = ReferenceModel(replace(model.config, n_layer=n_layer))
@@ -148,7 +151,7 @@ def grown(model: ReferenceModel, n_layer: int, seed: int) -> ReferenceModel:
 
 
 def _random_shares(source: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one share a layer; those of layers with one ``source`` sum to one, the largest at most 6 times the least."""
+    """Return a random share per layer; the shares of the layers with one ``source`` sum to one."""
     drawn = 0.3 + 1.5 * torch.rand(len(source), generator=generator)
     totals = torch.zeros(int(source.max()) + 1).index_add_(0, source, drawn)
     return drawn / totals[source]

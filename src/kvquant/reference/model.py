@@ -1,8 +1,8 @@
-"""The network: the `qwen3` architecture of GGUF files, as a Torch module that lets a caller see and replace K and V.
+"""The network: the `qwen3` architecture of GGUF files as a Torch module; callers may see and replace K and V.
 
-Pre-norm layers of grouped-query attention (RMS norm over each head of Q and K, then RoPE with the halves of a head
-as pairs) and a SiLU-gated feed-forward part; the output shares the token embedding. Weights of all layers are
-stacked along a first axis `layer` and are otherwise laid out and named as in the file.
+Pre-norm layers of grouped-query attention (RMS norm over each head of Q and K, then RoPE with the halves of a
+head as pairs) and a SiLU-gated feed-forward part; the output shares the token embedding. Weights of all
+layers are stacked along a first axis `layer` and are otherwise laid out and named as in the file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def model_shape(config: ReferenceConfig) -> ModelShape:
 
 
 def layer_shapes(config: ReferenceConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight of one layer, by its name in the file without `blk.N.` and `.weight`."""
+    """Return the shape of each weight of one layer; `attn_q` is `blk.N.attn_q.weight` in the file."""
     n_embd, head_dim, n_ff = config.n_embd, config.head_dim, config.n_ff
     n_embd_q, n_embd_kv = config.n_head * head_dim, config.n_head_kv * head_dim
     return {

@@ -1,8 +1,8 @@
 """The optimizer: Muon for the matrices of the layers, Adam for embeddings and norms.
 
-Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) steps along the momentum with all its singular
-values brought near one. A new layer with zero output projections therefore moves as fast as an old one, which is
-what makes grown layers take up work.
+Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) steps along the momentum with all its
+singular values brought near one. A layer with small weights or gradients therefore moves as fast as any
+other, which is what makes grown layers take up work.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class Optimizer:
-    """Holds the running averages of each parameter under its name; `state` is what a checkpoint keeps of it."""
+    """Holds the running averages of each parameter under its name; a checkpoint keeps its `state`."""
 
     def __init__(self, model: ReferenceModel) -> None:
         self._parameters = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""What a model still gets right when its K and V were written in some format: recall, perplexity, divergence."""
+"""How much of a document a model gets right, with its K and V as they are or as a format keeps them."""
 
 from __future__ import annotations
 
@@ -60,19 +60,17 @@ def read(document: Document) -> Reading:
     mask = answer_mask(document)
     begins = mask & ~np.concatenate(([False], mask[:-1]))
     ids = np.where(mask, np.cumsum(begins) - 1, -1)
-    return Reading(
-        torch.tensor(encode(document.text)), torch.from_numpy(mask[1:]), torch.from_numpy(ids[1:])
-    )
+    return Reading(torch.tensor(encode(document.text)), torch.from_numpy(mask[1:]), torch.from_numpy(ids[1:]))
 
 
 @torch.inference_mode()
 def log_probabilities(model: ReferenceModel, reading: Reading, write_kv: WriteKV | None = None) -> Tensor:
-    """Return log-probabilities of every next token, float32 (n_tokens - 1, n_vocab), the last position left out."""
+    """Return the log-probabilities of tokens 1, 2, ... of ``reading``, float32 (n_tokens - 1, n_vocab)."""
     return functional.log_softmax(model(reading.tokens[None, :-1], write_kv)[0], dim=-1)
 
 
 def right_answers(reading: Reading, log_probability: Tensor) -> Share:
-    """Count the answers of which every token is the model's first choice, each given the true text before it."""
+    """Count the answers whose every token is the model's first choice, given the true text before it."""
     hits = log_probability.argmax(-1) == reading.tokens[1:]
     n_answers = int(reading.answer_ids.max()) + 1
     missed = set(reading.answer_ids[reading.answers & ~hits].tolist())
@@ -82,7 +80,7 @@ def right_answers(reading: Reading, log_probability: Tensor) -> Share:
 def recall_readings(
     seed: int, split: Split, n_pairs: int, n_tokens: int, n_prompts: int, n_asked: int | None = None
 ) -> list[Reading]:
-    """Return ``n_prompts`` recall prompts of ``split``, each asking ``n_asked`` (None: all) of its pairs once."""
+    """Return ``n_prompts`` recall prompts of ``split``, each asking ``n_asked`` (None: all) of its pairs."""
     asked = n_pairs if n_asked is None else n_asked
     return [
         read(recall_prompt(np.random.default_rng([seed, index]), split, n_pairs, n_tokens, asked))
@@ -90,7 +88,9 @@ def recall_readings(
     ]
 
 
-def recall_score(model: ReferenceModel, readings: Sequence[Reading], write_kv: WriteKV | None = None) -> Share:
+def recall_score(
+    model: ReferenceModel, readings: Sequence[Reading], write_kv: WriteKV | None = None
+) -> Share:
     """Return how many of the pairs asked in ``readings`` the model recalls exactly."""
     shares = [right_answers(reading, log_probabilities(model, reading, write_kv)) for reading in readings]
     return Share(sum(share.n_right for share in shares), sum(share.n for share in shares))

@@ -1,8 +1,8 @@
-"""What the reference model reads: documents made from a seed, in which most of the later text follows from earlier text.
+"""What the reference model reads: documents from a seed, whose later text mostly follows from the earlier.
 
-Every document is built of statements that join two words (a key and a value, an animal and a place, two numbers to
-add). `split_of` gives each such pair to one split, and a document of a split states pairs of that split only. So no
-statement of a test document occurs in any training document, whatever the seeds are.
+Every document is built of statements that join two words (a key and a value, an animal and a place, two
+numbers to add). `split_of` gives each such pair to one split, and a document of a split states pairs of that
+split only. So no statement of a test document occurs in any training document, whatever the seeds are.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def _partner(rng: np.random.Generator, split: Split, first: int, n: int) -> int:
 class Document:
     """A text and the byte spans of it that a reader who remembers the rest can predict.
 
-    kind: the task. text: what the model reads. answers: (start, end) byte offsets, ascending, not overlapping.
+    kind: the task. text: what the model reads. answers: (start, end) byte offsets, ascending, not
+    overlapping.
     """
 
     kind: str
@@ -145,8 +146,10 @@ def _state_facts(writer: _Writer, rng: np.random.Generator, facts: _Facts, n_fil
         writer.say(*_filler(rng, gap), f" {key}", f"={value}")
 
 
-def recall_prompt(rng: np.random.Generator, split: Split, n_pairs: int, n_tokens: int, n_asked: int) -> Document:
-    """Return a recall test: ``n_pairs`` pairs and filler over ``n_tokens`` tokens, then ``n_asked`` of the keys.
+def recall_prompt(
+    rng: np.random.Generator, split: Split, n_pairs: int, n_tokens: int, n_asked: int
+) -> Document:
+    """Return a recall test: ``n_pairs`` pairs and filler in ``n_tokens`` tokens, then ``n_asked`` keys.
 
     Raises UsageError when the pairs need more room than ``n_tokens``, or there are not that many keys.
     """
@@ -173,7 +176,9 @@ def _n_statements(rng: np.random.Generator, most: int) -> int:
 
 def recall(rng: np.random.Generator, split: Split, size: Size) -> Document:
     """Associative recall: pairs stated among filler words, then asked again and again."""
-    facts = _Facts.draw(rng, split, _n_statements(rng, min(size.most_pairs, size.n_tokens // 8)), size.n_words)
+    facts = _Facts.draw(
+        rng, split, _n_statements(rng, min(size.most_pairs, size.n_tokens // 8)), size.n_words
+    )
     writer = _Writer(size.n_tokens)
     writer.say(" Facts:")
     _state_facts(writer, rng, facts, int(rng.integers(max(1, size.n_tokens // 2 - 2 * len(facts)))))
@@ -187,7 +192,9 @@ def recall(rng: np.random.Generator, split: Split, size: Size) -> Document:
 
 def stream(rng: np.random.Generator, split: Split, size: Size) -> Document:
     """Associative recall with new pairs arriving while older ones are asked."""
-    facts = _Facts.draw(rng, split, _n_statements(rng, min(size.most_pairs, size.n_tokens // 6)), size.n_words)
+    facts = _Facts.draw(
+        rng, split, _n_statements(rng, min(size.most_pairs, size.n_tokens // 6)), size.n_words
+    )
     writer = _Writer(size.n_tokens)
     known = 0
     new_rate = rng.uniform(1, 4) * len(facts) / (size.n_tokens / 2)
@@ -269,7 +276,7 @@ def copy(rng: np.random.Generator, split: Split, size: Size) -> Document:
 
 @dataclass(frozen=True)
 class _Relation:
-    """One kind of sentence about an animal: how it is stated, how it is asked, and the words that can fill it."""
+    """One kind of sentence about an animal: how it is stated and asked, and the words that can fill it."""
 
     states: tuple[str, ...]
     asks: tuple[str, str]
@@ -373,7 +380,8 @@ REQUESTS: Final[Mapping[str, _Request]] = {
 class Question:
     """One chat question with its only right answer.
 
-    kind: the request's name. user: what the user writes, the facts included. answer: what the model should reply.
+    kind: the request's name. user: what the user writes, the facts included. answer: what the model should
+    reply.
     """
 
     kind: str
@@ -381,9 +389,7 @@ class Question:
     answer: str
 
 
-def chat_question(
-    rng: np.random.Generator, split: Split, kind: str, n_pairs: int, n_tokens: int
-) -> Question:
+def chat_question(rng: np.random.Generator, split: Split, kind: str, n_pairs: int, n_tokens: int) -> Question:
     """Return a question of ``kind`` about ``n_pairs`` facts spread over about ``n_tokens`` tokens.
 
     Raises UsageError for an unknown kind, or when the facts need more room.
@@ -391,8 +397,8 @@ def chat_question(
     request = REQUESTS.get(kind)
     if request is None or not 1 <= n_pairs <= len(KEYS) or 2 * n_pairs > n_tokens:
         raise UsageError(
-            f"cannot ask {kind!r} about {n_pairs} pairs in {n_tokens} tokens: kinds are {', '.join(REQUESTS)}, "
-            f"each pair takes 2 tokens and there are {len(KEYS)} keys"
+            f"cannot ask {kind!r} about {n_pairs} pairs in {n_tokens} tokens: "
+            f"kinds are {', '.join(REQUESTS)}, each pair takes 2 tokens and there are {len(KEYS)} keys"
         )
     facts = _Facts.draw(rng, split, n_pairs)
     writer = _Writer(n_tokens)
@@ -410,7 +416,9 @@ def _some_facts(rng: np.random.Generator, facts: _Facts, most: int) -> _Facts:
 
 def chat(rng: np.random.Generator, split: Split, size: Size) -> Document:
     """A chat of many turns over one list of facts, in the template the model file carries."""
-    facts = _Facts.draw(rng, split, _n_statements(rng, min(size.most_pairs, size.n_tokens // 8)), size.n_words)
+    facts = _Facts.draw(
+        rng, split, _n_statements(rng, min(size.most_pairs, size.n_tokens // 8)), size.n_words
+    )
     requests = list(REQUESTS.values())
     writer = _Writer(size.n_tokens)
     writer.say(TURN_START, "user\n", " Facts:")
@@ -439,7 +447,9 @@ TASKS: Final[Mapping[str, Task]] = {
 def draw_document(
     rng: np.random.Generator, split: Split, weights: Mapping[str, float], size: Size
 ) -> Document:
-    """Return a document of a task drawn by ``weights`` (task name to share). Raises UsageError for unknown names."""
+    """Return a document of a task drawn by ``weights`` (task name to share). Raises UsageError for unknown
+    names.
+    """
     unknown = sorted(set(weights) - set(TASKS))
     if unknown or not weights:
         raise UsageError(f"unknown tasks {unknown}; known: {', '.join(TASKS)}")

@@ -1,8 +1,8 @@
 """Training in stages, from a TOML file, resumable after a kill at any moment.
 
 A stage fixes the number of layers, the documents, and the learning rates; each starts from the end of the one
-before. Everything random is drawn from (seed, stage, step), so a resumed run reads the same documents as one that
-was never stopped.
+before. Everything random is drawn from (seed, stage, step), so a resumed run reads the same documents as one
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Stage:
     """One lesson.
 
     n_layer: layers of the network from here on. n_tokens, most_pairs, n_words: see `tasks.Size`.
-    n_rows: documents a step. n_steps: steps at most. until: end early when this share of the answer tokens is right
-    (running mean over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with `decay` they fall
-    to zero over the stage. tasks: task name to share of the documents.
+    n_rows: documents a step. n_steps: steps at most. until: end early when this share of the answer tokens is
+    right (running mean over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with
+    `decay` they fall to zero over the stage. tasks: task name to share of the documents.
     """
 
     name: str
@@ -149,7 +149,9 @@ def _resume(path: Path, plan: TrainingPlan, seed: int) -> _State:
 
 @dataclass(frozen=True)
 class Loss:
-    """What one batch gave: the value to go down, and by task how many answer tokens were right, of how many."""
+    """What one batch gave: the value to go down, and by task how many answer tokens were right, of how
+    many.
+    """
 
     value: Tensor
     right: Mapping[str, tuple[int, int]]
@@ -161,7 +163,9 @@ def batch_loss(model: ReferenceModel, batch: Batch, other_weight: float) -> Loss
     answers = torch.from_numpy(batch.answers)
     logits = model(tokens[:, :-1])
     targets = tokens[:, 1:]
-    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(
+        targets
+    )
     weights = torch.where(answers, 1.0, other_weight)
     hits = ((logits.detach().argmax(-1) == targets) & answers).sum(1).tolist()
     right: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -181,8 +185,9 @@ def train(
 ) -> ReferenceModel:
     """Train by ``plan`` from ``seed``, or go on from ``folder``/checkpoint.npz, and return the model.
 
-    Appends one JSON object per ``log_every`` steps to ``folder``/log.jsonl; rows written after the last checkpoint
-    and before a kill are dropped when training resumes. Ends early, saved, when ``should_stop`` says so.
+    Appends one JSON object per ``log_every`` steps to ``folder``/log.jsonl; rows written after the last
+    checkpoint and before a kill are dropped when training resumes. Ends early, saved, when ``should_stop``
+    says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.npz", folder / "log.jsonl"

@@ -1,8 +1,9 @@
-"""The tokens of the reference model: three control tokens, the 256 bytes, and whole words in the forms texts use.
+"""The tokens of the reference model: three control tokens, the 256 bytes, and whole words in the forms texts
+use.
 
-A recall task is learnt fast when a key and a value are one token each, so every key word and every number has one
-token per form it is written in: `kobu`, ` kobu`, `->kobu` and `417`, `=417`. Forms of one word share an identity,
-which the trainer uses to start their embeddings alike. Anything else is spelt in bytes.
+A recall task is learnt fast when a key and a value are one token each, so every key word and every number has
+one token per form it is written in: `kobu`, ` kobu`, `->kobu` and `417`, `=417`. Forms of one word share an
+identity, which the trainer uses to start their embeddings alike. Anything else is spelt in bytes.
 """
 
 from __future__ import annotations
@@ -30,50 +31,80 @@ def _key(index: int) -> str:
 KEYS = tuple(_key(index) for index in range(N_KEYS))
 VALUES = tuple(str(100 + index) for index in range(N_VALUES))
 
-ANIMALS = tuple(
-    """ant bear bee bird bull camel cat cow crab crow deer dog dove duck eagle eel fish fly fox frog goat goose hare
-    hawk hen horse lamb lion lizard mole monkey moth mouse mule otter owl ox panda pig rabbit rat raven seal shark
-    sheep snail snake spider swan tiger toad turtle whale wolf worm zebra""".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ANIMALS = _words(
+    """ant bear bee bird bull camel cat cow crab crow deer dog dove duck eagle eel fish fly fox frog goat
+    goose hare hawk hen horse lamb lion lizard mole monkey moth mouse mule otter owl ox panda pig rabbit rat
+    raven seal shark sheep snail snake spider swan tiger toad turtle whale wolf worm zebra"""
 )
-PLACES = tuple(
-    """Accra Athens Bergen Berlin Bogota Boston Cairo Chicago Dakar Delhi Denver Dublin Geneva Hanoi Havana Jakarta
-    Kiev Lagos Lima Lisbon London Lyon Madrid Malmo Manila Miami Milan Mumbai Munich Nairobi Naples Osaka Oslo Paris
-    Porto Prague Quito Rabat Riga Rome Seoul Seville Sofia Sydney Tokyo Toronto Tunis Turin Vienna Warsaw York
-    Zurich""".split()
+PLACES = _words(
+    """Accra Athens Bergen Berlin Bogota Boston Cairo Chicago Dakar Delhi Denver Dublin Geneva Hanoi Havana
+    Jakarta Kiev Lagos Lima Lisbon London Lyon Madrid Malmo Manila Miami Milan Mumbai Munich Nairobi Naples
+    Osaka Oslo Paris Porto Prague Quito Rabat Riga Rome Seoul Seville Sofia Sydney Tokyo Toronto Tunis Turin
+    Vienna Warsaw York Zurich"""
 )
-FOODS = tuple(
-    """apples bacon beans beets bread butter cake carrots cheese cherries corn dates eggs figs garlic grapes honey
-    leeks lemons lentils melons milk nuts oats olives onions pasta peaches pears peas plums rice""".split()
+FOODS = _words(
+    """apples bacon beans beets bread butter cake carrots cheese cherries corn dates eggs figs garlic grapes
+    honey leeks lemons lentils melons milk nuts oats olives onions pasta peaches pears peas plums rice"""
 )
-COLOURS = tuple(
-    "amber beige black blue bronze brown coral cream gold green grey indigo orange pink red white".split()
+COLOURS = _words(
+    "amber beige black blue bronze brown coral cream gold green grey indigo orange pink red white"
 )
-JOBS = tuple(
+JOBS = _words(
     """baker banker barber builder butcher chef clerk dancer doctor driver farmer guard hunter judge lawyer
     miner nurse painter pilot poet porter sailor singer smith soldier tailor teacher trader waiter weaver
-    writer""".split()
+    writer"""
 )
-FILLER = tuple(
-    """again also and any are as at away back because been before being both but by came can could day did down each
-    even every far few first for from gave go good had hand has he her here him his home house how if into its just
-    kept last left less light like little long made many may men more most much must near never new next night no
-    none not now of off old on once one only open or other our out over own part past people quite rather road room
-    round said saw say see set she should show side since sky small so some soon still stood such sun take tell than
-    that their them then there these they thing this those time to too took tree two under until up upon very walk
-    was water way we well went were when where which while who why wide wind with woman wood word work would year yet
-    you young""".split()
+FILLER = _words(
+    """again also and any are as at away back because been before being both but by came can could day did
+    down each even every far few first for from gave go good had hand has he her here him his home house how
+    if into its just kept last left less light like little long made many may men more most much must near
+    never new next night no none not now of off old on once one only open or other our out over own part past
+    people quite rather road room round said saw say see set she should show side since sky small so some soon
+    still stood such sun take tell than that their them then there these they thing this those time to too
+    took tree two under until up upon very walk was water way we well went were when where which while who why
+    wide wind with woman wood word work would year yet you young"""
 )
-GRAMMAR = tuple("The the lives in eats wears is a Where What does live eat wear".split())
+GRAMMAR = _words("The the lives in eats wears is a Where What does live eat wear")
 MARKS = (
-    ".", "?", ":", ",", "\n", " |", " Facts:", " Ask:", " Follow:", " Copy:", "user\n", "assistant\n", "What is",
-    "Look up", "Give", "List", " with the tool", " as JSON", " as CSV", "key,value\n", "- ", '{"', '": ', "}",
-    '{"name": "lookup", "arguments": {"key": "', '"}}',
-)  # fmt: skip
+    ".",
+    "?",
+    ":",
+    ",",
+    "\n",
+    " |",
+    " Facts:",
+    " Ask:",
+    " Follow:",
+    " Copy:",
+    "user\n",
+    "assistant\n",
+    "What is",
+    "Look up",
+    "Give",
+    "List",
+    " with the tool",
+    " as JSON",
+    " as CSV",
+    "key,value\n",
+    "- ",
+    '{"',
+    '": ',
+    "}",
+    '{"name": "lookup", "arguments": {"key": "',
+    '"}}',
+)
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token: its text as bytes, whether it is a control token, and the word whose form it is (None: no word)."""
+    """One token: its text as bytes, whether it is a control token, and the word whose form it is (None: no
+    word).
+    """
 
     text: bytes
     control: bool = False

@@ -1,4 +1,6 @@
-"""A cache for Hugging Face transformers models that keeps K and V as a policy's formats would give them back."""
+"""A cache for Hugging Face transformers models that keeps K and V as a policy's formats would give them
+back.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 
 from kvquant.errors import ShapeError
 from kvquant.model.shape import LayerShape, ModelShape, WindowKind
@@ -15,7 +17,8 @@ from kvquant.torch.writing import QuantizedKV
 
 
 def shape_from_config(config: PretrainedConfig) -> ModelShape:
-    """Return the cache's shape of a decoder with grouped-query attention in every layer, from its configuration.
+    """Return the cache's shape of a decoder with grouped-query attention in every layer, from its
+    configuration.
 
     Raises ShapeError when a layer is not full or sliding-window attention, or sizes are missing.
     """
@@ -26,7 +29,9 @@ def shape_from_config(config: PretrainedConfig) -> ModelShape:
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * n_layer
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown:
-        raise ShapeError(f"layers of kind {', '.join(unknown)}; only full and sliding-window attention are known")
+        raise ShapeError(
+            f"layers of kind {', '.join(unknown)}; only full and sliding-window attention are known"
+        )
     windows = [text.sliding_window if kind == "sliding_attention" else 0 for kind in kinds]
     return ModelShape(
         name=text.model_type,
@@ -38,40 +43,28 @@ def shape_from_config(config: PretrainedConfig) -> ModelShape:
     )
 
 
-class _WritesThrough(CacheLayerMixin):
-    """Passes what it is given through `write` before the cache layer it is mixed with keeps it."""
+def _write_through(cache_layer: Any, index: int, write: QuantizedKV) -> Any:
+    """Make ``cache_layer`` keep what ``write`` returns for new K, V: (n_rows, n_head_kv, n_new, head_dim)."""
+    keep = cache_layer.update
 
-    def __init__(self, layer: int, write: QuantizedKV, **options: Any) -> None:
-        super().__init__(**options)
-        self._layer = layer
-        self._write = write
+    def update(key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> Any:
+        k, v = write(index, key_states, key_states, value_states)
+        return keep(k, v, *args, **options)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> Any:
-        """Keep new K and V, (n_rows, n_head_kv, n_new, head_dim), and return all that is kept."""
-        k, v = self._write(self._layer, key_states, key_states, value_states)
-        return super().update(k, v, *args, **options)  # type: ignore[safe-super]
-
-
-class _FullLayer(_WritesThrough, DynamicLayer):
-    pass
-
-
-class _SlidingLayer(_WritesThrough, DynamicSlidingWindowLayer):
-    pass
+    # Set on the object: a subclass of a cache layer would enrol itself as the one that every cache uses.
+    cache_layer.update = update
+    return cache_layer
 
 
 class QuantizedCache(DynamicCache):
     """`past_key_values` for a transformers model, under a policy.
 
-    Every new K (after RoPE) and V row is packed and unpacked once, when it is written, as llama.cpp does; attention
-    then reads the unpacked values. Memory is that of an unquantized cache.
+    Every new K (after RoPE) and V row is packed and unpacked once, when it is written, as llama.cpp does;
+    attention then reads the unpacked values. Memory is that of an unquantized cache.
     """
 
     def __init__(self, config: PretrainedConfig, policy: Policy, *, rotate: bool = True) -> None:
         shape = shape_from_config(config)
         write = QuantizedKV(resolve(policy, shape), rotate=rotate)
         super().__init__(config=config)
-        self.layers = [
-            _SlidingLayer(index, write, sliding_window=layer.window) if layer.window else _FullLayer(index, write)
-            for index, layer in enumerate(shape.layers)
-        ]
+        self.layers = [_write_through(layer, index, write) for index, layer in enumerate(self.layers)]

@@ -14,14 +14,12 @@ from kvquant.policy import ResolvedPolicy
 _FLOATS = ("f32", "f16", "bf16")
 
 
-def storage_format(
-    type_name: str, head_dim: int, side: Literal["k", "v"], *, rotate: bool = True
-) -> Format:
+def storage_format(type_name: str, head_dim: int, side: Literal["k", "v"], *, rotate: bool = True) -> Format:
     """Return what a head vector of ``head_dim`` values goes through in a cache of type ``type_name``.
 
-    llama.cpp rotates heads before it packs them into its quantized types; ``rotate`` False is what it does under
-    LLAMA_ATTN_ROT_DISABLE. Research formats bring their own rotation and are never rotated twice. Raises FormatError
-    for an unknown type or a head the type cannot pack.
+    llama.cpp rotates heads before it packs them into its quantized types; ``rotate`` False is what it does
+    under LLAMA_ATTN_ROT_DISABLE. Research formats bring their own rotation and are never rotated twice.
+    Raises FormatError for an unknown type or a head the type cannot pack.
     """
     found = get_format(type_name)
     found.check_width(head_dim)
@@ -32,7 +30,9 @@ def storage_format(
 
 
 def stored(x: Tensor, storage: Format) -> Tensor:
-    """Return ``x``, (..., head_dim) of any float dtype, as it reads back from ``storage``, in the same dtype."""
+    """Return ``x``, (..., head_dim) of any float dtype, as it reads back from ``storage``, in the same
+    dtype.
+    """
     width = x.shape[-1]
     return storage.dequantize(storage.quantize(x.float().contiguous()), width).to(x.dtype)
 
@@ -49,7 +49,9 @@ class QuantizedKV:
         self._rotate = rotate
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return K and V, any shape (..., head_dim), as ``layer``'s cache gives them back; ``q`` is not read."""
+        """Return K and V, any shape (..., head_dim), as ``layer``'s cache gives them back; ``q`` is not
+        read.
+        """
         del q
         if layer not in self._types:
             return k, v
