@@ -116,6 +116,6 @@ def arch_keys(arch: str, n_layer: int = 4, **changes: Any) -> dict[str, Any]:
     """The common keys of another architecture, changed as `llama_keys` changes them."""
     renamed = {
         key.replace("llama.", f"{arch}."): item
-        for key, item in llama_keys(block_count=n_layer, **changes).items()
+        for key, item in llama_keys(**{"block_count": n_layer, **changes}).items()
     }
     return {**renamed, "general.architecture": arch}
