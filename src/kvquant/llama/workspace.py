@@ -1,0 +1,114 @@
+"""A private, patched copy of a source tree, so that building never changes the tree it was given."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from kvquant.errors import LlamaError, PatchError
+from kvquant.files import write_atomic
+from kvquant.llama.cache import cache_folder
+from kvquant.llama.command import run_captured
+from kvquant.llama.fetch import Origin, read_origin
+from kvquant.llama.patching.recipe import Series
+from kvquant.llama.patching.transaction import (
+    apply_series,
+    changed_files,
+    load_state,
+    revert_series,
+)
+from kvquant.llama.tree import ORIGIN_FILE, digest_tree, source_files
+
+
+def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Path:
+    """The private copy of ``source`` with ``series`` applied, made or brought up to date.
+
+    A tree that is patched with ``series`` already is returned itself.  Raises PatchError when the series does
+    not fit.
+    """
+    state = load_state(source)
+    if state is not None:
+        if state.series_digest != series.digest:
+            raise PatchError(
+                f"{source} is patched with another version of the series; run: kvquant patch revert --source "
+                f"{source}"
+            )
+        return source
+    folder = cache_folder() / "llama.cpp" / "patched"
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
+    with locked(folder, say):
+        digest = digest_tree(source)
+        if not _is_copy(copy, digest):
+            say(f"copying {source} to {copy}")
+            _copy(source, digest, copy)
+        previous = load_state(copy)
+        if previous is not None and previous.series_digest != series.digest:
+            revert_series(copy)
+        written = apply_series(series, copy)
+        if written:
+            say(f"applied {len(series.patches)} patches, {len(written)} files, to {copy}")
+    return copy
+
+
+def tree_commit(root: Path) -> str | None:
+    """The upstream commit of a tree, from what ``fetch`` noted or from git; None when neither knows."""
+    origin = read_origin(root)
+    if origin is not None:
+        return origin.commit or None
+    if not (root / ".git").exists():
+        return None
+    status, output = run_captured(["git", "-C", str(root), "rev-parse", "HEAD"])
+    return output.strip() if status == 0 else None
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold ``folder`` for this process, waiting for another one that does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another kvquant that works in {folder}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_copy(copy: Path, digest: str) -> bool:
+    """Whether ``copy`` was made from a tree of that digest and only kvquant changed it since."""
+    try:
+        origin, state = read_origin(copy), load_state(copy)
+        if origin is None or origin.tree_sha256 != digest:
+            return False
+        return digest_tree(copy) == digest if state is None else not changed_files(copy, state)
+    except LlamaError:
+        return False
+
+
+def _copy(source: Path, digest: str, copy: Path) -> None:
+    """Copy the source files, with new times, so that no build object made from an older copy passes as
+    current.
+    """
+    with tempfile.TemporaryDirectory(prefix=".copy-", dir=copy.parent, ignore_cleanup_errors=True) as work:
+        tree = Path(work) / "tree"
+        for path in source_files(source):
+            target = tree / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, target)
+            shutil.copymode(source / path, target)
+        origin = Origin(tree_commit(source) or "", f"copy of {source}", digest)
+        write_atomic(tree / ORIGIN_FILE, json.dumps(asdict(origin), indent=1) + "\n")
+        if copy.exists():
+            shutil.rmtree(copy)
+        tree.rename(copy)

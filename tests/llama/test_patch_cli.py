@@ -1,0 +1,94 @@
+"""``kvquant patch`` as a user meets it: output, exit codes, one line for bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama.patch_trees import CACHE, make_series, make_tree, snapshot
+
+
+def kvquant(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from kvquant.cli.main import main; main()", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    make_series(tmp_path / "patches")
+    return make_tree(tmp_path / "tree")
+
+
+def patch(command: str, tree: Path, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+    patches = () if command == "revert" else ("--patches", tree.parent / "patches")
+    return kvquant("patch", command, "--source", tree, *patches, *argv)
+
+
+def test_the_round_trip(tree: Path) -> None:
+    before = snapshot(tree)
+    checked = patch("check", tree)
+    assert (checked.returncode, checked.stdout.splitlines()) == (
+        0,
+        [
+            "0001-layers new-file  src/layers/layers.h  matches (added whole)",
+            "0001-layers include  src/context.cpp:1  matches",
+            "0001-layers second-return  src/context.cpp:8  matches",
+            "0001-layers types  src/cache.cpp:1, src/cache.cpp:2  matches",
+        ],
+    )
+    assert snapshot(tree) == before
+    assert patch("status", tree).stdout == "0001-layers: not applied\n"
+    applied = patch("apply", tree)
+    assert applied.stdout.splitlines() == ["src/cache.cpp", "src/context.cpp", "src/layers/layers.h"]
+    assert "nothing to do" in patch("apply", tree).stderr
+    assert patch("status", tree).stdout == "0001-layers: applied\n"
+    assert patch("check", tree).stdout == checked.stdout
+    (tree / "src/cache.cpp").write_bytes(b"int mine;\n")
+    assert patch("status", tree).stdout == "0001-layers: applied\nchanged since: src/cache.cpp\n"
+    refused = patch("revert", tree)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    (tree / "src/cache.cpp").write_bytes(CACHE.replace(b"type_", b"layer_type_"))
+    assert patch("revert", tree).returncode == 0
+    assert snapshot(tree) == before
+    assert "nothing to do" in patch("revert", tree).stderr
+
+
+def test_drift_is_shown_with_its_nearest_lines_and_exit_code_3(tree: Path) -> None:
+    (tree / "src/context.cpp").write_bytes(b'#include "llama-implementation.h"\nreturn 1;\n')
+    before = snapshot(tree)
+    checked = patch("check", tree)
+    assert checked.returncode == 3
+    lines = checked.stdout.splitlines()
+    assert "0001-layers include  src/context.cpp  fails (anchor found 0 times, wanted 1)" in lines
+    assert any(line.startswith("    nearest, ") and "src/context.cpp:1: #include" in line for line in lines)
+    assert checked.stderr.startswith("kvquant: error: 2 of 4 edits do not fit")
+    assert patch("export", tree).returncode == 3
+    applied = patch("apply", tree)
+    assert (applied.returncode, applied.stdout, applied.stderr.count("\n")) == (1, "", 1)
+    assert snapshot(tree) == before
+
+
+def test_export_writes_one_file_per_patch(tree: Path, tmp_path: Path) -> None:
+    whole = patch("export", tree).stdout
+    written = patch("export", tree, "--out", tmp_path / "out")
+    assert written.stdout == f"{tmp_path / 'out/0001-layers.patch'}\n"
+    assert (tmp_path / "out/0001-layers.patch").read_text() == whole
+    patch("apply", tree)
+    assert patch("export", tree).stdout == whole
+
+
+def test_bad_input_gets_one_line(tmp_path: Path) -> None:
+    nested = tmp_path / "sdist"
+    make_tree(nested / "vendor" / "llama.cpp")
+    for source, message in [
+        (tmp_path / "gone", "is not a folder"),
+        (tmp_path, "is not a llama.cpp source tree"),
+        (nested, f"try {nested / 'vendor' / 'llama.cpp'}"),
+    ]:
+        done = kvquant("patch", "check", "--source", source)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert message in done.stderr
+    assert kvquant("patch", "check").returncode == 2
