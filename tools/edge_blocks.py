@@ -31,7 +31,7 @@ _GRIDS = {
 
 
 def edge_blocks(n_blocks: int = 32, seed: int = 0) -> dict[str, Blocks]:
-    """Return named groups of blocks, each float32 (at most n_blocks, 32), all finite."""
+    """Return named groups of blocks, each float32 (n_blocks, 32), all finite. n_blocks: 8 or more."""
     random = np.random.default_rng(seed)
 
     def gaussian(n: int = n_blocks) -> npt.NDArray[np.float64]:

@@ -1,0 +1,27 @@
+"""The built libggml, for tests that compare with it live."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import pytest
+from libggml import LibGGML, find_library
+
+HOW = "python tools/build_libggml.py --source LLAMA_CPP_TREE"
+
+
+@cache
+def _load() -> LibGGML | None:
+    path = find_library()
+    return LibGGML(path) if path else None
+
+
+def libggml() -> LibGGML:
+    """Return the oracle; without one, skip with the reason, or fail where CI=true, which promises to have built it."""
+    found = _load()
+    if found is not None:
+        return found
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true but there is no libggml; run: {HOW}")
+    pytest.skip(f"no libggml to compare with; run: {HOW}")
