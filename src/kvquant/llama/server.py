@@ -34,7 +34,8 @@ class ServerOptions:
     """What a server is started with. n_ctx counts all sequences together, as llama.cpp's ``-c`` does.
 
     kv_layers: a policy, which needs a patched build; k_type and v_type are then the types of unnamed layers.
-    n_threads: None leaves it to llama.cpp. extra: further arguments as they are.
+    rotation: False stores quantized K and V without the Hadamard rotation. n_threads: None leaves it to
+    llama.cpp. extra: further arguments as they are.
     """
 
     model: Path
@@ -43,6 +44,7 @@ class ServerOptions:
     k_type: str = "f16"
     v_type: str = "f16"
     kv_layers: str | None = None
+    rotation: bool = True
     n_threads: int | None = None
     extra: tuple[str, ...] = ()
 
@@ -63,6 +65,10 @@ class ServerOptions:
         arguments += ["--slot-save-path", f"{slot_folder}/", "--verbosity", "4", "--log-colors", "off"]
         return [*arguments, *self.extra]
 
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment the server runs in."""
+        return clean_environment(**({} if self.rotation else {"LLAMA_ATTN_ROT_DISABLE": "1"}))
+
 
 class LlamaServer:
     """A running llama-server; as a context manager it ends with the block, and its files go with it."""
@@ -82,7 +88,7 @@ class LlamaServer:
         self.slot_folder = Path(self._folder.name)
         argv = [str(program), *options.arguments(self.slot_folder)]
         try:
-            self._program = BackgroundProgram(argv, self.slot_folder / "log", env=clean_environment())
+            self._program = BackgroundProgram(argv, self.slot_folder / "log", env=options.environment())
             try:
                 self.port = self._wait(start_seconds)
             except BaseException:

@@ -1,0 +1,96 @@
+"""Proof: a slot saved under a mixed policy shows each layer's types, restores under it, and only there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvquant.errors import LlamaError
+from kvquant.llama.server import LlamaServer, ServerOptions
+from kvquant.model.shape import ModelShape
+from kvquant.policy import parse_policy
+from llama.proof import PATCHED, STOCK, WITH_V, generate, needs_both, needs_patched, run, small
+
+Model = Callable[[str], Path]
+
+MIXED = "kv0:q8_0,kv1-:k=q5_1/v=q4_0"
+
+
+def restored(folder: Path | None, options: ServerOptions, saved: bytes) -> LlamaServer:
+    """Start a server and restore the saved slot in it. Raises LlamaError when the server refuses it."""
+    assert folder is not None
+    server = LlamaServer(folder, options)
+    try:
+        (server.slot_folder / "saved").write_bytes(saved)
+        server.restore_slot(name="saved")
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+@needs_patched
+@pytest.mark.parametrize("arch", WITH_V)
+@pytest.mark.parametrize("policy", [MIXED, "0-1:q8_0,2-:q4_0", "1-2:f32", "*:k=iq4_nl"])
+def test_the_saved_slot_shows_the_policy(arch: str, policy: str, proof_model: Model) -> None:
+    model = proof_model(arch)
+    shape = ModelShape.from_gguf(model)
+    state = run(PATCHED, small(model, kv_layers=policy)).state(shape)
+    resolved = parse_policy(policy).resolve(shape)
+    assert [(layer.layer, layer.k_type, layer.v_type) for layer in resolved.layers] == [
+        (stored.layer, stored.k.type, stored.v.type if stored.v else None) for stored in state.layers
+    ]
+
+
+@needs_patched
+@pytest.mark.parametrize("arch", WITH_V)
+def test_a_restored_slot_goes_on_as_the_saved_one(arch: str, proof_model: Model) -> None:
+    options = small(proof_model(arch), kv_layers=MIXED)
+    assert PATCHED is not None
+    with LlamaServer(PATCHED, options) as server:
+        first = generate(server, n_predict=4)
+        saved = server.save_slot().read_bytes()
+        history = [*server.tokenize(first["prompt"]), *first["tokens"]] if first["tokens"] else None
+        prompt = history or first["prompt"] + first["content"]
+        went_on = generate(server, n_predict=6, prompt=prompt)
+    with restored(PATCHED, options, saved) as server:
+        again = server.save_slot(name="again").read_bytes()
+        later = generate(server, n_predict=6, prompt=prompt)
+    assert again == saved
+    assert later["timings"]["prompt_n"] < 16, "the restored slot was not used"
+    assert later["content"] == went_on["content"]
+    assert later["completion_probabilities"] == went_on["completion_probabilities"]
+
+
+@needs_patched
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen35"])
+@pytest.mark.parametrize("other", ["kv0:q8_0,kv1-:k=q5_1/v=q5_0", "kv0:q8_0,kv1-:k=q4_0", "*:q8_0", None])
+def test_another_policy_refuses_it(arch: str, other: str | None, proof_model: Model) -> None:
+    model = proof_model(arch)
+    saved = run(PATCHED, small(model, kv_layers=MIXED)).saved
+    with pytest.raises(LlamaError, match="Unable to restore slot"):
+        restored(PATCHED, small(model, kv_layers=other), saved).stop()
+
+
+@needs_patched
+def test_the_same_policy_without_rotation_refuses_it(proof_model: Model) -> None:
+    """The bytes have the same types and sizes, but mean something else."""
+    model = proof_model("llama")
+    options = small(model, kv_layers=MIXED)
+    bare = small(model, kv_layers=MIXED, rotation=False)
+    for saving, restoring in ((options, bare), (bare, options)):
+        with pytest.raises(LlamaError, match="Unable to restore slot"):
+            restored(PATCHED, restoring, run(PATCHED, saving).saved).stop()
+    restored(PATCHED, bare, run(PATCHED, bare).saved).stop()
+
+
+@needs_both
+def test_stock_and_patched_exchange_uniform_slots_only(proof_model: Model) -> None:
+    model = proof_model("llama")
+    uniform, policy = small(model, k_type="q8_0", v_type="q8_0"), small(model, kv_layers="*:q8_0")
+    restored(PATCHED, policy, run(STOCK, uniform).saved).stop()
+    restored(STOCK, uniform, run(PATCHED, policy).saved).stop()
+    with pytest.raises(LlamaError, match="Unable to restore slot"):
+        restored(STOCK, uniform, run(PATCHED, small(model, kv_layers=MIXED)).saved).stop()
