@@ -45,6 +45,11 @@ def contiguous(x: Array) -> Array:
     return x.contiguous() if is_tensor(x) else np.ascontiguousarray(x)
 
 
+def copied(x: Array) -> Array:
+    """Return a row-major copy of ``x``, aligned for a view in a wider dtype."""
+    return x.clone(memory_format=namespace(x).contiguous_format) if is_tensor(x) else x.copy()
+
+
 def empty(shape: tuple[int, ...], dtype: str, x: Array) -> Array:
     """Return an uninitialised array of the kind, and on the device, of ``x``."""
     if is_tensor(x):

@@ -36,9 +36,7 @@ def unpack(packed: Array, bits: int, n_codes: int) -> Array:
 def _gather(parts: list[tuple[Array, int]], n_part_bits: int) -> Array:
     """Return the OR of the parts, each moved up by its shift (down when negative), in bits 0..7."""
     shifted = [
-        part << shift if shift >= 0 else part >> -shift
-        for part, shift in parts
-        if -n_part_bits < shift < 8
+        part << shift if shift >= 0 else part >> -shift for part, shift in parts if -n_part_bits < shift < 8
     ]
     total = shifted[0]
     for part in shifted[1:]:

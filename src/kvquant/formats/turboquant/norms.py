@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from kvquant.formats.arrays import Array, cast, contiguous, namespace
+from kvquant.formats.arrays import Array, cast, contiguous, copied, namespace
 
 NormType = Literal["f16", "f32"]
 
@@ -12,9 +12,11 @@ NormType = Literal["f16", "f32"]
 _LARGEST = {"f16": 65504.0, "f32": 2.0**126}
 _DTYPE = {"f16": "float16", "f32": "float32"}
 
+
 def n_norm_bytes(norm_type: NormType) -> int:
     """Return the bytes of one stored norm."""
     return 2 if norm_type == "f16" else 4
+
 
 def column_norms(columns: Array) -> Array:
     """Return the Euclidean length of every column of float64 (m, n), as float64 (n,).
@@ -31,6 +33,7 @@ def column_norms(columns: Array) -> Array:
         total = folded
     return namespace(total).sqrt(total[0])
 
+
 def norms_to_bytes(norms: Array, norm_type: NormType) -> Array:
     """Return float64 (n,) norms as uint8 (n, n_norm_bytes), little-endian, rounded to fp32 and then, for f16,
     to fp16.
@@ -41,7 +44,8 @@ def norms_to_bytes(norms: Array, norm_type: NormType) -> Array:
     stored = contiguous(cast(cast(limited, "float32"), _DTYPE[norm_type]))
     return stored.view(namespace(norms).uint8).reshape(len(norms), n_norm_bytes(norm_type))
 
+
 def norms_from_bytes(stored: Array, norm_type: NormType) -> Array:
     """Undo `norms_to_bytes`: uint8 (n, n_norm_bytes) to float32 (n,)."""
     xp: Any = namespace(stored)
-    return cast(contiguous(stored).view(getattr(xp, _DTYPE[norm_type])).reshape(len(stored)), "float32")
+    return cast(copied(stored).view(getattr(xp, _DTYPE[norm_type])).reshape(len(stored)), "float32")
