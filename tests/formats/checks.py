@@ -1,4 +1,4 @@
-"""What every block format must do. Each check takes a format, raises AssertionError, and can fail: see test_meta.py.
+"""What every ggml format must do. Each check takes a format and raises AssertionError: see test_meta.py.
 
 A format here is anything with `name`, `quantize(x)` and `dequantize(packed, width)`.
 """
@@ -62,8 +62,8 @@ def check_same_values(got: Float32Array, expected: Float32Array, what: str) -> N
 def check_idempotent(fmt: Packs, x: Float32Array) -> None:
     """Packing what was unpacked gives the same bytes, as far as the format promises it (docs/formats.md).
 
-    Promised where the stored scale is finite and not zero; with a stored minimum only where it is at most 2^15
-    scales, and a minimum of -0 comes back as +0. Where the scale is zero the values still repeat.
+    Promised where the stored scale is finite and not zero; with a stored minimum only where it is at most
+    2^15 scales, and a minimum of -0 comes back as +0. Where the scale is zero the values still repeat.
     """
     packed = fmt.quantize(x)
     values = fmt.dequantize(packed, 32)
@@ -85,8 +85,8 @@ def check_idempotent(fmt: Packs, x: Float32Array) -> None:
 def check_refit_is_close(fmt: Packs, x: Float32Array) -> None:
     """What holds of iq4_nl's search in place of idempotence: a block that uses level -127 hardly moves again.
 
-    Its codes are then among those the search tries, and fit perfectly, so what wins fits to within float32 rounding
-    and only the fp16 scale may differ.
+    Its codes are then among those the search tries, and fit perfectly, so what wins fits to within float32
+    rounding and only the fp16 scale may differ.
     """
     packed = fmt.quantize(x)
     uses_peak = scale_is_usable(fmt.name, packed) & np.any(
@@ -100,7 +100,7 @@ def check_refit_is_close(fmt: Packs, x: Float32Array) -> None:
 
 
 def check_error_bound(fmt: Packs, x: Float32Array) -> None:
-    """No value comes back further off than `error_bound`, where scale and minimum fit in fp16; nor is D off from d."""
+    """No value is further off than `error_bound`, where scale and minimum fit in fp16; nor is the scale."""
     packed = fmt.quantize(x)
     finite = np.isfinite(stored_half(packed, 0)[:, 0])
     if GRIDS[fmt.name].has_minimum:
@@ -116,10 +116,10 @@ def check_error_bound(fmt: Packs, x: Float32Array) -> None:
 
 
 def check_level_bound(fmt: Packs, x: Float32Array) -> None:
-    """iq4_nl: the error, weighted by x², is at most 14 of the 127 steps to the peak, plus the fp16 scale's rounding.
+    """iq4_nl: the error, weighted by x², is at most 14/127 of the peak, plus the fp16 scale's rounding.
 
-    The first guess already achieves that: no value lies further than 14 steps from a level. Later guesses and the
-    fit only lower it.
+    The first guess already achieves that: no value lies further than 14 steps from a level. Later guesses
+    and the fit only lower it.
     """
     packed = fmt.quantize(x)
     peak = np.abs(x).astype(np.float64).max(axis=1)

@@ -1,4 +1,4 @@
-"""What each block format promises, restated here from the C code and independent of the package's own arithmetic."""
+"""What each block format promises, restated from the C code, independent of the package's arithmetic."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def exact_scale(grid: Grid, x: Float64Array) -> Float64Array:
 def error_bound(name: str, x: Float64Array, packed: Uint8Array) -> Float64Array:
     """Return the most by which each value may come back wrong, given the scale that was stored; (n, 32).
 
-    Half a step; for the asymmetric ranges -8 … 7 and -16 … 15 the whole distance to the end beyond it; plus what
-    rounding the scale to fp16 costs, |q| steps of |D - d|; plus the rounding of the minimum; plus float32 rounding.
+    Half a step; for the asymmetric ranges -8 … 7 and -16 … 15 the whole distance to the end beyond it; plus
+    what rounding the scale to fp16 costs, |q| steps of |D - d|; plus the rounding of the minimum; plus
+    float32 rounding.
     """
     grid = GRIDS[name]
     scale, stored = exact_scale(grid, x), stored_half(packed, 0)
@@ -78,7 +79,7 @@ def error_bound(name: str, x: Float64Array, packed: Uint8Array) -> Float64Array:
 
 
 def scale_is_usable(name: str, packed: Uint8Array) -> npt.NDArray[np.bool_]:
-    """Return which blocks (n,) stored a finite scale other than zero, and a finite minimum where there is one."""
+    """Return which blocks (n,) stored a finite scale other than zero, and a finite minimum if they have one."""
     scale = stored_half(packed, 0)[:, 0]
     usable = np.isfinite(scale) & (scale != 0)
     if name in GRIDS and GRIDS[name].has_minimum:

@@ -6,6 +6,7 @@ import os
 from functools import cache
 
 import pytest
+
 from libggml import LibGGML, find_library
 
 HOW = "python tools/build_libggml.py --source LLAMA_CPP_TREE"
@@ -18,7 +19,7 @@ def _load() -> LibGGML | None:
 
 
 def libggml() -> LibGGML:
-    """Return the oracle; without one, skip with the reason, or fail where CI=true, which promises to have built it."""
+    """Return the oracle. Without one the test is skipped, but fails under CI=true, which has to build it."""
     found = _load()
     if found is not None:
         return found

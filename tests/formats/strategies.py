@@ -6,9 +6,10 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from edge_blocks import FLT_MAX, SUBNORMAL, edge_blocks
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from edge_blocks import FLT_MAX, SUBNORMAL, edge_blocks
 
 Blocks = npt.NDArray[np.float32]
 
@@ -33,7 +34,7 @@ def _edge_groups(seed: int) -> dict[str, Blocks]:
 
 @st.composite
 def blocks(draw: st.DrawFn, max_blocks: int = 4) -> Blocks:
-    """Finite float32 (n, 32): any floats, edge values with either sign, or blocks of `tools/edge_blocks.py`."""
+    """Finite float32 (n, 32): any floats, edge values of either sign, or blocks of `edge_blocks`."""
     n = draw(st.integers(1, max_blocks))
     if draw(st.booleans()):
         groups = _edge_groups(draw(st.integers(0, 31)))

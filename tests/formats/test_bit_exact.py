@@ -1,4 +1,4 @@
-"""Byte for byte what ggml stores and reads: against golden files always, against the library where it is built."""
+"""Byte for byte what ggml stores and reads: golden files always, the library itself where it is built."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from edge_blocks import edge_blocks
 
+from edge_blocks import edge_blocks
 from formats.checks import check_same_bytes, check_same_values
 from formats.layouts import BLOCK, GGML
 from formats.oracle import libggml
@@ -122,7 +122,8 @@ def test_every_bf16_pattern_survives() -> None:
 
 @pytest.mark.parametrize("sign", [0, 0x80000000])
 def test_nan_of_plain_formats(sign: int) -> None:
-    # Quiet and signalling, smallest and largest payload: f32 keeps all bits, bf16 the upper half, f16 the sign.
+    # Quiet and signalling, smallest and largest payload: f32 keeps all bits, bf16 the upper half, f16 the
+    # sign.
     bits = np.array([0x7F800001, 0x7FC00000, 0x7FC12345, 0x7FFFFFFF], np.uint32) | np.uint32(sign)
     x = bits.view(np.float32)
     assert get_format("f32").quantize(x).tobytes() == bits.astype("<u4").tobytes()

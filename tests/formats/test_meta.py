@@ -21,7 +21,7 @@ OFFSET = NORMAL + np.float32(1)
 
 @dataclass
 class Broken:
-    """A real format with one direction, or both, replaced; they get the real format as their first argument."""
+    """A real format with one direction, or both, replaced; the replacement gets the real format first."""
 
     real: Format
     encode: Callable[[Format, Any], Any] | None = None

@@ -1,4 +1,4 @@
-"""What holds for every input, by format. What each format promises, and what it does not, is in docs/formats.md."""
+"""What holds for every input, by format; docs/formats.md says what is promised and what is not."""
 
 from __future__ import annotations
 

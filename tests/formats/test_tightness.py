@@ -43,11 +43,12 @@ def test_a_whole_step_is_reached_opposite_the_peak(name: str) -> None:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_rounding_of_the_scale_is_reached(name: str) -> None:
-    # The scale 1 + 2^-11 lies in the middle of two fp16 numbers and goes down to 1: the largest relative error.
-    scale = 1 + 2.0**-11
+    # Just above the middle of two fp16 numbers, and as low in its binade as can be: the largest relative
+    # error.
+    scale = 1 + 2.0**-11 + 2.0**-20
     top = GRIDS[name].top - GRIDS[name].zero
-    just_below = np.nextafter(np.float32((top - 0.5) * scale), np.float32(0))
-    assert worst(name, block(PEAK_FIRST[name] * scale, float(just_below))) > 0.999
+    just_above = np.nextafter(np.float32((top - 0.5) * scale), np.float32(999))
+    assert worst(name, block(PEAK_FIRST[name] * scale, float(just_above))) > 0.999
 
 
 @pytest.mark.parametrize("name", ["q4_1", "q5_1"])
@@ -89,10 +90,11 @@ def test_no_idempotence_when_the_scale_vanishes(name: str) -> None:
 @pytest.mark.parametrize("name", ["q4_1", "q5_1"])
 def test_no_idempotence_when_the_minimum_dwarfs_the_scale(name: str) -> None:
     fmt = get_format(name)
-    x = np.full((1, 32), 60000.0, np.float32)
-    x[0, 0] += 0.05
+    # The minimum rounds up to 32768, where float32 numbers are twice as far apart as below: too far for the scale.
+    x = np.full((40, 32), np.nextafter(np.float32(32768), np.float32(0)))
+    x[:, 0] = 32768 + np.arange(1, 41) * np.float32(2.0**-8)
     packed = fmt.quantize(x)
-    assert fmt.quantize(fmt.dequantize(packed, 32)).tobytes() != packed.tobytes()
+    assert (fmt.quantize(fmt.dequantize(packed, 32)) != packed).any()
 
 
 def test_no_idempotence_of_the_search() -> None:
