@@ -83,8 +83,13 @@ def run(folder: Path | None, options: ServerOptions, n_predict: int = 6) -> Outc
 
 
 def generate(server: LlamaServer, n_predict: int = 6, prompt: str | list[int] = PROMPT) -> dict[str, Any]:
-    """Greedy tokens with the log probabilities of the whole vocabulary, printed with every digit."""
-    return server.completion(prompt, n_predict, n_probs=1000, ignore_eos=True)
+    """Greedy tokens with the log probabilities of the whole vocabulary, printed with every digit.
+
+    The grammar keeps random models to letters: the server says nothing about tokens that are no valid UTF-8.
+    """
+    return server.completion(
+        prompt, n_predict, n_probs=1000, ignore_eos=True, grammar="root ::= [a-z ]+", return_tokens=True
+    )
 
 
 def small(model: Path, **changes: Any) -> ServerOptions:

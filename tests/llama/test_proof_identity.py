@@ -31,12 +31,19 @@ def differences(left: Outcome, right: Outcome) -> list[str]:
 
 
 @needs_both
-@pytest.mark.parametrize("arch", MODELS)
-@pytest.mark.parametrize("types", [("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("f32", "bf16")])
-def test_no_policy_no_change(arch: str, types: tuple[str, str], proof_model: Model) -> None:
-    if arch == "deepseek2" and types[0] != types[1]:
-        pytest.skip("latent attention takes one type for K and V")
-    options = small(proof_model(arch), k_type=types[0], v_type=types[1])
+@pytest.mark.parametrize(
+    ("arch", "k_type", "v_type"),
+    [
+        *((arch, name, name) for arch in MODELS for name in ("f16", "q8_0")),
+        *(
+            (arch, k_type, v_type)
+            for arch in WITH_V
+            for k_type, v_type in (("q8_0", "q4_0"), ("f32", "bf16"))
+        ),
+    ],
+)
+def test_no_policy_no_change(arch: str, k_type: str, v_type: str, proof_model: Model) -> None:
+    options = small(proof_model(arch), k_type=k_type, v_type=v_type)
     assert not differences(run(STOCK, options), run(PATCHED, options))
 
 
