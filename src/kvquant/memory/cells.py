@@ -55,7 +55,8 @@ class CacheCells:
     """What llama.cpp makes of the options.
 
     n_ctx: tokens for all sequences, after rounding. n_ctx_seq: tokens one sequence can hold. n_stream:
-    buffers per layer. base: cells per buffer of full-attention layers; window: of sliding-window layers.
+    buffers per layer. base: cells per buffer of full-attention layers; window: of sliding-window layers, 0
+    where the model has none.
     """
 
     n_ctx: int
@@ -76,6 +77,15 @@ def cache_cells(options: ContextOptions, window: int) -> CacheCells:
     else:
         n_ctx_seq = _padded(n_ctx // options.n_parallel)
         n_ctx = n_ctx_seq * options.n_parallel
+    n_stream = 1 if options.kv_unified else options.n_parallel
+    window_cells = _window_cells(options, window, n_ctx_seq) if window else 0
+    return CacheCells(n_ctx, n_ctx_seq, n_stream, base=n_ctx_seq, window=window_cells)
+
+
+def _window_cells(options: ContextOptions, window: int, n_ctx_seq: int) -> int:
+    """A window and a batch of tokens for every sequence in the buffer, but never more than a full cache."""
+    if options.swa_full:
+        return n_ctx_seq
     # The batch limits see the context as it was asked for, before rounding.
     n_ubatch = min(options.n_ctx, options.n_batch, options.n_ubatch)
     kept = window * (options.n_parallel if options.kv_unified else 1) + n_ubatch
@@ -83,9 +93,7 @@ def cache_cells(options: ContextOptions, window: int) -> CacheCells:
         raise UsageError(
             f"a window of {window} tokens for {options.n_parallel} sequences is more than llama.cpp can count"
         )
-    window_cells = n_ctx_seq if options.swa_full else _padded(min(n_ctx_seq, kept))
-    n_stream = 1 if options.kv_unified else options.n_parallel
-    return CacheCells(n_ctx, n_ctx_seq, n_stream, base=n_ctx_seq, window=window_cells)
+    return _padded(min(n_ctx_seq, kept))
 
 
 def _padded(n: int) -> int:
