@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from kvquant.formats.api import dequantize as dequantize
     from kvquant.formats.api import format_names as format_names
     from kvquant.formats.api import quantize as quantize
+    from kvquant.policy import Policy as Policy
+    from kvquant.policy import parse_policy as parse_policy
 
 _PUBLIC = {
     "KVQuantError": "kvquant.errors",
+    "Policy": "kvquant.policy",
     "dequantize": "kvquant.formats.api",
     "format_names": "kvquant.formats.api",
+    "parse_policy": "kvquant.policy",
     "quantize": "kvquant.formats.api",
 }
 
