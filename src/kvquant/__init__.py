@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from kvquant.formats.api import dequantize as dequantize
     from kvquant.formats.api import format_names as format_names
     from kvquant.formats.api import quantize as quantize
+    from kvquant.memory.kv import kv_bytes as kv_bytes
+    from kvquant.model.shape import ModelShape as ModelShape
     from kvquant.policy import Policy as Policy
     from kvquant.policy import parse_policy as parse_policy
 
 _PUBLIC = {
     "KVQuantError": "kvquant.errors",
+    "ModelShape": "kvquant.model.shape",
     "Policy": "kvquant.policy",
     "dequantize": "kvquant.formats.api",
     "format_names": "kvquant.formats.api",
+    "kv_bytes": "kvquant.memory.kv",
     "parse_policy": "kvquant.policy",
     "quantize": "kvquant.formats.api",
 }
