@@ -108,3 +108,18 @@ def test_neither_preset_nor_policy(text: str, code: str) -> None:
     with pytest.raises(PolicyError) as raised:
         policy_from_text(text, CACHE_TYPES)
     assert raised.value.code == code
+
+
+def test_variants_of_a_family_are_types() -> None:
+    text = "0:tq_mse_4b-nc,1:k=TQ_PROD_3B-qr-s7/v=q4_0"
+    assert str(parse_policy(text)) == "0:tq_mse_4b-nc,1:k=tq_prod_3b-qr-s7/v=q4_0"
+    assert str(policy_from_text("tq_mse_4b-nc")) == "*:tq_mse_4b-nc"
+    with pytest.raises(PolicyError, match="unknown type 'tq_mse_4b-zz', did you mean tq_mse_4b") as raised:
+        parse_policy("0:tq_mse_4b-zz")
+    assert raised.value.code == "type"
+
+
+def test_a_reader_without_hyphens_in_its_names_takes_none() -> None:
+    with pytest.raises(PolicyError) as raised:
+        parse_policy("0:q8_0-1", CACHE_TYPES)
+    assert (raised.value.code, raised.value.column) == ("syntax", 7)

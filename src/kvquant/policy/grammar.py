@@ -6,7 +6,7 @@
     types    = type | side ["/" side]                  each side at most once
     side     = ("k" | "v") "=" type
     N        = 1*digit                                 at most 65535; leading zeros are allowed
-    type     = 1*(letter | digit | "_")                a known format name
+    type     = 1*(letter | digit | "_" | "-")          a known type; "-" only where a known name has one
 
 Letters are ASCII and may be of either case. What a text means beyond its spelling (no layer named twice) is
 checked once the whole text has been read, so a spelling error is always reported first.
@@ -18,13 +18,12 @@ from collections.abc import Collection
 from typing import NoReturn
 
 from kvquant.errors import PolicyError
-from kvquant.formats.registry import format_names
 from kvquant.policy.messages import pointed, shown, unknown
 from kvquant.policy.rules import MAX_INDEX, Counting, Policy, Rule, first_overlap, overlap_message
+from kvquant.policy.types import TypeNames
 
 _BLANKS = " \t"
 _DIGITS = "0123456789"
-_NAME = "abcdefghijklmnopqrstuvwxyz0123456789_"
 _END = "\n"
 # str.lower() would also fold letters outside ASCII (the Kelvin sign becomes k) and may change the length.
 _ASCII_LOWER = {ord(upper): upper.lower() for upper in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
@@ -36,13 +35,13 @@ def parse_policy(text: str, types: Collection[str] | None = None) -> Policy:
     Raises PolicyError with ``code`` "empty", "syntax", "number", "type", "range" or "overlap" and the 1-based
     ``column`` of the character at fault (one past the end when the text stops too early).
     """
-    return _Reader(text, format_names() if types is None else types).policy()
+    return _Reader(text, TypeNames(types)).policy()
 
 
 class _Reader:
     """A position in the text; every method reads one construct of the grammar and moves past it."""
 
-    def __init__(self, text: str, types: Collection[str]) -> None:
+    def __init__(self, text: str, types: TypeNames) -> None:
         self._text = text
         self._folded = text.translate(_ASCII_LOWER)
         self._types = types
@@ -119,7 +118,7 @@ class _Reader:
 
     def _type(self) -> str:
         start = self._at
-        self._skip(_NAME)
+        self._skip(self._types.characters)
         name = self._folded[start : self._at]
         if not name:
             self._fail_syntax("a type")

@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection
 
 from kvquant.errors import PolicyError
-from kvquant.formats.registry import format_names
 from kvquant.policy.grammar import parse_policy
 from kvquant.policy.messages import unknown
 from kvquant.policy.rules import Policy
+from kvquant.policy.types import TypeNames
 
 NAMED = {
     "hybrid": "0-10:q8_0,11-31:q4_0",
@@ -17,7 +17,7 @@ NAMED = {
 }
 """Preset name to policy text, apart from the one preset per type."""
 
-_PRESET_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+_PRESET_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
 
 def preset_text(name: str, types: Collection[str] | None = None) -> str | None:
@@ -25,7 +25,7 @@ def preset_text(name: str, types: Collection[str] | None = None) -> str | None:
     folded = name.lower()
     if folded in NAMED:
         return NAMED[folded]
-    return f"*:{folded}" if folded in (format_names() if types is None else types) else None
+    return f"*:{folded}" if folded in TypeNames(types) else None
 
 
 def policy_from_text(text: str, types: Collection[str] | None = None) -> Policy:
@@ -36,6 +36,6 @@ def policy_from_text(text: str, types: Collection[str] | None = None) -> Policy:
     word = text.strip(" \t")
     expanded = preset_text(word, types)
     if expanded is None and _PRESET_LIKE.fullmatch(word):
-        names = [*NAMED, *(format_names() if types is None else types)]
+        names = [*NAMED, *TypeNames(types)]
         raise PolicyError(f"policy: {unknown('preset', word, names)}", code="preset")
     return parse_policy(text if expanded is None else expanded, types)

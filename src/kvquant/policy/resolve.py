@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from kvquant.errors import PolicyError
 from kvquant.policy.messages import unknown
 from kvquant.policy.rules import Counting, Policy, Rule
+from kvquant.policy.types import TypeNames
 
 if TYPE_CHECKING:
     from kvquant.model.shape import ModelShape
-from kvquant.formats.registry import format_names
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _types(rule: Rule | None, defaults: tuple[str, str]) -> tuple[str, str]:
 
 def _known(name: str) -> str:
     folded = name.lower()
-    types = format_names()
+    types = TypeNames(None)
     if folded not in types:
         raise PolicyError(f"default: {unknown('type', folded, types)}", code="type")
     return folded
