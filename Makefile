@@ -30,6 +30,14 @@ lint: $(VENV)/test.stamp ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# What the tests hold the package against: ggml's own quantizers, the patched programs, and a stock server of the same
+# tree. Each is kept under .cache by a key of its sources and flags, so that only the first run compiles.
 .PHONY: test
 test: lint ## Everything that must hold
+	@set -e; \
+	source=$$($(BIN)/kvquant llama fetch); \
+	$(BIN)/python tools/build_libggml.py --source "$$source" > /dev/null; \
+	KVQUANT_LLAMA_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS)); \
+	KVQUANT_STOCK_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS) --stock --program llama-server); \
+	export KVQUANT_LLAMA_BIN KVQUANT_STOCK_BIN; \
 	$(BIN)/pytest --numprocesses $(JOBS)
