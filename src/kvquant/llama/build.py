@@ -28,7 +28,8 @@ from kvquant.llama.workspace import locked, tree_commit
 
 SCHEMA_VERSION = 1
 INFO_FILE = "build-info.json"
-LOG_FILE = "build.log"
+CONFIGURE_LOG = "configure.log"
+BUILD_LOG = "build.log"
 
 #: Everything that takes ``--kv-layers``, and the quantizer for models.
 PROGRAMS = (
@@ -127,7 +128,7 @@ def build(request: BuildRequest, say: Say = lambda _: None) -> Build:
         (folder / INFO_FILE).unlink(missing_ok=True)
         tools = find_tools(say)
         _configure(folder, request.source, recipe.cmake_args, tools, say)
-        _compile(folder, programs, request.jobs, tools, say)
+        _compile(folder, request.source, programs, request.jobs, tools, say)
         info = _describe_build(folder, request, target, tools, recipe, programs)
         record = {"schema_version": SCHEMA_VERSION, **asdict(info)}
         write_atomic(folder / INFO_FILE, json.dumps(record, indent=1) + "\n")
@@ -144,10 +145,16 @@ class _Recipe:
 
 
 def default_folder(request: BuildRequest) -> Path:
-    """The build folder in the cache for a source path, target and arguments."""
-    key = json.dumps([str(request.source), request.target, request.cmake_args])
-    name = f"{request.target}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return cache_folder() / "llama.cpp" / "build" / name
+    """The build folder in the cache: beside a tree that lies there, else one named after the tree's path."""
+    name = f"{request.target}-{_short_digest(*request.cmake_args)}"
+    folder = cache_folder() / "llama.cpp"
+    if request.source.is_relative_to(folder):
+        return request.source.parent / name
+    return folder / f"of-{_short_digest(str(request.source))}" / name
+
+
+def _short_digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def read_info(folder: Path) -> BuildInfo | None:
@@ -192,16 +199,17 @@ def _cmake_args(request: BuildRequest, target: Target) -> tuple[str, ...]:
 
 def _configure(folder: Path, source: Path, args: tuple[str, ...], tools: Tools, say: Say) -> None:
     say(f"configuring in {folder}")
-    (folder / LOG_FILE).write_bytes(b"")
     argv = [tools.cmake, *tools.cmake_args(), *args, "-S", str(source), "-B", str(folder)]
     lines: list[str] = []
     # Else a tree without .git inside another project's checkout would be named after that project's commit.
     environment = {"GIT_CEILING_DIRECTORIES": str(source.parent)}
-    if run_logged(argv, folder / LOG_FILE, env=environment, on_line=lines.append):
-        _raise_failure("configuring", folder, lines, say)
+    if run_logged(argv, folder / CONFIGURE_LOG, env=environment, on_line=lines.append):
+        _raise_failure("configuring", folder / CONFIGURE_LOG, lines, say)
 
 
-def _compile(folder: Path, programs: tuple[str, ...], jobs: int, tools: Tools, say: Say) -> None:
+def _compile(
+    folder: Path, source: Path, programs: tuple[str, ...], jobs: int, tools: Tools, say: Say
+) -> None:
     for path in (folder / "bin").glob("llama-*"):
         if (
             path.name not in programs
@@ -219,16 +227,18 @@ def _compile(folder: Path, programs: tuple[str, ...], jobs: int, tools: Tools, s
             say(f"building: {step[1]} of {step[2]} steps")
 
     argv = [tools.cmake, "--build", str(folder), "--parallel", str(jobs), "--target", *programs]
-    if run_logged(argv, folder / LOG_FILE, on_line=watch):
-        _raise_failure("building", folder, lines, say)
+    # Relative paths let ccache share objects between trees and machines: most files are the same in all.
+    environment = {"CCACHE_BASEDIR": str(source.parent), "CCACHE_NOHASHDIR": "1"}
+    if run_logged(argv, folder / BUILD_LOG, env=environment, on_line=watch):
+        _raise_failure("building", folder / BUILD_LOG, lines, say)
 
 
-def _raise_failure(step: str, folder: Path, lines: list[str], say: Say) -> None:
+def _raise_failure(step: str, log: Path, lines: list[str], say: Say) -> None:
     errors = [line.strip() for line in lines if _ERROR.search(line)] or lines[-MAX_ERROR_LINES:]
     for line in errors[:MAX_ERROR_LINES]:
         say(line)
     first = errors[0] if errors else "no output"
-    raise LlamaError(f"{step} failed: {first} (log: {folder / LOG_FILE})")
+    raise LlamaError(f"{step} failed: {first} (log: {log})")
 
 
 def _describe_build(

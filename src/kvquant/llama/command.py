@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from kvquant.errors import LlamaError
+from kvquant.llama.process import BackgroundProgram
 
-#: How long a program gets to end by itself after SIGTERM.
-GRACE_SECONDS = 5.0
+#: How often a running program's log is looked at, in seconds.
+POLL_SECONDS = 0.1
 
 
 def run_logged(
     argv: Sequence[str],
     log: Path,
     *,
-    cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> int:
-    """Run ``argv``, append its output to ``log`` line by line, give each line to ``on_line``; its exit
-    status.
+    """Run ``argv`` with its output in the new file ``log``, give each line to ``on_line``; its exit status.
 
-    ``env`` is added to the environment.  On any exception, an interrupt included, the program and what it
-    started are ended first.  Raises LlamaError when the program cannot be started or the log cannot be
-    written.
+    ``env`` is added to the environment. The program ends with the caller, however the caller ends. Raises
+    LlamaError when the log cannot be written; a program that is not there has status 127 and a line in it.
     """
-    try:
-        with log.open("ab") as log_file:
-            log_file.write(f"$ {' '.join(argv)}\n".encode())
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env={**os.environ, **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            with process:
-                try:
-                    for line in process.stdout or ():
-                        log_file.write(line)
-                        if on_line is not None:
-                            on_line(line.decode("utf-8", "replace").rstrip())
-                    return process.wait()
-                except BaseException:
-                    _end_group(process)
-                    raise
-    except OSError as error:
-        raise LlamaError(f"cannot run {argv[0]}: {error.strerror or error} (log: {log})") from error
+    with BackgroundProgram(argv, log, env={**os.environ, **(env or {})}) as program, log.open("rb") as output:
+        unfinished = b""
+        while True:
+            status = program.exit_status()
+            *lines, unfinished = (unfinished + output.read()).split(b"\n")
+            for line in lines:
+                if on_line is not None:
+                    on_line(line.decode("utf-8", "replace").rstrip())
+            if status is not None:
+                return status
+            time.sleep(POLL_SECONDS)
 
 
-def run_captured(
-    argv: Sequence[str], *, cwd: Path | None = None, timeout_seconds: float = 60.0
-) -> tuple[int, str]:
+def run_captured(argv: Sequence[str], *, timeout_seconds: float = 60.0) -> tuple[int, str]:
     """Run ``argv``; its exit status and its standard output and error together.
 
     Raises LlamaError when it cannot be started or does not end in time.
@@ -66,7 +48,6 @@ def run_captured(
     try:
         done = subprocess.run(
             argv,
-            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -80,13 +61,3 @@ def run_captured(
     except OSError as error:
         raise LlamaError(f"cannot run {argv[0]}: {error.strerror or error}") from error
     return done.returncode, done.stdout.decode("utf-8", "replace")
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the process group that ``run_logged`` started, gently first."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-            return

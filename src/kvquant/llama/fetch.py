@@ -49,7 +49,7 @@ class Origin:
 
 def default_dest(commit: str) -> Path:
     """Where ``fetch`` puts the tree of a commit unless told otherwise."""
-    return cache_folder() / "llama.cpp" / commit[:12]
+    return cache_folder() / "llama.cpp" / commit[:12] / "tree"
 
 
 def fetch_tree(
@@ -162,7 +162,8 @@ def _pip_download(work: Path) -> list[str]:
 def _clone(repository: str, commit: str, tree: Path, say: Say) -> None:
     """Check out one commit; git itself verifies that the content hashes to it."""
     say(f"fetching commit {commit[:12]} from {repository}")
-    log = tree.parent / "git.log"
+    folder = cache_folder() / "downloads"
+    _make_folder(folder)
     steps = [
         ["git", "init", "--quiet", str(tree)],
         ["git", "-C", str(tree), "fetch", "--quiet", "--depth", "1", "--no-tags", repository, commit],
@@ -170,7 +171,7 @@ def _clone(repository: str, commit: str, tree: Path, say: Say) -> None:
     ]
     for argv in steps:
         lines: list[str] = []
-        if run_logged(argv, log, env={"GIT_TERMINAL_PROMPT": "0"}, on_line=lines.append):
+        if run_logged(argv, folder / "git.log", env={"GIT_TERMINAL_PROMPT": "0"}, on_line=lines.append):
             raise LlamaError(
                 f"git could not fetch commit {commit[:12]} from {repository}: {_last_error(lines)}; "
                 "try --from sdist, or pass --source DIR"

@@ -42,9 +42,9 @@ def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Pa
                 f"{source}"
             )
         return source
-    folder = cache_folder() / "llama.cpp" / "patched"
+    folder = cache_folder() / "llama.cpp" / f"patched-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
+    copy = folder / "tree"
     with locked(folder, say):
         digest = digest_tree(source)
         if not _is_copy(copy, digest):
