@@ -73,13 +73,13 @@ def analyze(
 ) -> Analysis:
     """Measure what ``policy`` costs and saves, per layer and in total, beside ``baselines`` on the same data.
 
-    policy, baselines: policy text or preset names. shape, profile, capture, seed, sampling: see `open_source`;
-    without any a 32-layer model with the default profile. n_ctx: tokens of context that bytes are counted for.
+    policy, baselines: policy text or preset names. shape, profile, capture, seed, sampling: `open_source`;
+    without any, a 32-layer model with the default profile. n_ctx: tokens of context to count bytes for.
     rotation: "on" measures as llama.cpp stores, "off" without its rotation, "both" fills `unrotated` too.
     progress: called with (layers done, layers) as each layer ends, from this thread.
 
-    Raises PolicyError, UsageError, ShapeError, CaptureError, and FormatError when a type of the policy cannot store
-    the model's heads; a baseline that cannot is left out with a warning.
+    Raises PolicyError, UsageError, ShapeError, CaptureError, and FormatError when a type of the policy cannot
+    store the model's heads; a baseline that cannot is left out with a warning.
     """
     if rotation not in get_args(Rotation):
         raise UsageError(f"rotation {rotation!r} is unknown; known: {', '.join(get_args(Rotation))}")
@@ -150,7 +150,7 @@ def _measure_layers(
     also_unrotated: bool,
     progress: Callable[[int, int], None] | None,
 ) -> list[list[_Measured]]:
-    """For each cached layer and candidate: the errors as asked for, and those without rotation where wanted."""
+    """For each cached layer and candidate: its errors, and those without rotation where wanted."""
 
     def measure(kv_index: int) -> list[_Measured]:
         meter = LayerMeter(source.layer(source.shape.kv_layers[kv_index]))

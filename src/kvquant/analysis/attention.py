@@ -1,7 +1,7 @@
 """Reference attention in float64: causal, with grouped queries.
 
-Left out on purpose: ALiBi, logit soft-capping and learned sink logits. They change the attention of the few models
-that use them; the comparison between two caches of one model stays meaningful.
+Left out on purpose: ALiBi, logit soft-capping and learned sink logits. They change the attention of the few
+models that use them; the comparison between two caches of one model stays meaningful.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The errors of one layer for any pair of K and V types; everything computed once is kept for the next pair."""
+"""The errors of one layer for any pair of K and V types; what one pair computed serves the next."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNROTATED_TYPES = frozenset({"f32", "f16", "bf16"})
 """The cache types ggml does not count as quantized; llama.cpp never rotates them."""
 
 CACHE_ENCODERS = {"iq4_nl": "iq4_nl_cache"}
-"""Types that llama.cpp writes into a cache with another encoder than into model files, and that encoder's format."""
+"""Types that llama.cpp writes into a cache with another encoder than into model files: that encoder."""
 
 
 def is_rotated(type_name: str, head_dim: int, side: Side) -> bool:
@@ -35,7 +35,7 @@ def is_rotated(type_name: str, head_dim: int, side: Side) -> bool:
 
 
 def stored_format(type_name: str, head_dim: int, side: Side, rotation: bool) -> Format:
-    """Return the format that stores one side: ``type_name``, behind llama.cpp's rotation where that applies."""
+    """Return the format of one side: ``type_name``, behind llama.cpp's rotation where that applies."""
     inner = get_format(CACHE_ENCODERS.get(type_name, type_name))
     block = llama_block(head_dim, side)
     if not rotation or block is None or not is_rotated(type_name, head_dim, side):
@@ -77,7 +77,7 @@ class LayerMeter:
         self._pairs: dict[tuple[Format, Format], LayerErrors] = {}
 
     def errors(self, k_type: str, v_type: str, rotation: bool = True) -> LayerErrors:
-        """Return the errors with K stored as ``k_type`` and V as ``v_type``, rotated as llama.cpp does or not at all.
+        """Return the errors with K as ``k_type``, V as ``v_type``, rotated as llama.cpp does or not at all.
 
         Raises FormatError for an unknown type or one that cannot store the layer's head dim.
         """

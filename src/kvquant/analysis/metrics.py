@@ -34,7 +34,7 @@ def nmse(exact: RealArray, approximate: RealArray) -> float | None:
 
 
 def decibel(ratio: float | None) -> float | None:
-    """10·log10 of a ratio of energies; None for an unknown ratio and for 0, which has no finite decibel value."""
+    """10·log10 of a ratio of energies; None for an unknown ratio and for 0, which has no decibel value."""
     return None if ratio is None or ratio == 0 else 10 * math.log10(ratio)
 
 

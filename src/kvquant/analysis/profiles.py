@@ -1,13 +1,13 @@
 """Synthetic keys and values with the statistics that published measurements of real models report.
 
-A profile is numbers only. Every layer and KV head draws from its own seeded stream, so looking at fewer heads or
-layers never changes the data of the others. How a key is built, before RoPE, for channel pair p of head h, token t:
+A profile is numbers only. Every layer and KV head draws from its own seeded stream, so looking at fewer heads
+or layers never changes the data of the others. How channel pair p of token t's key is built, before RoPE:
 
     size_t · gain_p · ( sqrt(2·share)·(cos φ_p, sin φ_p)  +  sqrt(1 − share)·(z₁, z₂) )       z ~ N(0, 1)
 
-with gain_p about 1, larger for a few outlier pairs and far larger for one massive pair; share is the part of the
-energy that does not depend on the token (a bias), large in outlier and massive pairs. RoPE then turns each pair by
-its position (pairs i and i + head_dim/2), so a constant pair becomes the slow wave seen in real keys.
+with gain_p about 1, larger for a few outlier pairs and far larger for one massive pair; share is the part of
+the energy that does not depend on the token (a bias), large in outlier and massive pairs. RoPE then turns
+each pair (i and i + head_dim/2) by its position, so a constant pair becomes the slow wave seen in real keys.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from kvquant.formats.base import Float32Array
 class Profile:
     """Statistics of K and V to imitate. Norms are Euclidean norms of one head's vector, averaged over tokens.
 
-    k_norm, v_norm: mean over all layers. norm_first, norm_last: K norm of the first and last layer over a middle one.
-    outliers_first, outliers: share of channels with RMS above 3x their head's median, in layer 0 and in the others.
+    k_norm, v_norm: mean over all layers. norm_first, norm_last: K norm of the first and the last layer over
+    that of a middle one.
+    outliers_first, outliers: share of channels with RMS above 3x their head's median, layer 0 and others.
     massive, massive_ends: gain of the one massive pair in middle layers and in the first and last (0: none).
     massive_heads: share of KV heads that have a massive pair.
     offset_share: energy share of the constant part in ordinary channels.
@@ -64,7 +65,7 @@ PROFILES = {
     for profile in (
         Profile(
             "typical",
-            "synthetic K/V with the outlier channels, norm spread and attention sink measured in several models",
+            "outlier channels, norm spread and attention sink as measured in several models",
             # The geometric means of the three measured models below.
             k_norm=82.0,
             v_norm=2.6,
@@ -82,7 +83,7 @@ PROFILES = {
         ),
         Profile(
             "qwen2.5-3b",
-            "synthetic K/V with the norms of Qwen2.5-3B (K 172, V 3.3), large key biases at both ends",
+            "the norms of Qwen2.5-3B (K 172, V 3.3), large key biases at both ends",
             k_norm=172.0,
             v_norm=3.3,
             norm_first=2.5,
@@ -99,7 +100,7 @@ PROFILES = {
         ),
         Profile(
             "qwen2.5-7b",
-            "synthetic K/V with the norms of Qwen2.5-7B (K 274, V 2.6), very large key biases at both ends",
+            "the norms of Qwen2.5-7B (K 274, V 2.6), very large key biases at both ends",
             k_norm=274.0,
             v_norm=2.6,
             norm_first=2.5,
@@ -116,7 +117,7 @@ PROFILES = {
         ),
         Profile(
             "gpt2",
-            "synthetic K/V with the norms of GPT-2 (K 11.8, V 2.0), no RoPE and no massive channels",
+            "the norms of GPT-2 (K 11.8, V 2.0), no RoPE and no massive channels",
             k_norm=11.8,
             v_norm=2.0,
             outliers_first=0.20,
@@ -127,13 +128,13 @@ PROFILES = {
         ),
         Profile(
             "unit-gaussian",
-            "independent random unit vectors, the data behind published TurboQuant figures; no real model looks so",
+            "independent unit vectors, the data behind published TurboQuant figures; no model is so",
             unit_vectors=True,
         ),
     )
 }
 
-_OUTLIER_GAINS = (4.5, 8.0)
+_OUTLIER_GAINS = (4.5, 7.5)
 _OUTLIER_SHARE = 0.7
 _MASSIVE_SHARE = 0.98
 _GAIN_SIGMA = 0.25
@@ -186,7 +187,7 @@ def draw_layer(profile: Profile, plan: LayerPlan, seed: int) -> LayerSample:
     size = _token_sizes(profile, plan, seed)
     massive = _massive_heads(profile, plan, seed)
     channels = [_draw_channels(profile, plan, head, head in massive, seed) for head in range(plan.n_head_kv)]
-    mean_size = np.mean([head.norm for head in channels])
+    mean_size = float(np.mean([head.norm for head in channels]))
     at = query_positions(plan.n_tokens, plan.n_query)
     keys, values, queries = [], [], []
     for head in plan.heads:
@@ -210,7 +211,7 @@ def draw_layer(profile: Profile, plan: LayerPlan, seed: int) -> LayerSample:
 
 @dataclass(frozen=True, eq=False)
 class _Channels:
-    """The channel pairs of one KV head, arrays (head_dim / 2,): gain, constant share of the energy, its phase."""
+    """The channel pairs of one KV head, arrays (head_dim / 2,): gain, constant share of energy, its phase."""
 
     gain: Float64Array
     share: Float64Array
@@ -236,13 +237,13 @@ def _draw_channels(profile: Profile, plan: LayerPlan, head: int, massive: bool, 
     half = plan.head_dim_k // 2
     gain = np.exp(_GAIN_SIGMA * np.clip(rng.standard_normal(half), -3, 3))
     share = np.full(half, profile.offset_share)
-    # Both channels of a pair get a fair part of its constant, so that an outlier pair is two outlier channels.
+    # Both channels get a fair part of the constant, so that an outlier pair is two outlier channels.
     phase = rng.uniform(np.pi / 6, np.pi / 3, half) + rng.integers(0, 4, half) * (np.pi / 2)
     fraction = profile.outliers_first if plan.layer == 0 else profile.outliers
     # Measured outliers sit in pairs that turn slowly, so later pairs are likelier.
     slowness = np.arange(1.0, half + 1)
     outliers = rng.choice(half, size=round(fraction * half), replace=False, p=slowness / slowness.sum())
-    gain[outliers] = np.exp(rng.uniform(*np.log(_OUTLIER_GAINS), size=len(outliers)))
+    gain[outliers] = rng.uniform(*_OUTLIER_GAINS, size=len(outliers))
     share[outliers] = _OUTLIER_SHARE
     if massive and len(outliers):
         slowest = outliers.max()
@@ -252,7 +253,7 @@ def _draw_channels(profile: Profile, plan: LayerPlan, head: int, massive: bool, 
 
 
 def _token_sizes(profile: Profile, plan: LayerPlan, seed: int) -> Float64Array:
-    """Relative norm of every token's key, shared by the heads of a layer: log-normal with the profile's spread."""
+    """Relative norm of every token's key, shared by the heads of a layer: log-normal."""
     sigma = np.log(profile.token_spread) / (2 * _NORMAL_99)
     return np.asarray(
         np.exp(sigma * np.random.default_rng((seed, plan.layer)).standard_normal(plan.n_tokens))
@@ -313,7 +314,7 @@ def _values(profile: Profile, plan: LayerPlan, head: int, size: Float64Array, se
 
 
 def _with_sink(profile: Profile, plan: LayerPlan, k: Float32Array, q: Float32Array) -> Float32Array:
-    """Move key 0 along the queries' common direction until it gets ``sink_mass`` of their attention on average.
+    """Move key 0 along the queries' common direction until it gets ``sink_mass`` of their attention.
 
     k (n_tokens, head_dim), q (n_query, group, head_dim).
     """
@@ -345,9 +346,9 @@ def _layer_factor(profile: Profile, plan: LayerPlan) -> float:
 
 
 def _unit(x: Float64Array) -> Float32Array:
-    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), dtype=np.float32)
 
 
 def _scaled(x: Float64Array, norm: float) -> Float32Array:
     """Scale ``x`` so that its vectors have mean norm ``norm``."""
-    return (x * (norm / np.linalg.norm(x, axis=-1).mean())).astype(np.float32)
+    return np.asarray(x * (norm / np.linalg.norm(x, axis=-1).mean()), dtype=np.float32)

@@ -1,8 +1,8 @@
 """Synthetic queries for keys that come without any, scaled so that attention is as peaked as in real models.
 
-A query head is a fixed direction plus fresh noise for every query. The fixed part makes some tokens matter to all
-queries ("heavy hitters"), as trained heads do. Channels where K is large get small queries (RMS to the power -1/2),
-because only the product of the two reaches attention and training has no reason to put the size on one side.
+A query head is a fixed direction plus fresh noise for every query. The fixed part makes some tokens matter to
+all queries ("heavy hitters"), as trained heads do. Channels where K is large get small queries (RMS to the
+power -1/2): only the product reaches attention, so training has no reason to put all the size on one side.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ FIXED_SHARE = 0.5
 def synthetic_queries(
     k: Float32Array, n_query: int, group: int, rng: np.random.Generator, logit_scale: float
 ) -> Float32Array:
-    """Return queries float32 (n_query, group, head_dim) for the keys of one KV head, float32 (n_tokens, head_dim).
+    """Return queries for the keys of one KV head, float32 (n_tokens, head_dim).
 
-    Each query head is scaled so that the variance of its logits over tokens 1.. is LOGIT_STD² on average.
+    The result is float32 (n_query, group, head_dim). Each query head is scaled so that the variance of its
+    logits over tokens 1.. is LOGIT_STD² on average.
     """
     width = k.shape[1]
     rms = channel_rms(k)

@@ -1,7 +1,7 @@
 """The result of an analysis, and its one JSON form (docs/analysis.md describes every key).
 
-Numbers that are not finite are None here and null in JSON. Squared errors and divergences are averaged over layers
-as they are; errors that are square roots (attn_logit_rmse, attn_output_rel_error) as the root of the mean square.
+Numbers that are not finite are None here and null in JSON. Squared errors and divergences are averaged over
+layers as they are, square roots (attn_logit_rmse, attn_output_rel_error) as the root of the mean square.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LayerErrors:
 
 @dataclass(frozen=True)
 class SideStorage:
-    """How one side of a layer is stored: type, bits per value, bytes at the analysed context, Hadamard rotation."""
+    """How one side of a layer is stored: type, bits per value, bytes at the analysed context, rotation."""
 
     type: str
     bits_per_value: float
@@ -63,7 +63,7 @@ class SideStorage:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One layer under the policy. ``unrotated``: the errors without llama.cpp's rotation, None if not measured."""
+    """One layer under the policy. ``unrotated``: errors without llama.cpp's rotation, if measured."""
 
     layer: int
     kv_index: int
@@ -132,8 +132,8 @@ class Analysis:
     """What a policy costs and saves on one model and one set of K/V, beside other policies on the same data.
 
     policy: canonical text. default_k, default_v: types of the layers no rule names. model: the shape's name.
-    n_ctx: context for all byte counts. rotation: "on" (as llama.cpp), "off" or "both" (errors as llama.cpp, and
-    ``unrotated`` filled). baselines: name to summary. verdict: one line for people. warnings: about the policy.
+    n_ctx: context for all byte counts. rotation: "on" (as llama.cpp), "off", or "both" (errors as llama.cpp,
+    and ``unrotated`` filled). baselines: name to summary. verdict: one line for people.
     """
 
     policy: str

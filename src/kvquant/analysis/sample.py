@@ -52,12 +52,12 @@ class LayerSample:
             raise CaptureError(f"k {self.k.shape} and v {self.v.shape} differ in tokens or KV heads")
         if self.q.shape[2] != self.k.shape[2] or self.q.shape[1] % self.k.shape[1]:
             raise CaptureError(
-                f"q {self.q.shape} does not fit k {self.k.shape}: the head dim must agree and the number of query "
-                "heads must be a multiple of the KV heads"
+                f"q {self.q.shape} does not fit k {self.k.shape}: head dims must agree, and the query heads "
+                "must be a multiple of the KV heads"
             )
         if self.positions.shape != self.k.shape[:1] or self.query_positions.shape != self.q.shape[:1]:
             raise CaptureError(
-                f"{self.positions.size} positions for {self.k.shape[0]} tokens and {self.query_positions.size} "
+                f"{self.positions.size} positions for {self.k.shape[0]} tokens, {self.query_positions.size} "
                 f"for {self.q.shape[0]} queries; give one position each"
             )
         if not self.visible.any(axis=1).all():
@@ -75,7 +75,7 @@ class SourceInfo:
     """Where the data of an analysis came from, and how much of it was looked at.
 
     kind: "profile" (synthetic) or "capture". name: the profile's name or the capture's file name.
-    description: one sentence for people. queries: "synthetic" or "captured". seed: None where nothing was drawn.
+    description: for people. queries: "synthetic" or "captured". seed: None where nothing was drawn.
     n_tokens, n_query: per layer. n_head_kv, n_head: heads looked at per layer, as "2 of 8".
     """
 

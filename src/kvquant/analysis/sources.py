@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvquant.analysis.profiles import LayerPlan, draw_layer, get_profile
-from kvquant.analysis.queries import synthetic_queries
 from kvquant.analysis.queries import query_positions as spread_positions
+from kvquant.analysis.queries import synthetic_queries
 from kvquant.analysis.sample import LayerSample, Source, SourceInfo
 from kvquant.errors import CaptureError, ShapeError, UsageError
 from kvquant.model.capture import KVCapture, LayerCapture, load_capture
@@ -19,7 +19,7 @@ from kvquant.model.presets import load_preset, preset_names
 from kvquant.model.shape import LayerShape, ModelShape, WindowKind
 
 DEFAULT_SOURCE: str | Path = "typical"
-"""What is analysed when neither a model, a profile nor a capture is named: a profile's name or a capture file."""
+"""What is analysed when no model, profile or capture is named: a profile's name or a capture file."""
 
 DEFAULT_PROFILE = "typical"
 """The profile for a model without a capture."""
@@ -37,7 +37,7 @@ class Sampling:
     """
 
     n_tokens: int = 512
-    n_query: int = 32
+    n_query: int = 16
     n_head_kv: int = 2
 
     def __post_init__(self) -> None:
@@ -57,10 +57,10 @@ def open_source(
 ) -> Source:
     """Return the source that the arguments name; without any, the default one.
 
-    A profile is drawn on ``shape``, else on the model it is named after, else on DEFAULT_SHAPE. A capture brings its
-    shape; one given beside it must fit, and supplies what a capture does not hold. Raises UsageError for an unknown
-    profile or two sources, CaptureError for a capture that is damaged or does not fit, ShapeError for a model whose
-    V is not stored.
+    A profile is drawn on ``shape``, else on the model it is named after, else on DEFAULT_SHAPE. A capture
+    brings its shape; one given beside it must fit, and supplies what a capture does not hold. Raises
+    UsageError for an unknown profile or two sources, CaptureError for a capture that is damaged or does not
+    fit, ShapeError for a model whose V is not stored.
     """
     sampling = sampling or Sampling()
     if profile is not None and capture is not None:
@@ -226,8 +226,7 @@ class CaptureSource:
 
 
 def capture_shape(capture: KVCapture) -> ModelShape:
-    """Return the shape of the model a capture was taken from, as far as the capture tells: layers without K and V in it
-    keep no cache."""
+    """Return the shape of the model a capture was taken from; layers without K and V in it keep no cache."""
     layers = [LayerShape(0, 0, 0, 0, keeps_cache=False)] * capture.n_layer
     for entry in capture.layers:
         axes = entry.axes
@@ -249,8 +248,8 @@ def _check_capture_fits(capture: KVCapture, shape: ModelShape) -> None:
     captured = {entry.axes.layer: entry.axes for entry in capture.layers}
     if tuple(captured) != shape.kv_layers:
         raise CaptureError(
-            f"capture has layers {_listed(tuple(captured))}, {shape.name} keeps a cache in {_listed(shape.kv_layers)}; "
-            "capture this model"
+            f"capture has layers {_listed(tuple(captured))}, {shape.name} keeps a cache in "
+            f"{_listed(shape.kv_layers)}; capture this model"
         )
     for layer, axes in captured.items():
         expected = shape.layers[layer]

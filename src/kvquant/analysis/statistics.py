@@ -32,7 +32,7 @@ def mean_norm(x: Float32Array) -> float:
 
 
 def token_norm_spread(x: Float32Array) -> float:
-    """Return how far token norms lie apart: 99th over 1st percentile of a head's norms, averaged over heads."""
+    """Return how far token norms lie apart: 99th over 1st percentile in a head, averaged over heads."""
     norms = np.linalg.norm(x.astype(np.float64), axis=-1)
     low, high = np.percentile(norms, (1, 99), axis=0)
     return float(np.mean(high / low))

@@ -1,7 +1,7 @@
 """What a person should take from an analysis, in one line, by rules that can be read here one by one.
 
-The limits of the grades are a choice of this project, made so that on the built-in data an f16 cache and a uniform
-q8_0 cache are in the first two. They order policies; they do not promise quality.
+The limits of the grades are this project's choice, made so that a uniform q8_0 cache has a small error on the
+default data and a uniform q4_0 cache a large one. They order policies; they do not promise quality.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ GRADES = (
     (0.10, 0.01, "a moderate error"),
     (0.30, 0.10, "a large error"),
 )
-"""(attention-output error at most, KL in nats at most, what it is called); beyond the last: a severe error."""
+"""(attention-output error at most, KL in nats at most, what it is called)."""
 
 BEYOND = "a severe error"
+"""What is worse than the last grade."""
 
 EQUAL = 0.01
 """Bytes or errors within this share of each other count as equal."""
@@ -56,7 +57,7 @@ def verdict(
     n_ctx: int,
     source: SourceInfo,
 ) -> str:
-    """Return the verdict on the policy of ``total``: cost and grade, standing, what to change, how far to trust it."""
+    """Return the verdict on the policy: cost and grade, standing, what to change, how far to trust it."""
     parts = [_cost(total, baselines, n_ctx)]
     error = total.errors.attn_output_rel_error
     if error is None:
@@ -73,7 +74,7 @@ def grade(error: float, kl: float) -> str:
 
 
 def dominating(total: Summary, baselines: Mapping[str, Summary]) -> str | None:
-    """Return the most accurate runnable baseline that is better in bytes or error and worse in neither, or None."""
+    """Return the most accurate runnable baseline better in bytes or error and worse in neither, or None."""
     better = [
         (other.errors.attn_output_rel_error, name)
         for name, other in baselines.items()
@@ -83,7 +84,10 @@ def dominating(total: Summary, baselines: Mapping[str, Summary]) -> str | None:
 
 
 def carriers(layers: Sequence[LayerResult]) -> tuple[tuple[int, ...], float]:
-    """Return the fewest layers (positions in ``layers``) with CONCENTRATION of the squared output error, and their share."""
+    """Return the fewest layers with CONCENTRATION of the squared output error, and their share of it.
+
+    Layers are positions in ``layers``, ascending.
+    """
     squared = [(layer.errors.attn_output_rel_error or 0.0) ** 2 for layer in layers]
     everything = sum(squared)
     taken: list[int] = []
@@ -98,7 +102,7 @@ def carriers(layers: Sequence[LayerResult]) -> tuple[tuple[int, ...], float]:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The policy with its worst layers in UPGRADE, and what it would cost: measured layer by layer, not guessed."""
+    """The policy with its worst layers in UPGRADE, and what that costs: measured, not guessed."""
 
     policy: str
     kv_bytes: int
@@ -108,7 +112,7 @@ class Suggestion:
 def suggestion(
     layers: Sequence[LayerResult], total: Summary, worst: Sequence[int], baselines: Mapping[str, Summary]
 ) -> Suggestion | None:
-    """Return the policy with the layers at positions ``worst`` in UPGRADE, or None where that would not help."""
+    """Return the policy with the layers at positions ``worst`` in UPGRADE, None where that would not help."""
     upgraded = baselines.get(UPGRADE)
     if upgraded is None or None in total.layer_errors or None in upgraded.layer_errors:
         return None
@@ -146,7 +150,7 @@ def _is_better(one: Summary, other: Summary) -> bool:
 def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
     saving = (
         f"{total.policy} takes {total.ratio_vs_f16:.2f}x of f16's bytes "
-        f"({format_n_bytes(total.kv_bytes)} instead of {format_n_bytes(total.kv_bytes_f16)} at {n_ctx} tokens)"
+        f"({format_n_bytes(total.kv_bytes)}, not {format_n_bytes(total.kv_bytes_f16)}, at {n_ctx} tokens)"
     )
     error, kl = total.errors.attn_output_rel_error, total.errors.attn_kl
     if error is None or kl is None:
@@ -158,13 +162,14 @@ def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
         for name, other in baselines.items()
         if name in REFERENCES and other.policy != total.policy and other.errors.attn_output_rel_error
     )
-    return f"{saving} with {grade(error, kl)}: attention output off by {percent(error)}{others and ' (' + others[2:] + ')'}"
+    compared = f" ({others[2:]})" if others else ""
+    return f"{saving} with {grade(error, kl)}: attention output off by {percent(error)}{compared}"
 
 
 def _standing(total: Summary, baselines: Mapping[str, Summary]) -> str:
     winner = dominating(total, baselines)
     if winner is not None:
-        return f"{_described(winner, baselines)} costs no more and is more accurate: use that instead"
+        return f"use {_described(winner, baselines)} instead, it is no larger and no less accurate"
     runnable = {name: other for name, other in baselines.items() if other.runnable}
     beaten = [name for name, other in runnable.items() if _is_better(total, other)]
     steps = [
@@ -182,12 +187,12 @@ def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[st
     worst, share = carriers(layers)
     if not worst or len(worst) > max(2, int(FEW_LAYERS * len(layers))) or len(worst) == len(layers):
         side = _side(layers)
-        return f"no few layers stand out{side and ', ' + side}"
+        return f"the error is spread over the layers{side}"
     side = _side([layers[index] for index in worst])
     numbers = [layers[index].layer for index in worst]
     noun = "layer" if len(numbers) == 1 else "layers"
     verb = "carries" if len(numbers) == 1 else "carry"
-    found = f"{noun} {_listed(_spans(numbers))} {verb} {percent(share)} of the squared error{side and ', ' + side}"
+    found = f"{noun} {_listed(_spans(numbers))} {verb} {percent(share)} of the squared error{side}"
     better = suggestion(layers, total, worst, baselines)
     if better is None:
         return found
@@ -197,20 +202,22 @@ def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[st
 
 
 def _side(layers: Sequence[LayerResult]) -> str:
-    """Which side carries the error of ``layers``, empty when both have a part or it is not known."""
+    """Say which side carries the error of ``layers``, nothing when both have a part."""
     k, v = (
         sum((getattr(layer.errors, side).attn_output_rel_error or 0.0) ** 2 for layer in layers)
         for side in "kv"
     )
     if k >= ONE_SIDE * v and k > 0:
-        return "nearly all of it through K"
-    return "nearly all of it through V" if v >= ONE_SIDE * k and v > 0 else ""
+        return ", nearly all of it through K"
+    return ", nearly all of it through V" if v >= ONE_SIDE * k and v > 0 else ""
 
 
 def _trust(source: SourceInfo) -> str:
     if source.kind == "profile":
-        return "synthetic K/V rank policies but do not predict quality, so confirm on the model with kvquant validate"
-    return "one capture is one text, so confirm on the model with kvquant validate"
+        return (
+            "synthetic K/V can rank policies, not predict quality: confirm on the model with kvquant validate"
+        )
+    return "one capture is one text: confirm on the model with kvquant validate"
 
 
 def _described(name: str, baselines: Mapping[str, Summary]) -> str:

@@ -1,0 +1,100 @@
+"""One published number, measured again, and what that says about it. The verdict is computed, never written down."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+
+
+class Verdict(Enum):
+    """What a new measurement says about a printed number."""
+
+    REPRODUCED = "reproduced"
+    UNDER_CONVENTION = "reproduced under its convention"
+    CONTRADICTED = "contradicted"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A value and how it was obtained. standard_error: of a sampled mean, 0 where the value is exact."""
+
+    value: float
+    how: str
+    standard_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A printed number and two readings of it.
+
+    key: a short unique name. source: where it was published. claim: what it is said to be. published: as
+    printed, unit included ("7.3e-05", "6.4x", "140.00 MiB"). convention: measured the way that explains the
+    number best. actual: what the claim means for llama.cpp's formats against fp16. note: what a reader should
+    know besides.
+    """
+
+    key: str
+    source: str
+    claim: str
+    published: str
+    convention: Reading
+    actual: Reading
+    note: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Reproduced when the actual value prints as published; under its convention when only that one does."""
+        if agrees(self.published, self.actual):
+            return Verdict.REPRODUCED
+        if agrees(self.published, self.convention):
+            return Verdict.UNDER_CONVENTION
+        return Verdict.CONTRADICTED
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words; the right value is added wherever it differs from the printed one."""
+        if self.verdict is Verdict.REPRODUCED:
+            return self.verdict.value
+        return f"{self.verdict.value}; the right value is {printed_like(self.published, self.actual.value)}"
+
+
+def agrees(published: str, reading: Reading) -> bool:
+    """Return whether ``reading``, give or take three standard errors, prints as ``published``, rounded or cut off."""
+    value, unit_in_last_place = _parse(published)
+    low = value - unit_in_last_place / 2
+    high = value + unit_in_last_place
+    slack = 3 * reading.standard_error + 1e-9 * abs(value)
+    return low - slack <= reading.value < high + slack
+
+
+def printed_like(published: str, value: float) -> str:
+    """Return ``value`` in the notation and unit of ``published``, with one more significant digit than it has."""
+    number, unit = _split(published)
+    digits = len(Decimal(number).as_tuple().digits) + 1
+    if "e" in number:
+        return f"{value:.{digits - 1}e}{unit}"
+    decimals = max(0, -_exponent(number))
+    extra = 0 if unit.strip() in ("MiB", "MB", "x", "%") else 1
+    return f"{value:.{decimals + extra}f}{unit}"
+
+
+def _parse(published: str) -> tuple[float, float]:
+    """Return the number in ``published`` and the value of one unit in its last printed place."""
+    number, _ = _split(published)
+    return float(number), 10.0 ** _exponent(number)
+
+
+def _exponent(number: str) -> int:
+    exponent = Decimal(number).as_tuple().exponent
+    if not isinstance(exponent, int):
+        raise ValueError(f"{number} is not a finite number")
+    return exponent
+
+
+def _split(published: str) -> tuple[str, str]:
+    match = re.match(r"([0-9.]+(?:e[+-]?[0-9]+)?)(.*)", published)
+    if match is None:
+        raise ValueError(f"{published!r} does not start with a number")
+    return match[1], match[2]

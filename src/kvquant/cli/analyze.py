@@ -1,0 +1,139 @@
+"""`kvquant analyze`: bytes and errors of a policy, layer by layer, beside uniform caches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from kvquant.analysis import BASELINES, DEFAULT_N_CTX, PROFILES, Analysis, Rotation, Sampling
+from kvquant.analysis import analyze as run_analysis
+from kvquant.cli.options import default_types, json_option, policy_options, shape_from_options, shape_options
+from kvquant.errors import UsageError
+from kvquant.report.text import analysis_text
+
+
+@click.command()
+@policy_options
+@shape_options
+@click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture).")
+@click.option("--profile", type=click.Choice(tuple(PROFILES)), help="Synthetic K and V to use.")
+@click.option(
+    "--ctx", default=DEFAULT_N_CTX, show_default=True, metavar="N", help="Tokens to count bytes for."
+)
+@click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything synthetic.")
+@click.option(
+    "--rotation",
+    type=click.Choice(get_args(Rotation)),
+    default="both",
+    show_default=True,
+    help="llama.cpp's Hadamard rotation: as it applies it, not at all, or both side by side.",
+)
+@click.option("--no-rotation", "rotation", flag_value="off", help="The same as --rotation off.")
+@click.option(
+    "--against", default=",".join(BASELINES), metavar="NAMES", help="Types and presets to compare with."
+)
+@click.option("--tokens", type=int, metavar="N", help="Tokens a profile draws per layer.")
+@click.option("--queries", type=int, metavar="N", help="Queries per layer.")
+@click.option(
+    "--heads", type=int, metavar="N", help="KV heads looked at per layer, each with its query heads."
+)
+@json_option
+@click.option("--html", metavar="FILE", help="Also write one self-contained page.")
+@click.option("--plot", metavar="FILE", help="Also write the figures, as .png or .svg.")
+def analyze(
+    layers: str | None,
+    default: str,
+    model: str | None,
+    shape: str | None,
+    capture: str | None,
+    profile: str | None,
+    ctx: int,
+    seed: int,
+    rotation: Rotation,
+    against: str,
+    tokens: int | None,
+    queries: int | None,
+    heads: int | None,
+    as_json: bool,
+    html: str | None,
+    plot: str | None,
+) -> None:
+    """What a policy costs and saves: bytes, error of K and V, error of attention, beside uniform caches.
+
+    Without a model, a profile or a capture: a 32-layer model and synthetic K and V. Synthetic data rank
+    policies; whether a model still works is for kvquant validate to say.
+
+    \b
+    Example:
+      kvquant analyze --layers 0-10:q8_0,11-31:q4_0
+      kvquant analyze --layers hybrid --profile qwen2.5-7b --html report.html
+      kvquant analyze --layers '*:k=q8_0/v=q4_0' --capture kv.npz --json
+    """
+    _check_outputs(html, plot)
+    k_default, v_default = default_types(default)
+    given_shape = None if model is None and shape is None else shape_from_options(model, shape)
+    limits = {"n_tokens": tokens, "n_query": queries, "n_head_kv": heads}
+    with _progress_bar() as progress:
+        analysis = run_analysis(
+            f"*:{default}" if layers is None else layers,
+            shape=given_shape,
+            profile=profile,
+            capture=capture,
+            n_ctx=ctx,
+            default_k=k_default,
+            default_v=v_default,
+            baselines=[name for name in against.split(",") if name],
+            rotation=rotation,
+            seed=seed,
+            sampling=Sampling(**{name: limit for name, limit in limits.items() if limit is not None}),
+            progress=progress,
+        )
+    for warning in analysis.warnings:
+        click.echo(f"kvquant: warning: {warning}", err=True)
+    click.echo(analysis.to_json() if as_json else analysis_text(analysis))
+    _write_outputs(analysis, html, plot)
+
+
+def _check_outputs(html: str | None, plot: str | None) -> None:
+    """Refuse before the work what would fail after it."""
+    if plot is not None and Path(plot).suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"--plot {plot}: figures are written as .png or .svg; name such a file")
+    for option, path in (("--html", html), ("--plot", plot)):
+        if path is not None and not Path(path).parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {Path(path).parent}; make it first")
+
+
+def _write_outputs(analysis: Analysis, html: str | None, plot: str | None) -> None:
+    if html is not None:
+        from kvquant.report.page import write_page
+
+        write_page(analysis, html)
+        click.echo(f"kvquant: wrote {html}", err=True)
+    if plot is not None:
+        from kvquant.report.figures import write_plot
+
+        write_plot(analysis, plot)
+        click.echo(f"kvquant: wrote {plot}", err=True)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr while layers are measured; nothing where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("layers", total=None)
+
+        def show(done: int, n_layers: int) -> None:
+            bar.update(task, completed=done, total=n_layers)
+
+        yield show

@@ -1,0 +1,50 @@
+"""Columns of text, and how the numbers of an analysis are written in text, figures and pages alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+UNKNOWN = "?"
+"""What stands for a number that is not known; never 0."""
+
+GAP = "  "
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Return aligned lines; the columns in ``left`` are flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        return GAP.join(cells).rstrip()
+
+    return "\n".join(line(row) for row in (header, *rows))
+
+
+def decibels(value: float | None, exact: bool) -> str:
+    """A normalised error in dB with one decimal; "exact" where there is no error at all."""
+    if value is None:
+        return "exact" if exact else UNKNOWN
+    return f"{value:.1f}"
+
+
+def share(value: float | None) -> str:
+    """A relative error as a percentage of about two digits."""
+    if value is None:
+        return UNKNOWN
+    percentage = 100 * value
+    if percentage == 0:
+        return "0"
+    decimals = max(0, 1 - math.floor(math.log10(percentage)))
+    return f"{percentage:.{min(decimals, 3)}f}"
+
+
+def small(value: float | None) -> str:
+    """A divergence or logit error with two significant digits."""
+    if value is None:
+        return UNKNOWN
+    return "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.2g}"
