@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ def save_checkpoint(path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str,
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the arrays and the meta data of ``path``. Raises ModelFileError when it is not such a file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             meta = json.loads(file[_META].tobytes())
             arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != _META}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         raise ModelFileError(f"{path} is not a training checkpoint ({error}); name another") from error
     return arrays, meta

@@ -237,11 +237,13 @@ def follow(rng: np.random.Generator, split: Split, size: Size) -> Document:
     order = [int(index) for index in rng.permutation(size.n_words)]
     chains: list[list[str]] = []
     steps: list[tuple[str, str]] = []
-    for _ in range(n_chains):
+    while order and len(chains) < n_chains:
         current = order.pop()
         chain = [f" {KEYS[current]}"]
         for _ in range(int(rng.integers(1, 3))):
-            following = next(index for index in reversed(order) if split_of(current, index) is split)
+            following = next((index for index in reversed(order) if split_of(current, index) is split), None)
+            if following is None:
+                break
             order.remove(following)
             steps.append((f" {KEYS[current]}", f"->{KEYS[following]}"))
             chain += [f"->{KEYS[following]}", f" {KEYS[following]}"]
@@ -254,7 +256,7 @@ def follow(rng: np.random.Generator, split: Split, size: Size) -> Document:
     for index in rng.permutation(len(steps)):
         writer.say(*steps[index])
     while writer.left > 0:
-        chain = chains[int(rng.integers(n_chains))]
+        chain = chains[int(rng.integers(len(chains)))]
         writer.say(" Follow:", chain[0])
         writer.answer(*chain[1:])
     return writer.document("follow")
