@@ -160,6 +160,17 @@ def test_a_second_full_stream_is_refused() -> None:
         parse_state(bytes(data) + data[N_CELLS:], PLAIN)
 
 
+def test_the_mark_of_rows_stored_without_rotation_is_read() -> None:
+    types = dict.fromkeys(range(3), ("q8_0", "q4_0"))
+    saved = SavedSequence(PLAIN, packed_tokens=False, types=types)
+    data = bytearray(saved.to_bytes())
+    assert not parse_state(bytes(data), PLAIN).layers[0].k.marked_unrotated
+    struct.pack_into("<i", data, K_TYPE, TYPE_NUMBERS["q8_0"] | 1 << 16)
+    state = parse_state(bytes(data), PLAIN)
+    check_read_as_written(state, saved)
+    assert state.layers[0].k.marked_unrotated and not state.layers[1].k.marked_unrotated
+
+
 def test_quantized_v_cannot_be_transposed() -> None:
     data = bytearray(SavedSequence(PLAIN, packed_tokens=False, transposed=True).to_bytes())
     v_type = len(data) - 3 * (12 + 64 * 5 * 2)

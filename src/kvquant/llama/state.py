@@ -46,6 +46,10 @@ _MAX_STREAMS = 256
 _PACKED_TOKENS = -1
 _PACKED_TOKENS_VERSION = 1
 
+_UNROTATED = 1 << 16
+"""Added to a type by a patched build that ran a mixed policy with LLAMA_ATTN_ROT_DISABLE set, so that a cache
+with rotation refuses the file; patches/llama.cpp/0001-kv-layers/files/src/llama-kv-type.cpp."""
+
 GGML_TYPE_NAMES = {
     0: "f32",
     1: "f16",
@@ -65,13 +69,15 @@ class StoredRows:
     """The K or V cache of one layer as stored.
 
     type: the type's name. width: values per token. data: uint8 (n_cells, n_bytes), one packed row per token,
-    or under a transposed V cache uint8 (width, n_cells, element bytes).
+    or under a transposed V cache uint8 (width, n_cells, element bytes). marked_unrotated: the file says that
+    quantized rows are stored without rotation, which only patched builds under a mixed policy do.
     """
 
     type: str
     width: int
     data: Uint8Array
     transposed: bool = False
+    marked_unrotated: bool = False
 
     @property
     def rows(self) -> Uint8Array:
@@ -277,15 +283,15 @@ def _stream(
 
 
 def _rows(cursor: _Cursor, what: str, width: int, n_cells: int) -> StoredRows:
-    name = _type(cursor, what)
+    name, unrotated = _type(cursor, what)
     n_bytes = _row_n_bytes(cursor, name, width, what)
     cursor.expect("<u8", n_bytes, f"{what}: row size")
     data = cursor.array(np.uint8, n_cells * n_bytes, what).reshape(n_cells, n_bytes)
-    return StoredRows(name, width, data)
+    return StoredRows(name, width, data, marked_unrotated=unrotated)
 
 
 def _transposed_rows(cursor: _Cursor, what: str, width: int, n_cells: int) -> StoredRows:
-    name = _type(cursor, what)
+    name, _ = _type(cursor, what)
     n_bytes = _row_n_bytes(cursor, name, width, what)
     if n_bytes % width:
         cursor.fail(f"{what}: type {name} cannot be stored transposed; the file is damaged or foreign")
@@ -296,14 +302,15 @@ def _transposed_rows(cursor: _Cursor, what: str, width: int, n_cells: int) -> St
     return StoredRows(name, width, data, transposed=True)
 
 
-def _type(cursor: _Cursor, what: str) -> str:
+def _type(cursor: _Cursor, what: str) -> tuple[str, bool]:
+    """The type's name, and whether it is marked as stored without rotation."""
     start = cursor.at
     number = int(cursor.array("<i4", 1, f"{what}: type")[0])
-    name = GGML_TYPE_NAMES.get(number)
+    name = GGML_TYPE_NAMES.get(number & ~_UNROTATED)
     if name is None:
         cursor.at = start
         cursor.fail(f"{what}: ggml type {number} is no cache type; the file is damaged or foreign")
-    return name
+    return name, bool(number & _UNROTATED)
 
 
 def _row_n_bytes(cursor: _Cursor, name: str, width: int, what: str) -> int:
