@@ -1,4 +1,4 @@
-"""Published numbers about KV-cache quantization, recomputed: each against its own convention and against fp16."""
+"""Published numbers on KV-cache quantization, recomputed: under their own convention and against fp16."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""One published number, measured again, and what that says about it. The verdict is computed, never written down."""
+"""One published number, measured again; the verdict on it is computed, never written down."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import Enum
+from enum import StrEnum
 
 
-class Verdict(Enum):
+class Verdict(StrEnum):
     """What a new measurement says about a printed number."""
 
     REPRODUCED = "reproduced"
@@ -45,7 +45,7 @@ class Figure:
 
     @property
     def verdict(self) -> Verdict:
-        """Reproduced when the actual value prints as published; under its convention when only that one does."""
+        """Reproduced if the actual value prints as published, under its convention if only that one does."""
         if agrees(self.published, self.actual):
             return Verdict.REPRODUCED
         if agrees(self.published, self.convention):
@@ -56,12 +56,12 @@ class Figure:
     def sentence(self) -> str:
         """The verdict in words; the right value is added wherever it differs from the printed one."""
         if self.verdict is Verdict.REPRODUCED:
-            return self.verdict.value
-        return f"{self.verdict.value}; the right value is {printed_like(self.published, self.actual.value)}"
+            return str(self.verdict)
+        return f"{self.verdict}; the right value is {printed_like(self.published, self.actual.value)}"
 
 
 def agrees(published: str, reading: Reading) -> bool:
-    """Return whether ``reading``, give or take three standard errors, prints as ``published``, rounded or cut off."""
+    """Return whether ``reading``, within three standard errors, rounds or cuts off to ``published``."""
     value, unit_in_last_place = _parse(published)
     low = value - unit_in_last_place / 2
     high = value + unit_in_last_place
@@ -70,14 +70,13 @@ def agrees(published: str, reading: Reading) -> bool:
 
 
 def printed_like(published: str, value: float) -> str:
-    """Return ``value`` in the notation and unit of ``published``, with one more significant digit than it has."""
+    """Return ``value`` in the notation and unit of ``published``, with a place more if it has no unit but x."""
     number, unit = _split(published)
-    digits = len(Decimal(number).as_tuple().digits) + 1
+    digits = Decimal(number).as_tuple().digits
     if "e" in number:
-        return f"{value:.{digits - 1}e}{unit}"
-    decimals = max(0, -_exponent(number))
-    extra = 0 if unit.strip() in ("MiB", "MB", "x", "%") else 1
-    return f"{value:.{decimals + extra}f}{unit}"
+        return f"{value:.{len(digits)}e}{unit}"
+    n_decimals = max(0, -_exponent(number)) + (unit in ("", "x"))
+    return f"{value:.{n_decimals}f}{unit}"
 
 
 def _parse(published: str) -> tuple[float, float]:

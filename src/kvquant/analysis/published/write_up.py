@@ -60,7 +60,7 @@ def figures(seed: int) -> tuple[Figure, ...]:
 
 
 def absmax_round_trip(x: Float32Array, top_code: int) -> Float32Array:
-    """Return ``x``, (n, width), after blocks of 32 with a float32 scale absmax/top_code and codes ±top_code."""
+    """Return ``x``, (n, width), from blocks of 32: codes up to ±top_code, float32 scale absmax/top_code."""
     blocks = x.reshape(-1, BLOCK)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(top_code)
     codes = np.clip(np.rint(blocks / scale), -top_code, top_code)
