@@ -80,7 +80,7 @@ def test_text_names_layers_totals_and_states(tmp_path: Path) -> None:
     lines = run(
         "memory", "--model", str(path), "--ctx", "1000", "--default", "k=q8_0/v=f16"
     ).stdout.splitlines()
-    assert lines[0].endswith("policy *:k=q8_0/v=f16, 1000 tokens, 4 sequences in one buffer")
+    assert "policy *:k=q8_0/v=f16, default k=q8_0/v=f16, 1000 tokens, 4 sequences in one buffer" in lines[0]
     assert lines[2].split() == ["3", "0", "1024", "q8_0", "139264", "f16", "262144"]
     assert lines[4].split()[:3] == ["this", "policy", "802816"]
     assert lines[-1].split()[:2] == ["recurrent", "466944"]

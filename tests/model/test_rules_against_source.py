@@ -27,8 +27,8 @@ _MATTERS = re.compile(
     r"n_head_kv_arr|n_embd_head_[kv]_(?:full|swa|mla)|n_shortconv_l_cache|ssm_d_|wkv_head_size|router_layer|"
     r"indexer_|n_embd_head_(?:kda|la)"
 )
-# phi3 reads its window only to switch it off. Trees before the pin leave nextn layers without a cache here, for
-# these two architectures, and not in load_hparams and create_memory for all.
+# phi3 reads its window only to switch it off. Trees before the pin leave nextn layers without a cache here,
+# for these two architectures, and not in load_hparams and create_memory for all.
 _NEXTN = {"n_layer_nextn", "n_layer_kv_from_start"}
 _HARMLESS = {"phi3": {"swa_type"}, "glm4": _NEXTN, "glm4moe": _NEXTN}
 _PERIOD = re.compile(r"(?:load_swa_pattern\(ml, |swa_period += )(\d+)")

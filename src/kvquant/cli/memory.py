@@ -88,7 +88,7 @@ def memory(
         click.echo(json.dumps(document, indent=1, ensure_ascii=False))
         return
     found = memory_of(the_shape, resolved, options)
-    click.echo(_header(the_shape, str(policy), options))
+    click.echo(_header(the_shape, str(policy), (k_default, v_default), options))
     if n_bytes is not None:
         click.echo(_budget_line(the_shape, options, n_bytes))
     click.echo(_table(the_shape, found))
@@ -101,12 +101,15 @@ def _training_context(shape: ModelShape) -> int:
     return shape.n_ctx_train
 
 
-def _header(shape: ModelShape, policy: str, options: ContextOptions) -> str:
+def _header(shape: ModelShape, policy: str, defaults: tuple[str, str], options: ContextOptions) -> str:
+    k_default, v_default = defaults
+    default = k_default if k_default == v_default else f"k={k_default}/v={v_default}"
     sequences = "1 sequence"
     if options.n_parallel > 1:
         buffers = "one buffer" if options.kv_unified else "their own buffers"
         sequences = f"{options.n_parallel} sequences in {buffers}"
-    return f"{shape.name} ({shape.arch}), policy {policy}, {options.n_ctx} tokens, {sequences}"
+    types = f"policy {policy}, default {default}"
+    return f"{shape.name} ({shape.arch}), {types}, {options.n_ctx} tokens, {sequences}"
 
 
 def _budget_line(shape: ModelShape, options: ContextOptions, n_bytes: int) -> str:
