@@ -10,8 +10,7 @@ from pathlib import Path
 import click
 
 from kvquant.errors import UsageError
-from kvquant.formats.registry import CACHE_TYPES
-from kvquant.llama.binary import require_rk3588
+from kvquant.llama.binary import describe_features, require_rk3588
 from kvquant.llama.build import PROGRAMS, Build, BuildRequest, build
 from kvquant.llama.fetch import METHODS, Method, fetch_tree
 from kvquant.llama.patching.recipe import checkout_patches, load_series
@@ -19,8 +18,6 @@ from kvquant.llama.pin import load_pin
 from kvquant.llama.toolchain import TARGETS, TargetName, arm_warnings
 from kvquant.llama.tree import open_tree
 from kvquant.llama.workspace import patched_copy
-from kvquant.model.shape import ModelShape
-from kvquant.policy import policy_from_text
 
 
 @click.group()
@@ -131,6 +128,8 @@ def build_command(
     )
     done = build(request, _say)
     _say("built" if done.fresh else "nothing to do, the build is current")
+    for line in describe_features(done.info.features):
+        _say(line)
     if target == "rk3588":
         require_rk3588(done.info.features)
     click.echo(str(done.bin))
@@ -155,6 +154,12 @@ def serve(model: Path, policy_text: str | None, port: int, server_args: tuple[st
     Example:
       kvquant llama serve --model model.gguf --kv-layers 0-10:q8_0,11-:q4_0 --ctx-size 16384
     """
+    # Only here: building needs nothing but the standard library and click, so that it also runs on a bare
+    # board.
+    from kvquant.formats.registry import CACHE_TYPES
+    from kvquant.model.shape import ModelShape
+    from kvquant.policy import policy_from_text
+
     argv = ["--host", "127.0.0.1", "--port", str(port), "--model", str(model)]
     if policy_text is not None:
         policy = policy_from_text(policy_text, CACHE_TYPES)

@@ -82,6 +82,23 @@ def newest_glibc(symbols: str) -> str | None:
     return None if not versions else "{}.{}".format(*max(versions))
 
 
+def describe_features(features: Features) -> tuple[str, ...]:
+    """What was found, for people; a check that could not be made is said, not passed over."""
+    lines = []
+    if features.kv_layers is None:
+        lines.append("llama-server was not run: it was not built, or it runs only under qemu-user-static")
+    else:
+        lines.append(f"llama-server takes --kv-layers: {'yes' if features.kv_layers else 'no'}")
+    if features.system_info is not None:
+        flags = " ".join(f"{name}={value}" for name, value in features.system_info.items())
+        lines.append(f"llama-server's system_info: {flags}")
+    if features.sdot is not None:
+        lines.append(f"instructions: {features.sdot} sdot, {features.fp16_fmla} fp16 fmla")
+    if features.glibc is not None:
+        lines.append(f"needs glibc {features.glibc} or newer")
+    return tuple(lines)
+
+
 def require_rk3588(features: Features) -> None:
     """Raise CheckFailed when a build for the RK3588 lacks the instructions that make it fast there."""
     lacking = [
