@@ -210,6 +210,7 @@ def add_experts(
     b: Builder,
     il: int,
     *,
+    parts: tuple[str, ...] = ("gate", "up", "down"),
     shared: bool = False,
     gate_shared: bool = False,
     bias: bool = False,
@@ -218,7 +219,8 @@ def add_experts(
     """Routed experts of layer il, with a shared expert (and its own gate) or biases where asked."""
     m, blk = b.model, f"blk.{il}"
     b.matrix(f"{blk}.ffn_gate_inp.weight", m.n_embd, N_EXPERT, dtype=np.float32)
-    for part, ne in (("gate", (m.n_embd, m.n_ff)), ("up", (m.n_embd, m.n_ff)), ("down", (m.n_ff, m.n_embd))):
+    for part in parts:
+        ne = (m.n_ff, m.n_embd) if part == "down" else (m.n_embd, m.n_ff)
         b.matrix(f"{blk}.ffn_{part}_exps.weight", *ne, N_EXPERT)
         if bias:
             b.bias(f"{blk}.ffn_{part}_exps.bias", ne[1], N_EXPERT)
@@ -552,7 +554,7 @@ def write_falcon_h1(b: Builder) -> None:
     b.norm("output_norm.weight", m.n_embd)
 
 
-def write_nemotron_h(b: Builder) -> None:
+def write_nemotron_h(b: Builder, *, experts: bool = False) -> None:
     """Layers that are each one thing: Mamba-2, feed-forward, attention, in turn."""
     m = b.model
     kinds = ["mamba", "ffn", "attention"]
@@ -563,10 +565,14 @@ def write_nemotron_h(b: Builder) -> None:
     b.set("attention.key_length", m.head_dim)
     b.set("attention.value_length", m.head_dim)
     set_mamba(b, n_ssm_head=8)
+    if experts:
+        set_experts(b, shared=1)
     for il, kind in enumerate(layers):
         b.norm(f"blk.{il}.attn_norm.weight", m.n_embd)
         if kind == "mamba":
             add_mamba2(b, il, n_ssm_head=8)
+        elif kind == "ffn" and experts:
+            add_experts(b, il, parts=("up", "down"), shared=True, router_bias=True)
         elif kind == "ffn":
             add_ffn(b, il, gate="none")
         else:
@@ -611,7 +617,15 @@ ARCHITECTURES: dict[str, Callable[[Builder], None]] = {
     "mistral3": Dense(),
     "smollm3": Dense(),
     "granite": Dense(keys=_LOGIT_SCALE),
+    "granitemoe": Dense(keys=_LOGIT_SCALE, experts="routed"),
+    "arcee": Dense(gate="none"),
+    "ernie4_5": Dense(),
+    "exaone": Dense(),
+    "internlm2": Dense(own_output=True),
+    "minicpm": Dense(),
+    "seed_oss": Dense(pre_norms=("attn_norm",), post_norms=("post_attention_norm",)),
     "qwen2": Dense(qkv_bias=True),
+    "qwen2vl": Dense(qkv_bias=True, sections=True),
     "qwen2moe": Dense(qkv_bias=True, experts="gated", own_output=True),
     "qwen3": Dense(qk_norm="head"),
     "qwen3moe": Dense(qk_norm="head", experts="routed"),
@@ -659,6 +673,7 @@ ARCHITECTURES: dict[str, Callable[[Builder], None]] = {
     "granitehybrid": write_granite_hybrid,
     "falcon-h1": write_falcon_h1,
     "nemotron_h": write_nemotron_h,
+    "nemotron_h_moe": lambda b: write_nemotron_h(b, experts=True),
     "jamba": write_jamba,
 }
 

@@ -15,8 +15,20 @@ RANDOM_MODELS: dict[str, RandomModel] = {
     **{
         arch: RandomModel(arch=arch, **_PLAIN)
         for arch in (
-            *("command-r", "gemma", "glm4", "granite", "llama", "mistral3", "phi3", "qwen2", "qwen2moe"),
-            *("qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "smollm3", "starcoder2"),
+            *("arcee", "command-r", "ernie4_5", "exaone", "gemma", "glm4", "granite", "granitemoe"),
+            *(
+                "internlm2",
+                "llama",
+                "minicpm",
+                "mistral3",
+                "phi3",
+                "qwen2",
+                "qwen2moe",
+                "qwen2vl",
+                "qwen3",
+                "qwen3moe",
+            ),
+            *("qwen3vl", "qwen3vlmoe", "seed_oss", "smollm3", "starcoder2"),
         )
     },
     **{
@@ -37,7 +49,7 @@ RANDOM_MODELS: dict[str, RandomModel] = {
     "qwen3next": RandomModel(arch="qwen3next", n_layer=5),
     **{
         arch: RandomModel(arch=arch, n_layer=5)
-        for arch in ("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h")
+        for arch in ("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe")
     },
 }
 """Architecture to the model the tests use for it."""

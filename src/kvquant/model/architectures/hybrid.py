@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     "lfm2": lfm2,
     "lfm2moe": lfm2,
     "nemotron_h": nemotron_h,
+    "nemotron_h_moe": nemotron_h,
     "qwen35": gated_delta_net,
     "qwen35moe": gated_delta_net,
     "qwen3next": gated_delta_net,
