@@ -39,11 +39,15 @@ void llama_kv_type::resolve(uint32_t n_layer, const std::function<bool(uint32_t 
         keeps[il] = keeps_cache(il);
     }
 
-    plan->types    = plan->policy.resolve(keeps, plan->type_k, plan->type_v);
+    try {
+        plan->types = plan->policy.resolve(keeps, plan->type_k, plan->type_v);
+    } catch (const llama_kv_policy_error & err) {
+        throw std::runtime_error(std::string("--kv-layers: ") + err.what());
+    }
     plan->resolved = true;
 
     for (const auto & warning : plan->types.warnings) {
-        LLAMA_LOG_WARN("%s: --kv-layers: %s\n", __func__, warning.message.c_str());
+        LLAMA_LOG_WARN("--kv-layers: %s\n", warning.message.c_str());
     }
 }
 
@@ -117,7 +121,7 @@ static std::shared_ptr<llama_kv_plan> make_plan(const llama_model & model, const
     res->type_k = params.type_k;
     res->type_v = params.type_v;
 
-    LLAMA_LOG_INFO("%s: kv_layers = %s\n", __func__, res->policy.str().c_str());
+    LLAMA_LOG_INFO("llama_context: kv_layers             = %s\n", res->policy.str().c_str());
 
     return res;
 }
@@ -139,7 +143,7 @@ void llama_kv_types::check_used(bool has_kv) const {
                 "its K and V; use --cache-type-k and --cache-type-v");
     }
 
-    LLAMA_LOG_WARN("%s: --kv-layers has no effect, the model keeps no KV cache\n", __func__);
+    LLAMA_LOG_WARN("--kv-layers: '%s' has no effect, the model keeps no KV cache\n", plan->policy.str().c_str());
 }
 
 bool llama_kv_types_prepare(llama_context_params & params) {

@@ -28,7 +28,7 @@ public:
     // Applies the policy's rules, once per context: the first cache that knows all layers calls it, later calls are ignored.
     //   n_layer:     layers of the model
     //   keeps_cache: the layer keeps a cache of its own, in this cache or in a sibling
-    // throws llama_kv_policy_error
+    // throws std::runtime_error when two rules meet on one layer
     void resolve(uint32_t n_layer, const std::function<bool(uint32_t il)> & keeps_cache) const;
 
     // The type of layer il for a cache that is about to allocate it.
