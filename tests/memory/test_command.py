@@ -89,6 +89,13 @@ def test_text_names_layers_totals_and_states(tmp_path: Path) -> None:
     assert "in sliding-window layers" in windowed
 
 
+def test_research_formats_are_computed_only() -> None:
+    arguments = ("--shape", "llama-8b", "--ctx", "256", "--layers", "0:tq_mse_4b,1-:q8_0")
+    assert document(*arguments)["total"]["runnable"] is False
+    assert run("memory", *arguments).stdout.splitlines()[-1].endswith("no cache of type tq_mse_4b")
+    assert document("--shape", "llama-8b", "--ctx", "256")["total"]["runnable"] is True
+
+
 def test_warnings_go_to_stderr() -> None:
     result = run(
         "memory", "--shape", "qwen3.5-2b", "--ctx", "256", "--layers", "0-1:q8_0,20-40:q4_0", "--json"

@@ -277,10 +277,14 @@ def test_split_models(tmp_path: Path) -> None:
                 ModelShape.from_gguf(path)
 
 
-def test_the_model_s_own_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [("My Model", "My Model"), ("two\nlines", "model.gguf"), ("x" * 101, "model.gguf"), (3, "model.gguf")],
+)
+def test_the_model_s_own_name(tmp_path: Path, given: Any, shown: str) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(GgufFile({**arch_keys("llama"), "general.name": "My Model"}).encoded())
-    assert ModelShape.from_gguf(path).name == "My Model"
+    path.write_bytes(GgufFile({**arch_keys("llama"), "general.name": given}).encoded())
+    assert ModelShape.from_gguf(path).name == shown
 
 
 @pytest.mark.parametrize("arch", sorted(RULES))

@@ -149,6 +149,8 @@ def _comparison(shape: ModelShape, memory: KVMemory, options: ContextOptions) ->
         lines.append(
             f"{_amount('recurrent', memory.recurrent_bytes)}  on top, float32 in {shape.n_recurrent} layers"
         )
+    if memory.not_runnable:
+        lines.append(f"computed only: llama.cpp has no cache of type {', '.join(memory.not_runnable)}")
     return "\n".join(lines)
 
 

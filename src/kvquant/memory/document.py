@@ -50,7 +50,11 @@ def memory_document(
             "flash_attn": options.flash_attn,
         },
         "layers": [_layer(shape.layers[layer.layer], layer) for layer in memory.layers],
-        "total": {**_total(memory, in_f16), "recurrent_bytes": memory.recurrent_bytes},
+        "total": {
+            "runnable": not memory.not_runnable,
+            **_total(memory, in_f16),
+            "recurrent_bytes": memory.recurrent_bytes,
+        },
         "baselines": {name: _total(uniform, in_f16) for name, uniform in baselines(shape, options).items()},
         "warnings": [str(warning) for warning in policy.warnings],
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvquant.errors import FormatError, UsageError
-from kvquant.formats.registry import get_format
+from kvquant.formats.registry import CACHE_TYPES, get_format
 from kvquant.memory.cells import DEFAULT_BATCH, DEFAULT_UBATCH, CacheCells, ContextOptions, cache_cells
 from kvquant.model.shape import LayerShape, ModelShape
 from kvquant.policy.resolve import ResolvedLayer, ResolvedPolicy
@@ -55,6 +55,12 @@ class KVMemory:
     def kv_bytes(self) -> int:
         """K and V of all layers."""
         return sum(layer.n_bytes for layer in self.layers)
+
+    @property
+    def not_runnable(self) -> tuple[str, ...]:
+        """The types in use that llama.cpp has no cache for, sorted: their bytes are computed only."""
+        used = {name for layer in self.layers for name in (layer.k_type, layer.v_type)}
+        return tuple(sorted(used - set(CACHE_TYPES)))
 
     @property
     def base_bytes(self) -> int:

@@ -28,13 +28,12 @@ def shape_from_header(header: GgufHeader, name: str) -> ModelShape:
             f"{header.path}: no memory rules for architecture {keys.arch!r}; give its shape by hand with "
             f"--shape FILE.json (docs/memory.md), or use one of: {', '.join(sorted(RULES))}"
         )
-    title = header.values.get("general.name")
     try:
         hparams = RULES[keys.arch](keys, common_hparams(keys))
         if hparams.window_kind is not WindowKind.NONE:
             _check_window(keys, hparams)
         return ModelShape(
-            name=title.value if isinstance(title, Scalar) and isinstance(title.value, str) else name,
+            name=_title(header) or name,
             arch=keys.arch,
             n_ctx_train=hparams.n_ctx_train,
             layers=tuple(_layer(keys, hparams, il) for il in range(hparams.n_layer_all)),
@@ -44,6 +43,13 @@ def shape_from_header(header: GgufHeader, name: str) -> ModelShape:
         )
     except ShapeError as error:
         keys.fail(str(error))
+
+
+def _title(header: GgufHeader) -> str:
+    """The name the file gives its model, empty where it gives none that fits a line."""
+    entry = header.values.get("general.name")
+    title = entry.value if isinstance(entry, Scalar) and isinstance(entry.value, str) else ""
+    return title if title.isprintable() and len(title) <= 100 else ""
 
 
 def _check_first_shard(header: GgufHeader) -> None:
