@@ -22,7 +22,7 @@ from kvquant.llama.build import INFO_FILE, Build, BuildRequest, build, read_info
 from kvquant.llama.toolchain import arm_warnings, find_target, find_tools
 from kvquant.llama.workspace import patched_copy
 from llama.patch_trees import snapshot
-from llama.small_project import SERVER, flag_series, make_project
+from llama.small_project import CMAKE, SERVER, flag_series, make_project
 
 PROGRAMS = ("llama-bench", "llama-server")
 
@@ -107,6 +107,15 @@ def test_a_build_that_fails_shows_its_first_error(tmp_path: Path) -> None:
     assert any("was not declared" in line for line in said)
     assert not (good.folder / INFO_FILE).exists()
     (source / "server.cpp").write_text(SERVER)
+    assert built(source).fresh
+
+
+def test_a_tree_that_changes_meanwhile_gives_no_build(tmp_path: Path) -> None:
+    change = 'file(WRITE "${CMAKE_SOURCE_DIR}/new.cpp" "int meanwhile;")\n'
+    source = make_project(tmp_path / "source", cmake=CMAKE + change)
+    with pytest.raises(LlamaError, match="was changed while it was built"):
+        built(source)
+    assert not list((tmp_path / "cache").rglob(INFO_FILE))
     assert built(source).fresh
 
 

@@ -76,7 +76,7 @@ def test_any_change_of_a_file_goes_through_git(
         return
     root = tmp_path_factory.mktemp("git")
     (root / "f").write_bytes(before)
-    patch = Patch("0001-p", "p", (), (), "digest")
+    patch = Patch("0001-p", "p", (), (), (), "digest")
     git_apply(root, export_patch(PatchPlan(patch, (), (FileChange("f", before, after),))))
     assert (root / "f").read_bytes() == after
 

@@ -20,7 +20,7 @@ def edit_of(
 
 
 def plan_of(files: dict[str, bytes], *edits: Edit, new: tuple[NewFile, ...] = ()) -> Plan:
-    return make_plan(Series((Patch("0001-p", "p", new, edits, "d"),), "d"), files.get)
+    return make_plan(Series((Patch("0001-p", "p", (), new, edits, "d"),), "d"), files.get)
 
 
 def only(plan: Plan) -> Outcome:

@@ -64,6 +64,8 @@ def test_a_find_beside_variants_is_one_more(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ('purpose = "p"', "", "the recipe: purpose is missing"),
+        ('purpose = "p"', 'purpose = "p"\nprograms = "all"', "programs must be an array of names"),
+        ('purpose = "p"', 'purpose = "p"\nprograms = ["-t evil"]', "programs must be an array of names"),
         ('id = "a"', 'id = "A b"', "an id is lower-case"),
         ('file = "src/a.cpp"', 'file = "../a.cpp"', "not a plain path inside the tree"),
         ('file = "src/a.cpp"', 'file = "/etc/passwd"', "not a plain path inside the tree"),

@@ -92,8 +92,8 @@ def fetch(dest: Path | None, method: Method, sdist_version: str | None, archive:
     "--program",
     "programs",
     multiple=True,
-    type=click.Choice(PROGRAMS),
-    help="Only this program; may be repeated.  [default: all of them]",
+    metavar="NAME",
+    help=f"Only this program; may be repeated.  [default: {', '.join(PROGRAMS)} and what the patches add]",
 )
 @click.option(
     "--cmake-arg",
@@ -124,7 +124,12 @@ def build_command(
         for warning in arm_warnings(cmake_args):
             _say(f"warning: {warning}")
     request = BuildRequest(
-        _build_source(source, stock), target, programs or PROGRAMS, cmake_args, build_dir, jobs or _cpus()
+        _build_source(source, stock),
+        target,
+        programs or _all_programs(stock),
+        cmake_args,
+        build_dir,
+        jobs or _cpus(),
     )
     done = build(request, _say)
     _say("built" if done.fresh else "nothing to do, the build is current")
@@ -174,7 +179,7 @@ def serve(model: Path, policy_text: str | None, port: int, server_args: tuple[st
 
 
 def _default_build() -> Build:
-    return build(BuildRequest(_build_source(None, stock=False)), _say)
+    return build(BuildRequest(_build_source(None, stock=False), programs=_all_programs(stock=False)), _say)
 
 
 def _build_source(source: Path | None, stock: bool) -> Path:
@@ -182,6 +187,10 @@ def _build_source(source: Path | None, stock: bool) -> Path:
     patches = checkout_patches()
     tree = fetch_tree(load_pin(patches), say=_say) if source is None else open_tree(source)
     return tree if stock else patched_copy(tree, load_series(patches), _say)
+
+
+def _all_programs(stock: bool) -> tuple[str, ...]:
+    return PROGRAMS if stock else (*PROGRAMS, *load_series(checkout_patches()).programs)
 
 
 def _cpus() -> int:

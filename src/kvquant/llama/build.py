@@ -129,6 +129,8 @@ def build(request: BuildRequest, say: Say = lambda _: None) -> Build:
         tools = find_tools(say)
         _configure(folder, request.source, recipe.cmake_args, tools, say)
         _compile(folder, request.source, programs, request.jobs, tools, say)
+        if digest_tree(request.source) != recipe.source_sha256:
+            raise LlamaError(f"{request.source} was changed while it was built; build again")
         info = _describe_build(folder, request, target, tools, recipe, programs)
         record = {"schema_version": SCHEMA_VERSION, **asdict(info)}
         write_atomic(folder / INFO_FILE, json.dumps(record, indent=1) + "\n")

@@ -24,8 +24,8 @@ ACTIONS: tuple[Action, ...] = ("insert-before", "insert-after", "replace")
 STATE_FOLDER = ".kvquant"
 
 _PATCH_NAME = re.compile(r"\d{4}-[a-z0-9]+(-[a-z0-9]+)*")
-_EDIT_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_RECIPE_KEYS = frozenset({"purpose", "edit"})
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_RECIPE_KEYS = frozenset({"purpose", "programs", "edit"})
 _ANCHOR_KEYS = frozenset({"find", "count", "action", "text", "after"})
 _EDIT_KEYS = _ANCHOR_KEYS | {"id", "file", "when", "variant"}
 _CONDITION_KEYS = frozenset({"file", "has", "lacks"})
@@ -73,10 +73,11 @@ class NewFile:
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of the series, in the order edits and files are applied."""
+    """One patch of the series; ``programs`` are the cmake targets it adds to the tree."""
 
     name: str
     purpose: str
+    programs: tuple[str, ...]
     new_files: tuple[NewFile, ...]
     edits: tuple[Edit, ...]
     digest: str
@@ -88,6 +89,10 @@ class Series:
 
     patches: tuple[Patch, ...]
     digest: str
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        return tuple(program for patch in self.patches for program in patch.programs)
 
 
 def checkout_patches() -> Path:
@@ -154,6 +159,7 @@ def load_patch(folder: Path) -> Patch:
     reader = _RecipeReader(str(recipe))
     reader.known_keys("the recipe", table, _RECIPE_KEYS)
     purpose = reader.text("the recipe", table, "purpose")
+    programs = reader.names("the recipe", table, "programs")
     new_files = _load_new_files(folder / "files", reader)
     edits = tuple(
         reader.edit(number, edit) for number, edit in enumerate(reader.tables("the recipe", table, "edit"), 1)
@@ -162,7 +168,7 @@ def load_patch(folder: Path) -> Patch:
     repeated = sorted({name for name in ids if ids.count(name) > 1})
     if repeated:
         raise PatchError(f"{recipe}: edit ids must be unique, repeated: {', '.join(repeated)}")
-    return Patch(folder.name, purpose, new_files, edits, _digest_patch(raw, new_files))
+    return Patch(folder.name, purpose, programs, new_files, edits, _digest_patch(raw, new_files))
 
 
 def _load_new_files(folder: Path, reader: _RecipeReader) -> tuple[NewFile, ...]:
@@ -220,6 +226,14 @@ class _RecipeReader:
             raise self.fail(where, f"{key} must be an array of tables, written [[{key}]]")
         return value
 
+    def names(self, where: str, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(
+            isinstance(item, str) and _NAME.fullmatch(item) for item in value
+        ):
+            raise self.fail(where, f"{key} must be an array of names: lower-case words joined by hyphens")
+        return tuple(value)
+
     def path(self, where: str, text: str) -> str:
         path = PurePosixPath(text)
         parts = path.parts
@@ -234,7 +248,7 @@ class _RecipeReader:
     def edit(self, number: int, table: Mapping[str, Any]) -> Edit:
         edit_id = self.text(f"edit {number}", table, "id")
         where = f"edit {edit_id}"
-        if not _EDIT_ID.fullmatch(edit_id):
+        if not _NAME.fullmatch(edit_id):
             raise self.fail(where, "an id is lower-case words and digits joined by hyphens")
         self.known_keys(where, table, _EDIT_KEYS)
         shared = {key: table[key] for key in _ANCHOR_KEYS if key in table}
