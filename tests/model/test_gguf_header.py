@@ -9,6 +9,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +85,29 @@ def test_reads_every_value_type(path: Path) -> None:
     (tensor,) = header.tensors
     assert (tensor.name, tensor.ne, tensor.type_name, tensor.n_bytes) == ("t", (32, 2), "q8_0", 68)
     assert tensor.offset + tensor.n_bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma4", "qwen35moe", "lfm2"])
+def test_agrees_with_gguf_py(arch: str, path: Path) -> None:
+    """Every scalar and every tensor's place as the reference reader has them."""
+    write_random_gguf(
+        path, RandomModel(arch=arch, n_head=2, n_head_kv=1, head_dim=16, n_ff=16, n_shared_kv=0)
+    )
+    header, reference = read_header(path), gguf.GGUFReader(path)
+    assert [(t.name, t.ne, t.offset, t.n_bytes) for t in header.tensors] == [
+        (t.name, tuple(int(n) for n in t.shape), t.data_offset, t.n_bytes) for t in reference.tensors
+    ]
+    fields = {name: entry for name, entry in reference.fields.items() if not name.startswith("GGUF.")}
+    assert header.values.keys() == fields.keys()
+    for name, entry in header.values.items():
+        kind = [ValueType.ARRAY, entry.type] if isinstance(entry, Array) else [entry.type]
+        assert [int(t) for t in fields[name].types] == kind
+        contents = fields[name].contents()
+        if isinstance(entry, Scalar):
+            assert entry.value == contents
+        else:
+            assert entry.n == len(contents)
+            assert entry.items is None or list(entry.items) == contents
 
 
 def test_version_2_and_long_strings(path: Path) -> None:

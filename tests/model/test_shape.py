@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from kvquant.errors import ShapeError
 from kvquant.model.presets import load_shape, preset_names
@@ -91,6 +92,22 @@ def test_json_short_forms() -> None:
 
 
 LAYER = {"n_head": 8, "n_head_kv": 2, "head_dim": 64}
+KEYS = [
+    *(
+        "name",
+        "arch",
+        "n_ctx_train",
+        "layers",
+        "window_kind",
+        "state",
+        "source",
+        "n_conv",
+        "n_state",
+        "repeat",
+    ),
+    *("n_head", "n_head_kv", "head_dim", "head_dim_k", "head_dim_v", "window", "recurrent", "nextn"),
+    *("shares_with", "keeps_cache", "stores_v", "other"),
+]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +144,24 @@ def test_json_refuses(document: Any, reason: str) -> None:
     with pytest.raises(ShapeError, match=reason) as caught:
         ModelShape.from_json(text)
     assert len(str(caught.value)) < 300
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(json_values, st.dictionaries(st.sampled_from(KEYS), json_values, max_size=4))
+def test_any_json_gives_a_shape_or_a_clear_error(value: Any, top: dict[str, Any]) -> None:
+    for document in (value, top, {**top, "layers": [value]}, {"layers": [{**LAYER, **top}]}):
+        text = json.dumps(document)
+        try:
+            shape = ModelShape.from_json(text)
+            assert ModelShape.from_json(shape.to_json()) == shape
+        except ShapeError as error:
+            assert str(error).isprintable()
 
 
 def test_every_preset_loads_and_says_where_it_comes_from() -> None:

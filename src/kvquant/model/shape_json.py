@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ def shape_from_json(text: str, name: str) -> ModelShape:
     kind = top.get("window_kind", (WindowKind.SLIDING if windows else WindowKind.NONE).value)
     kinds = [member.value for member in WindowKind]
     if kind not in kinds:
-        raise ShapeError(f"shape: window_kind is {kind!r}; known: {', '.join(kinds)}")
+        raise ShapeError(f"shape: window_kind is {reprlib.repr(kind)}; known: {', '.join(kinds)}")
     return ModelShape(
         name=_text(top, "name", name),
         arch=_text(top, "arch", "unknown"),
@@ -95,7 +96,7 @@ def _layer(entry: object, where: str) -> LayerShape:
     for key, value in given.items():
         if key in _BOOLS:
             if not isinstance(value, bool):
-                raise ShapeError(f"shape: {where}.{key} is {value!r}; write true or false")
+                raise ShapeError(f"shape: {where}.{key} is {reprlib.repr(value)}; write true or false")
             values[key] = value
         elif key == "shares_with" and value is None:
             values[key] = None
@@ -121,21 +122,21 @@ def _object(entry: object, where: str, known: set[str]) -> Mapping[str, Any]:
     unknown = sorted(set(entry) - known)
     if unknown:
         raise ShapeError(
-            f"shape: {where} has the unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}"
+            f"shape: {where} has the unknown key {reprlib.repr(unknown[0])}; known: {', '.join(sorted(known))}"
         )
     return entry
 
 
 def _integer(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ShapeError(f"shape: {where} is {value!r}; write an integer")
+        raise ShapeError(f"shape: {where} is {reprlib.repr(value)}; write an integer")
     return value
 
 
 def _text(top: Mapping[str, Any], key: str, default: str) -> str:
     value = top.get(key, default)
     if not isinstance(value, str):
-        raise ShapeError(f"shape: {key} is {value!r}; write a string")
+        raise ShapeError(f"shape: {key} is {reprlib.repr(value)}; write a string")
     return value
 
 
