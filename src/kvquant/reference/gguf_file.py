@@ -1,4 +1,4 @@
-"""The reference model as a GGUF file for llama.cpp (qwen3, float16 matrices, with its tokenizer), and back."""
+"""The reference model as a GGUF file for llama.cpp (qwen3, float16 matrices, its own tokenizer), and back."""
 
 from __future__ import annotations
 

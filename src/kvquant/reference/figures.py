@@ -1,0 +1,117 @@
+"""Figures of the reference model's training and of its response to the cache, as SVG, from their records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TASK_ORDER = ("recall", "stream", "copy", "follow", "grid", "language", "chat", "arithmetic")
+
+
+def _figure(n_panels: int, height: float = 3.6) -> tuple[Figure, Sequence[Any]]:
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("svg")
+    figure, axes = plt.subplots(1, n_panels, figsize=(5.2 * n_panels, height), layout="constrained")
+    panels = [axes] if n_panels == 1 else list(axes)
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.3)
+    return figure, panels
+
+
+def _svg(figure: Figure) -> bytes:
+    """Return ``figure`` as SVG bytes that depend on what it shows alone."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    target = BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "kvquant", "svg.fonttype": "none"}):
+        figure.savefig(target, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return target.getvalue()
+
+
+def read_log(text: str) -> list[dict[str, Any]]:
+    """Return the rows of a training log, one JSON object a line."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def training_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the loss and the share of right answer tokens by task, against tokens read."""
+    figure, (left, right) = _figure(2)
+    millions = [row["n_tokens"] / 1e6 for row in rows]
+    left.plot(millions, [row["loss"] for row in rows], color="black")
+    left.set(xlabel="tokens read (million)", ylabel="training loss (nats)", yscale="log")
+    for task in _TASK_ORDER:
+        points = [(row["n_tokens"] / 1e6, row["right"][task]) for row in rows if task in row["right"]]
+        right.plot(*zip(*points, strict=True), label=task)
+    right.set(xlabel="tokens read (million)", ylabel="answer tokens right (training)", ylim=(0, 1.02))
+    right.legend(fontsize=7, ncols=2)
+    for panel in (left, right):
+        for _, stage in groupby(rows, key=lambda row: row["stage"]):
+            first = next(stage)
+            panel.axvline(first["n_tokens"] / 1e6, color="grey", linewidth=0.5, linestyle=":")
+    starts = [next(group) for _, group in groupby(rows, key=lambda row: row["stage"])]
+    for start in starts:
+        left.annotate(
+            f"{start['stage']} ({start['n_layer']})",
+            (start["n_tokens"] / 1e6, left.get_ylim()[1]),
+            rotation=90,
+            fontsize=6,
+            va="top",
+        )
+    return _svg(figure)
+
+
+def response_figure(results: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return recall with 95 % intervals, and divergence from an f16 cache, for every uniform setting."""
+    figure, (left, right) = _figure(2, height=4.2)
+    names = [result["name"] for result in results]
+    places = range(len(results))
+    for n_pairs in results[0]["recall"]:
+        cells = [result["recall"][n_pairs] for result in results]
+        rates = [cell["n_right"] / cell["n"] for cell in cells]
+        below = [max(0.0, rate - cell["low"]) for rate, cell in zip(rates, cells, strict=True)]
+        above = [max(0.0, cell["high"] - rate) for rate, cell in zip(rates, cells, strict=True)]
+        left.errorbar(places, rates, yerr=[below, above], marker="o", capsize=2, label=f"{n_pairs} pairs")
+    left.set(ylabel="exact recall (test split)", ylim=(0, 1.02))
+    left.legend(fontsize=7)
+    for key, label in (("divergence", "all tokens"), ("answer_divergence", "answers")):
+        means = [result[key]["mean"] for result in results]
+        errors = [result[key]["error"] for result in results]
+        right.errorbar(places, means, yerr=errors, marker="o", capsize=2, linestyle="none", label=label)
+    right.set(ylabel="KL from an f16 cache (nats per token)", yscale="log")
+    right.legend(fontsize=7)
+    for panel in (left, right):
+        panel.set_xticks(list(places), names, rotation=60, ha="right", fontsize=7)
+    return _svg(figure)
+
+
+def sensitivity_figure(
+    layers: Sequence[Mapping[str, Any]], ablations: Sequence[Mapping[str, float]], type_name: str
+) -> bytes:
+    """Return the divergence when one K or V alone is kept in ``type_name``, and when a layer is left out."""
+    figure, (left, right) = _figure(2)
+    n_layer = len(ablations)
+    for side, offset in (("k", -0.2), ("v", 0.2)):
+        chosen = {result["name"]: result["divergence"]["mean"] for result in layers}
+        left.bar(
+            [layer + offset for layer in range(n_layer)],
+            [chosen[f"{side}{layer}"] for layer in range(n_layer)],
+            width=0.4,
+            label=side.upper(),
+        )
+    left.set(xlabel="layer", ylabel=f"KL, one side in {type_name} (nats per token)")
+    left.legend(fontsize=7)
+    for part in ("attention", "layer"):
+        right.plot([row[part] for row in ablations], marker="o", markersize=3, label=f"without its {part}")
+    right.set(xlabel="layer", ylabel="KL (nats per token)", yscale="log")
+    right.legend(fontsize=7)
+    return _svg(figure)
