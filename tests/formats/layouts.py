@@ -79,7 +79,7 @@ def error_bound(name: str, x: Float64Array, packed: Uint8Array) -> Float64Array:
 
 
 def scale_is_usable(name: str, packed: Uint8Array) -> npt.NDArray[np.bool_]:
-    """Return which blocks (n,) stored a finite scale other than zero, and a finite minimum if they have one."""
+    """Return which blocks (n,) stored a finite scale other than zero, and a finite minimum if any."""
     scale = stored_half(packed, 0)[:, 0]
     usable = np.isfinite(scale) & (scale != 0)
     if name in GRIDS and GRIDS[name].has_minimum:

@@ -166,4 +166,4 @@ def test_temporary_memory_is_bounded(name: str, layout: str) -> None:
     values = fmt.dequantize(packed, 32)
     decoding = tracemalloc.get_traced_memory()[1] - packed.nbytes - values.nbytes
     tracemalloc.stop()
-    assert max(encoding, decoding) < 3 << 20, f"{encoding} bytes to encode, {decoding} to decode"
+    assert max(encoding, decoding) < 8 << 20, f"{encoding} bytes to encode, {decoding} to decode"

@@ -90,7 +90,7 @@ def test_no_idempotence_when_the_scale_vanishes(name: str) -> None:
 @pytest.mark.parametrize("name", ["q4_1", "q5_1"])
 def test_no_idempotence_when_the_minimum_dwarfs_the_scale(name: str) -> None:
     fmt = get_format(name)
-    # The minimum rounds up to 32768, where float32 numbers are twice as far apart as below: too far for the scale.
+    # The minimum rounds up to 32768, where float32 numbers are twice as far apart as below it.
     x = np.full((40, 32), np.nextafter(np.float32(32768), np.float32(0)))
     x[:, 0] = 32768 + np.arange(1, 41) * np.float32(2.0**-8)
     packed = fmt.quantize(x)

@@ -1,7 +1,7 @@
 """Running a kernel over an array of any size, strides and leading shape, in pieces that stay in cache.
 
 The pieces bound the temporary memory: a kernel never sees more than `ops.chunk_values` values at a time, so
-that its work buffers are a few hundred KiB whatever the input.
+that its work buffers are about a MiB whatever the input.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ class Ops(Protocol):
     chunk_values: int
     """Most values a piece may hold."""
 
-    # -- one number per block
-    # -----------------------------------------------------------------------------------
+    # -- one number per block --
 
     def extremes(self, x: Any) -> tuple[Any, Any]:
         """Return the least and greatest value of each block of ``x`` (n, block_size); NaN if it has one."""
@@ -51,13 +50,13 @@ class Ops(Protocol):
     def where(self, mask: Any, x: Any, y: Any) -> Any:
         """Return ``x`` where ``mask`` is true, else ``y``, as a new float32 array; one may be a number."""
 
-    # -- codes
-    # --------------------------------------------------------------------------------------------------
+    # -- codes --
 
     def codes(self, x: Any, low: Any | None, factor: Any, offset: float, top: int) -> Any:
         """Return min(trunc((x - low) * factor + offset), top) as uint8, 0 where a step is not finite.
 
-        low, factor: (n, 1); ``low`` None subtracts nothing. The sum must not be negative where it is finite.
+        low, factor: (n, 1); ``low`` None subtracts nothing. top + 1 must be a power of two. Where the sum is
+        finite it must not be negative nor reach top + 2.
         """
 
     def signed_codes(self, x: Any, factor: Any) -> Any:
@@ -75,8 +74,7 @@ class Ops(Protocol):
     def sum_rows(self, x: Any) -> Any:
         """Return the sum of the rows of ``x`` (block_size, n), first to last, rounded after each, as (n,)."""
 
-    # -- bytes
-    # --------------------------------------------------------------------------------------------------
+    # -- bytes --
 
     def nibbles(self, codes: Any) -> Any:
         """Pack 4 bits each of codes (n, 32) into (n, 16): code j low in byte j, code j + 16 above it."""

@@ -18,13 +18,15 @@ HALF = np.nextafter(np.float32(0.5), np.float32(0))
 _HALF_BITS = HALF.view(np.uint32)
 _SIGN = np.uint32(0x80000000)
 _LOW_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
+_ONES = np.uint64(0x0101010101010101)
 
 
 class NumpyOps:
     """Holds the work buffers of one call; not shared between threads."""
 
-    # 128 KiB of float32: with its buffers a piece stays inside a 512 KiB second-level cache.
-    chunk_values = 1 << 15
+    # 512 KiB of float32: longer pieces leave the second-level cache, shorter ones spend their time in Python
+    # (benchmarks/formats.py decided between powers of two).
+    chunk_values = 1 << 17
 
     def __init__(self) -> None:
         self._buffers: dict[str, npt.NDArray[Any]] = {}
@@ -36,14 +38,13 @@ class NumpyOps:
             buffer = self._buffers[name] = np.empty(shape, dtype)
         return buffer[: shape[0]]
 
-    # -- one number per block
-    # -----------------------------------------------------------------------------------
+    # -- one number per block --
 
     def extremes(self, x: Any) -> tuple[Any, Any]:
         n, size = x.shape
         # Groups of four values as 16-byte records: group j of every block into row j, then place i of every
         # group.
-        groups = np.empty((size // 4, n), "V16")
+        groups = self._buffer("scratch", (n, size), np.float32).reshape(-1).view("V16").reshape(size // 4, n)
         np.copyto(groups, x.view("V16").T)
         rows = groups.view(np.float32).reshape(size // 4, n * 4)
         ends = []
@@ -75,7 +76,9 @@ class NumpyOps:
         return x / np.float32(by)
 
     def inverse(self, scale: Any) -> Any:
-        return np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+        inverse = np.float32(1) / scale
+        inverse[scale == 0] = 0
+        return inverse
 
     def broken(self, low: Any, high: Any) -> Any:
         mask = ~(np.isfinite(low) & np.isfinite(high))
@@ -84,28 +87,34 @@ class NumpyOps:
     def where(self, mask: Any, x: Any, y: Any) -> Any:
         return np.where(mask, x, y)
 
-    # -- codes
-    # --------------------------------------------------------------------------------------------------
+    # -- codes --
 
     def codes(self, x: Any, low: Any | None, factor: Any, offset: float, top: int) -> Any:
-        y = self._buffer("codes.float", x.shape, np.float32)
+        y = self._buffer("scratch", x.shape, np.float32)
         if low is None:
             np.multiply(x, factor, out=y)
         else:
             np.subtract(x, low, out=y)
             np.multiply(y, factor, out=y)
         np.add(y, np.float32(offset), out=y)
-        _clear_undefined(y, factor)
-        np.minimum(y, np.float32(top), out=y)
+        # Undefined are 0 * inf and what overflowed: a factor did, or max - min did and left a factor of 0.
+        if not np.isfinite(factor).all() or (low is not None and not factor.all()):
+            y[~np.isfinite(y)] = 0
         codes = self._buffer("codes", x.shape, np.uint8)
         np.copyto(codes, y, casting="unsafe")
+        # Nothing exceeds top + 1, a power of two, by a whole step: take its bit off, eight codes at a time.
+        words, over = codes.view(np.uint64), self._buffer("codes.over", (len(x), x.shape[1] // 8), np.uint64)
+        np.right_shift(words, np.uint64(top.bit_length()), out=over)
+        np.bitwise_and(over, _ONES, out=over)
+        np.subtract(words, over, out=words)
         return codes
 
     def signed_codes(self, x: Any, factor: Any) -> Any:
-        y = self._buffer("signed_codes.float", x.shape, np.float32)
-        nudge = self._buffer("signed_codes.nudge", x.shape, np.uint32)
+        y = self._buffer("scratch", x.shape, np.float32)
+        nudge = self._buffer("nudge", x.shape, np.uint32)
         np.multiply(x, factor, out=y)
-        _clear_undefined(y, factor)
+        if not np.isfinite(factor).all():
+            y[~np.isfinite(y)] = 0
         np.bitwise_and(y.view(np.uint32), _SIGN, out=nudge)
         np.bitwise_or(nudge, _HALF_BITS, out=nudge)
         np.add(y, nudge.view(np.float32), out=y)
@@ -134,8 +143,7 @@ class NumpyOps:
             np.add(total, row, out=total)
         return total
 
-    # -- bytes
-    # --------------------------------------------------------------------------------------------------
+    # -- bytes --
 
     def nibbles(self, codes: Any) -> Any:
         halves = codes.view("V16")
@@ -235,16 +243,6 @@ class NumpyOps:
         np.multiply(out, factor, out=out)
         if plus is not None:
             np.add(out, plus, out=out)
-
-
-def _clear_undefined(y: npt.NDArray[np.float32], factor: npt.NDArray[np.float32]) -> None:
-    """Set what is not finite in ``y`` to 0, in place.
-
-    With finite values only a factor that overflowed, or one that is 0 because its scale is infinite, can
-    produce it; looking at the factors alone keeps the usual case free.
-    """
-    if not np.all(np.isfinite(factor) & (factor != 0)):
-        y[~np.isfinite(y)] = 0
 
 
 def _records(packed: npt.NDArray[np.uint8], start: int, length: int) -> npt.NDArray[np.void]:

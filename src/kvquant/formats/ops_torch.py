@@ -26,8 +26,7 @@ class TorchOps:
     def _float(self, value: float) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float32, device=self.device)
 
-    # -- one number per block
-    # -----------------------------------------------------------------------------------
+    # -- one number per block --
 
     def extremes(self, x: Any) -> tuple[Any, Any]:
         return x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
@@ -57,8 +56,7 @@ class TorchOps:
     def where(self, mask: Any, x: Any, y: Any) -> Any:
         return torch.where(mask, x, y)
 
-    # -- codes
-    # --------------------------------------------------------------------------------------------------
+    # -- codes --
 
     def codes(self, x: Any, low: Any | None, factor: Any, offset: float, top: int) -> Any:
         y = x * factor if low is None else (x - low) * factor
@@ -87,8 +85,7 @@ class TorchOps:
             total += row
         return total
 
-    # -- bytes
-    # --------------------------------------------------------------------------------------------------
+    # -- bytes --
 
     def nibbles(self, codes: Any) -> Any:
         return (codes[:, :16] & 15) | (codes[:, 16:] << 4)

@@ -11,7 +11,7 @@ from kvquant.formats.ops import Ops
 
 @dataclass(frozen=True)
 class Q4_1(ScaledBlockFormat):
-    """fp16 scale d = (max - min) / 15, fp16 min, then min(15, trunc((x - min) / d + 0.5)); read as q * d + min."""
+    """fp16 scale d = (max - min) / 15, fp16 min, then min(15, trunc((x - min) / d + 0.5))."""
 
     name: str = "q4_1"
     source: str = ggml_source("quantize_row_q4_1_ref", "dequantize_row_q4_1")

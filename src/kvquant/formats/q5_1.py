@@ -11,7 +11,7 @@ from kvquant.formats.ops import Ops
 
 @dataclass(frozen=True)
 class Q5_1(ScaledBlockFormat):
-    """fp16 scale d = (max - min) / 31, fp16 min, then trunc((x - min) / d + 0.5); decoded as q * d + min."""
+    """fp16 scale d = (max - min) / 31, fp16 min, then trunc((x - min) / d + 0.5)."""
 
     name: str = "q5_1"
     source: str = ggml_source("quantize_row_q5_1_ref", "dequantize_row_q5_1")
