@@ -121,9 +121,8 @@ def _object(entry: object, where: str, known: set[str]) -> Mapping[str, Any]:
         raise ShapeError(f"shape: {where} must be an object with the keys {', '.join(sorted(known))}")
     unknown = sorted(set(entry) - known)
     if unknown:
-        raise ShapeError(
-            f"shape: {where} has the unknown key {reprlib.repr(unknown[0])}; known: {', '.join(sorted(known))}"
-        )
+        name = reprlib.repr(unknown[0])
+        raise ShapeError(f"shape: {where} has the unknown key {name}; known: {', '.join(sorted(known))}")
     return entry
 
 
