@@ -19,7 +19,7 @@ def figures() -> dict[str, Figure]:
     return {figure.key: figure for figure in recompute()}
 
 
-# -- the rule -------------------------------------------------------------------------------------------------
+# -- the rule ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ _ROTATIONS: dict[RotationName, type[Rotation]] = {"hadamard": HadamardRotation, 
 
 @dataclass(frozen=True)
 class TurboQuant(UnitFormat):
-    """A TurboQuant format; its name is made from its parameters (docs/formats.md has the grammar).
+    """A TurboQuant format; its name is made from its parameters (docs/turboquant.md has the grammar).
 
     bits: per coordinate. rotation: "hadamard" is O(d log d), "haar" the paper's dense matrix. norm_type: how
     lengths are stored. seed: of everything random in the format, 0 <= seed < 2^64; bytes written with one

@@ -1,0 +1,35 @@
+"""Where, with what and from which sources a benchmark's numbers come."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def provenance(script: str, packages: tuple[str, ...]) -> dict[str, Any]:
+    """Return time, arguments, commit, machine and load, and the versions of ``packages``."""
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": [script, *sys.argv[1:]],
+        "commit": commit or None,
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "load_average_at_start": os.getloadavg()[0],
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
