@@ -1,0 +1,7 @@
+"""One Torch thread per worker: the tests already run on all cores, and waiting for each other costs far more."""
+
+from __future__ import annotations
+
+import torch
+
+torch.set_num_threads(1)
