@@ -169,17 +169,23 @@ def _documents(
     }
 
 
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attn_output",),
+    "layer": ("attn_output", "ffn_down"),
+}
+
+
 def ablations(model: ReferenceModel, documents: Sequence[Reading]) -> Iterator[dict[str, float]]:
     """Yield, per layer, the mean KL in nats per token when its attention, or all it adds, is left out."""
     expected = [log_probabilities(model, reading) for reading in documents]
     for layer in range(model.config.n_layer):
         row: dict[str, float] = {"layer": layer}
-        for part, names in (("attention", ("attn_output",)), ("layer", ("attn_output", "ffn_down"))):
+        for left_out, names in _PARTS.items():
             kept = [model.layers[name][layer].clone() for name in names]
             with torch.no_grad():
                 for name in names:
                     model.layers[name][layer] = 0
-            row[part] = _Spread.of(
+            row[f"without_{left_out}"] = _Spread.of(
                 [
                     float(_divergence(before, log_probabilities(model, reading)).mean())
                     for reading, before in zip(documents, expected, strict=True)

@@ -1,0 +1,73 @@
+"""The measuring of cache settings, on a tiny untrained model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kvquant.torch.curves import (  # noqa: E402
+    BASELINE,
+    Setting,
+    ablations,
+    draw_material,
+    layer_settings,
+    measure,
+    uniform_settings,
+)
+
+
+@pytest.fixture(scope="module")
+def material():
+    return draw_material(seed=1, pairs=[4, 8], n_tokens=32, n_prompts=2, n_documents=3)
+
+
+@pytest.fixture(scope="module")
+def results(tiny_model, material):
+    told: list[str] = []
+    settings = [Setting(BASELINE, "*:f16"), Setting("exact", "*:f32"), Setting("coarse", "*:q4_0")]
+    found = measure(tiny_model, settings, material, told.append)
+    assert len(told) == len(settings)
+    return {result["name"]: result for result in found}
+
+
+def test_the_baseline_is_exactly_itself(results):
+    assert results[BASELINE]["divergence"] == {"mean": 0.0, "error": 0.0}
+    assert results[BASELINE]["same_top"] == 1.0
+
+
+def test_coarser_formats_diverge_more(results):
+    assert 0 < results["exact"]["divergence"]["mean"] < results["coarse"]["divergence"]["mean"]
+
+
+def test_recall_counts_every_pair_asked(results):
+    assert {n: cell["n"] for n, cell in results["coarse"]["recall"].items()} == {"4": 8, "8": 16}
+    for cell in results["coarse"]["recall"].values():
+        assert cell["low"] <= cell["n_right"] / cell["n"] <= cell["high"]
+
+
+def test_perplexities_are_those_of_the_text(tiny_model, material, results):
+    losses = []
+    for reading in material.documents:
+        with torch.inference_mode():
+            logits = tiny_model(reading.tokens[None, :-1])[0]
+        losses.append(torch.nn.functional.cross_entropy(logits, reading.tokens[1:], reduction="none"))
+    assert results["exact"]["perplexity"] == pytest.approx(
+        math.exp(float(torch.cat(losses).mean())), rel=1e-5
+    )
+
+
+def test_every_setting_has_a_name_of_its_own():
+    names = [setting.name for setting in (*uniform_settings(), *layer_settings(32, "q4_0"))]
+    assert len(set(names)) == len(names) == 10 + 64
+    assert "q4_0 unrotated" in names
+
+
+def test_leaving_out_a_layer_matters_and_is_undone(tiny_model, material):
+    before = {name: values.clone() for name, values in tiny_model.state_dict().items()}
+    rows = list(ablations(tiny_model, material.documents))
+    assert [row["layer"] for row in rows] == [0, 1]
+    assert all(row["without_attention"] > 0 and row["without_layer"] > 0 for row in rows)
+    assert all(torch.equal(values, before[name]) for name, values in tiny_model.state_dict().items())
