@@ -41,3 +41,39 @@ test: lint ## Everything that must hold
 	KVQUANT_STOCK_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS) --stock --program llama-server); \
 	export KVQUANT_LLAMA_BIN KVQUANT_STOCK_BIN; \
 	$(BIN)/pytest --numprocesses $(JOBS)
+
+# Targets that compile for long: each writes its record under benchmarks/results, which docs/ and tests read.
+.PHONY: llama
+llama: $(VENV)/run.stamp ## Fetch, patch and build llama.cpp for this machine
+	$(BIN)/kvquant llama build --jobs $(JOBS)
+
+.PHONY: export
+export: $(VENV)/run.stamp ## Write the patches as diffs for the pinned tree
+	$(BIN)/kvquant patch export --source "$$($(BIN)/kvquant llama fetch)" --out patches/llama.cpp
+
+.PHONY: matrix
+matrix: $(VENV)/run.stamp ## Hold the patches to every pinned tree: apply, export, build, run
+	$(BIN)/python tools/patch_matrix.py --jobs $(JOBS) --out benchmarks/results/patch-matrix.json
+
+.PHONY: rk3588
+rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions, run it under qemu
+	tools/build_rk.sh --jobs $(JOBS) --prefix build/rk3588
+	$(BIN)/python tools/prove_rk.py --native "$$($(BIN)/kvquant llama build --jobs $(JOBS))" --prefix build/rk3588 \
+		--out benchmarks/results/rk3588.json
+
+SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
+SANITIZE_FLAGS := -O1 -g1 -fno-omit-frame-pointer
+REPORTS := $(CURDIR)/.cache/sanitize
+
+.PHONY: sanitize
+sanitize: $(VENV)/test.stamp ## The proofs against a build with address and undefined-behaviour sanitizers
+	@set -e; \
+	rm -rf $(REPORTS); mkdir -p $(REPORTS); \
+	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program llama-server --program llama-kv-layers-test \
+		$(foreach arg,$(SANITIZE),--cmake-arg $(arg)) \
+		--cmake-arg "-DCMAKE_C_FLAGS=$(SANITIZE_FLAGS)" --cmake-arg "-DCMAKE_CXX_FLAGS=$(SANITIZE_FLAGS)"); \
+	KVQUANT_LLAMA_BIN=$$bin ASAN_OPTIONS=log_path=$(REPORTS)/report \
+		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(REPORTS)/report \
+		$(BIN)/pytest --numprocesses $(JOBS) tests/llama/test_proof_*.py 2>&1 | tee $(REPORTS)/tests; \
+	$(BIN)/python tools/sanitizer_report.py $(REPORTS)/report --build-info "$$bin/../build-info.json" \
+		--tests $(REPORTS)/tests --out benchmarks/results/sanitize.json

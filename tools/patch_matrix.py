@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""Hold the patch series to every pinned source distribution: check, export through git, apply, revert, build,
+run.
+
+Each tree is fetched into the cache and copied; nothing else is touched. With --archives the distributions are
+taken from a folder instead of the package index. The programs are built without optimisation: what is proven
+is that they compile, link, start and know the flag.
+
+Example: tools/patch_matrix.py --out benchmarks/results/patch-matrix.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from kvquant.errors import KVQuantError
+from kvquant.files import write_atomic
+from kvquant.llama.build import Build, BuildRequest, build
+from kvquant.llama.fetch import default_dest, fetch_tree
+from kvquant.llama.patching.diff import export_patch
+from kvquant.llama.patching.plan import Plan
+from kvquant.llama.patching.recipe import Series, checkout_patches, load_series
+from kvquant.llama.patching.transaction import apply_series, plan_tree, revert_series
+from kvquant.llama.pin import Pin, Sdist, load_pin
+from kvquant.llama.tree import digest_tree, source_files
+from kvquant.llama.workspace import patched_copy
+
+PROGRAMS = ("llama-server", "llama-bench")
+UNOPTIMIZED = ("-DCMAKE_BUILD_TYPE=None",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one tree showed. ``drifted`` counts edits that did not fit; the rest is None where it was not
+    reached.
+    """
+
+    sdist: str
+    commit: str
+    edits: int
+    skipped: int
+    drifted: int
+    git_applies: bool | None = None
+    same_as_apply: bool | None = None
+    reverts: bool | None = None
+    built: tuple[str, ...] = ()
+    kv_layers: bool | None = None
+    vectors_hold: bool | None = None
+    compiler: str | None = None
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def prove_tree(pin: Pin, sdist: Sdist, series: Series, archives: Path | None, jobs: int) -> Row:
+    """Take one tree through everything. Raises KVQuantError when something other than an edit fails."""
+    say(f"== {sdist.name} {sdist.version}, commit {sdist.commit[:12]}")
+    archive = archives / sdist.filename if archives and not default_dest(sdist.commit).exists() else None
+    tree = fetch_tree(pin, version=sdist.version, archive=archive, say=say)
+    plan = plan_tree(series, tree)
+    status = Counter(outcome.status for outcome in plan.outcomes)
+    row = Row(
+        sdist=f"{sdist.name} {sdist.version}",
+        commit=sdist.commit,
+        edits=len(plan.outcomes),
+        skipped=status["skipped"],
+        drifted=status["fails"],
+    )
+    for outcome in plan.failures:
+        say(f"{outcome.patch} {outcome.id} in {outcome.file}: {outcome.reason}")
+    if plan.failures:
+        return row
+    git_applies, same, reverts = prove_diffs(series, plan, tree)
+    copy = patched_copy(tree, series, say)
+    done = build(BuildRequest(copy, "native", (*PROGRAMS, *series.programs), UNOPTIMIZED, jobs=jobs), say)
+    return replace(
+        row,
+        git_applies=git_applies,
+        same_as_apply=same,
+        reverts=reverts,
+        built=done.info.programs,
+        kv_layers=done.info.features.kv_layers,
+        vectors_hold=run_vectors(done),
+        compiler=done.info.compiler,
+    )
+
+
+def prove_diffs(series: Series, plan: Plan, tree: Path) -> tuple[bool, bool, bool]:
+    """Whether git takes the exported diffs, makes what apply makes, and revert brings every byte back."""
+    before = digest_tree(tree)
+    with tempfile.TemporaryDirectory() as folder:
+        by_git, by_apply = Path(folder, "git"), Path(folder, "apply")
+        for copy in (by_git, by_apply):
+            copy_sources(tree, copy)
+        subprocess.run(["git", "init", "--quiet", str(by_git)], check=True)
+        taken = all(git_takes(by_git, export_patch(item)) for item in plan.patches)
+        apply_series(series, by_apply)
+        same = digest_tree(by_git) == digest_tree(by_apply)
+        revert_series(by_apply)
+        return taken, same, digest_tree(by_apply) == before
+
+
+def git_takes(root: Path, diff: bytes) -> bool:
+    for option in (["--check"], []):
+        argv = ["git", "apply", "--whitespace=nowarn", *option, "-"]
+        if subprocess.run(argv, cwd=root, input=diff, check=False).returncode:
+            return False
+    return True
+
+
+def copy_sources(tree: Path, target: Path) -> None:
+    for path in source_files(tree):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_bytes((tree / path).read_bytes())
+
+
+def run_vectors(done: Build) -> bool:
+    """Whether the tree's own parser of the policy language agrees with the package's vectors."""
+    vectors = checkout_patches().parents[1] / "tests" / "vectors" / "policy.json"
+    program = done.program("llama-kv-layers-test")
+    return subprocess.run([program, vectors], check=False, timeout=60).returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--archives", type=Path, metavar="DIR", help="folder with the sdists' .tar.gz files")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (default 2)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
+    arguments = parser.parse_args()
+    try:
+        pin, series = load_pin(checkout_patches()), load_series(checkout_patches())
+        rows = [prove_tree(pin, sdist, series, arguments.archives, arguments.jobs) for sdist in pin.sdists]
+        record = {
+            "schema_version": 1,
+            "series_digest": series.digest,
+            "cmake_args": UNOPTIMIZED,
+            "trees": [asdict(row) for row in rows],
+        }
+        write_atomic(arguments.out, json.dumps(record, indent=1) + "\n")
+    except KVQuantError as error:
+        say(f"patch_matrix.py: error: {error}")
+        return error.exit_code
+    good = [row for row in rows if row.git_applies and row.same_as_apply and row.reverts and row.vectors_hold]
+    say(f"{len(good)} of {len(rows)} trees hold")
+    return 0 if len(good) == len(rows) else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
