@@ -240,7 +240,7 @@ def check_input_is_kept(fmt: Packs, x: Float32Array) -> None:
     packed = fmt.quantize(x)
     assert x.tobytes() == kept.tobytes(), f"{fmt.name}: quantize changed its input"
     packed_kept = packed.copy()
-    fmt.dequantize(packed, 32)
+    fmt.dequantize(packed, x.shape[1])
     assert packed.tobytes() == packed_kept.tobytes(), f"{fmt.name}: dequantize changed its input"
 
 
@@ -252,8 +252,9 @@ def check_torch_equals_numpy(fmt: Packs, x: Float32Array) -> None:
         got = fmt.quantize(same)
         assert isinstance(got, torch.Tensor), f"{fmt.name}: a tensor gave {type(got).__name__}"
         check_same_bytes(got.numpy(), packed, x, f"{fmt.name} in Torch, {how}")
-    values = fmt.dequantize(torch.from_numpy(packed.copy()), 32)
-    check_same_values(values.numpy(), fmt.dequantize(packed, 32), f"{fmt.name} read in Torch")
+    width = x.shape[1]
+    values = fmt.dequantize(torch.from_numpy(packed.copy()), width)
+    check_same_values(values.numpy(), fmt.dequantize(packed, width), f"{fmt.name} read in Torch")
 
 
 def check_broken_block(fmt: Packs, x: Float32Array, block: int, place: int, value: float) -> None:
@@ -269,8 +270,7 @@ def check_broken_block(fmt: Packs, x: Float32Array, block: int, place: int, valu
 
 def check_error_falls_with_bits(fmts: Sequence[Packs], x: Float32Array) -> None:
     """The mean squared error over ``x`` falls from each format to the next."""
-    errors = [
-        float(np.mean((fmt.dequantize(fmt.quantize(x), 32) - x.astype(np.float64)) ** 2)) for fmt in fmts
-    ]
+    restored = [fmt.dequantize(fmt.quantize(x), x.shape[1]) for fmt in fmts]
+    errors = [float(np.mean((values - x.astype(np.float64)) ** 2)) for values in restored]
     names = [fmt.name for fmt in fmts]
     assert errors == sorted(errors, reverse=True) and len(set(errors)) == len(errors), f"{names}: {errors}"

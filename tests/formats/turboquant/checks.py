@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -107,12 +106,6 @@ def check_lengths_kept(fmt: Format, x: Float32Array, tolerance: float) -> None:
     restored = fmt.dequantize(fmt.quantize(x), x.shape[1]).astype(np.float64)
     off = np.abs(np.linalg.norm(restored, axis=1) / np.linalg.norm(x.astype(np.float64), axis=1) - 1).max()
     assert off <= tolerance, f"a length is off by {off:.1e}"
-
-
-def check_more_bits_less_error(formats: Iterable[Format], x: Float32Array) -> None:
-    """Each format has a smaller mean squared error than the one before."""
-    errors = [float(squared_errors(fmt, x).mean()) for fmt in formats]
-    assert all(b < a for a, b in itertools.pairwise(errors)), f"errors do not fall: {errors}"
 
 
 def check_inner_products(formats: Iterable[Format], width: int, variance: float) -> None:

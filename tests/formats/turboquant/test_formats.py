@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from formats.checks import check_error_falls_with_bits, check_input_is_kept, check_layouts
 from formats.turboquant.checks import (
     check_distortion,
     check_inner_products,
     check_layout,
     check_lengths_kept,
-    check_more_bits_less_error,
     check_power_of_two_scaling,
     check_rows_independent,
     unit_vectors,
@@ -82,9 +82,7 @@ def test_check_inner_products_notices_the_bias_of_mse_and_a_wrong_scale() -> Non
 @pytest.mark.parametrize("make", [TurboQuantMSE, TurboQuantProd])
 def test_more_bits_less_error(make: type[TurboQuant]) -> None:
     formats = [make(bits, norm_type="f32") for bits in range(make.min_bits, 9)]
-    check_more_bits_less_error(formats, unit_vectors(200, 96))
-    with pytest.raises(AssertionError, match="do not fall"):
-        check_more_bits_less_error(formats[::-1], unit_vectors(200, 96))
+    check_error_falls_with_bits(formats, unit_vectors(200, 96))
 
 
 # -- bytes
@@ -94,6 +92,14 @@ def test_more_bits_less_error(make: type[TurboQuant]) -> None:
 @given(data=st.data(), name=format_names(), width=st.sampled_from(WIDTHS))
 def test_rows_are_packed_on_their_own(data: st.DataObject, name: str, width: int) -> None:
     check_rows_independent(get_format(name), data.draw(finite_rows(width)))
+
+
+@pytest.mark.parametrize("name", ["tq_mse_4b", "tq_mse_3b-nc-qr", "tq_prod_3b", "tq_mse_2b-xf0"])
+@pytest.mark.parametrize("lead", [(), (0,), (5,), (2, 0, 3), (2, 3, 1)])
+def test_strides_shapes_and_dtypes_change_nothing(name: str, lead: tuple[int, ...]) -> None:
+    x = unit_vectors(2, 32)
+    check_layouts(get_format(name), x, lead)
+    check_input_is_kept(get_format(name), x)
 
 
 def test_check_rows_independent_notices_a_scale_shared_by_rows() -> None:
