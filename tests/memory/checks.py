@@ -35,6 +35,12 @@ class ExpectedCache:
     n_cells: int
     layers: tuple[LayerMemory, ...]
 
+    def types(self, defaults: tuple[str, str]) -> tuple[str, str]:
+        """What the line calls K and V: one type, "mixed", or the defaults in a cache without layers."""
+        sides = zip(*((layer.k_type, layer.v_type) for layer in self.layers), strict=True)
+        names = tuple(side[0] if len(set(side)) == 1 else "mixed" for side in sides)
+        return (names[0], names[1]) if names else defaults
+
 
 def expected_caches(memory: KVMemory, windowed_model: bool) -> list[ExpectedCache]:
     """The caches in the order llama.cpp makes them: full attention, then sliding windows."""
@@ -47,7 +53,10 @@ def expected_caches(memory: KVMemory, windowed_model: bool) -> list[ExpectedCach
 def against_log(
     shape: ModelShape, memory: KVMemory, n_parallel: int, types: tuple[str, str], log_text: str
 ) -> list[str]:
-    """Every difference between computed memory and the log of the server that allocated it."""
+    """Every difference between computed memory and the log of the server that allocated it.
+
+    types: the server's default K and V types, which a cache without layers is logged with.
+    """
     log = parse_kv_log(log_text)
     expected = expected_caches(memory, shape.window > 0)
     problems = _count_problems("caches", len(expected), len(log.caches))
@@ -66,7 +75,7 @@ def _cache_problems(
         ("layers", len(cache.layers), logged.n_layer),
         ("sequences", n_parallel, logged.n_seq),
         ("streams", n_stream, logged.n_stream),
-        ("types", types, (logged.k_type, logged.v_type)),
+        ("types", cache.types(types), (logged.k_type, logged.v_type)),
         ("K MiB", mib(sum(layer.k_bytes for layer in cache.layers)), f"{logged.k_mib:.2f}"),
         ("V MiB", mib(sum(layer.v_bytes for layer in cache.layers)), f"{logged.v_mib:.2f}"),
     ):

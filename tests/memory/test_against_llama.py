@@ -3,23 +3,26 @@
 KVQUANT_LLAMA_BIN names the folder of llama-server; `make test` sets it. A stock build prints one line per
 cache with sizes to 0.01 MiB; a patched one also prints every layer's bytes. Where the line is all there is,
 contexts are long enough for the rounded sizes to determine every byte (checks.RESOLVED_CELLS).
-Measured against the stock build of the pin: no difference for any architecture in any run.
+Measured against a stock and a patched build of the pin: no difference for any architecture in any run.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from kvquant.formats.registry import CACHE_TYPES
+from kvquant.llama.logs import parse_kv_log
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.memory import ContextOptions, KVMemory, memory_of
 from kvquant.model.architectures import RULES
 from kvquant.model.shape import ModelShape
-from kvquant.policy import parse_policy
+from kvquant.policy import parse_policy, policy_from_layers
 from memory.checks import RESOLVED_CELLS, against_log
 from memory.fixtures import RANDOM_MODELS
 from write_random_gguf import ARCHITECTURES, write_random_gguf
@@ -102,6 +105,12 @@ def computed(shape: ModelShape, run: Run) -> KVMemory:
     return memory_of(shape, policy, run.options)
 
 
+def takes_policies() -> bool:
+    """Whether the server is a patched one."""
+    program = [str(Path(PROGRAMS) / "llama-server"), "--help"]
+    return b"--kv-layers" in subprocess.run(program, capture_output=True, check=False).stdout
+
+
 def compare(model: Path, run: Run) -> None:
     """Start the server once and hold every line of its log about memory against the computed one."""
     shape = ModelShape.from_gguf(model)
@@ -153,6 +162,33 @@ def test_in_depth(arch: str, run: Run, model_file: Callable[[str], Path]) -> Non
 @pytest.mark.parametrize("arch", [arch for arch in DEPTH if arch != "deepseek2"])
 def test_k_and_v_apart(arch: str, run: Run, model_file: Callable[[str], Path]) -> None:
     compare(model_file(arch), run)
+
+
+@needs_llama
+@pytest.mark.parametrize("arch", sorted(set(RULES) - {"deepseek2"}))
+def test_every_layer_in_types_of_its_own(arch: str, model_file: Callable[[str], Path]) -> None:
+    """The patched server prints every layer's bytes. Latent attention takes no policy."""
+    if not takes_policies():
+        pytest.skip("the server is a stock build, which has no --kv-layers")
+    shape = ModelShape.from_gguf(model_file(arch))
+    n = len(CACHE_TYPES)
+    types = [(CACHE_TYPES[i % n], CACHE_TYPES[(3 * i + 1) % n]) for i in range(len(shape.kv_layers))]
+    policy = policy_from_layers((layer, k, v) for layer, (k, v) in zip(shape.kv_layers, types, strict=True))
+    context = ContextOptions(700, n_parallel=2)
+    options = ServerOptions(
+        model_file(arch),
+        n_ctx=context.n_ctx,
+        n_parallel=context.n_parallel,
+        kv_layers=str(policy),
+        n_threads=1,
+        extra=Run(context).arguments(),
+    )
+    with LlamaServer(Path(PROGRAMS), options) as server:
+        log = server.log_text()
+    assert parse_kv_log(log).layers
+    memory = memory_of(shape, policy.resolve(shape), context)
+    problems = against_log(shape, memory, context.n_parallel, ("f16", "f16"), log)
+    assert not problems, "\n".join([f"{arch}, {policy}:", *problems])
 
 
 @needs_llama
