@@ -18,7 +18,7 @@ from kvquant.analysis.sources import Sampling, open_source
 from kvquant.analysis.verdict import verdict
 from kvquant.errors import FormatError, UsageError
 from kvquant.formats.registry import CACHE_TYPES, get_format
-from kvquant.memory import LayerMemory, kv_bytes
+from kvquant.memory import KVMemory, kv_bytes
 from kvquant.model.capture import KVCapture
 from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, ResolvedLayer, policy_from_text
@@ -44,12 +44,16 @@ class _Candidate:
     name: str
     policy: Policy
     layers: tuple[ResolvedLayer, ...]
-    memory: tuple[LayerMemory, ...]
+    memory: KVMemory
     warnings: tuple[str, ...]
 
     @property
     def kv_bytes(self) -> int:
-        return sum(layer.n_bytes for layer in self.memory)
+        return self.memory.kv_bytes
+
+    @property
+    def n_ctx(self) -> int:
+        return self.memory.cells.n_ctx
 
     @property
     def runnable(self) -> bool:
@@ -74,7 +78,8 @@ def analyze(
     """Measure what ``policy`` costs and saves, per layer and in total, beside ``baselines`` on the same data.
 
     policy, baselines: policy text or preset names. shape, profile, capture, seed, sampling: `open_source`;
-    without any, a 32-layer model with the default profile. n_ctx: tokens of context to count bytes for.
+    without any, a 32-layer model with the default profile. n_ctx: tokens of context to count bytes
+    for, rounded up as llama.cpp does.
     rotation: "on" measures as llama.cpp stores, "off" without its rotation, "both" fills `unrotated` too.
     progress: called with (layers done, layers) as each layer ends, from this thread.
 
@@ -104,13 +109,13 @@ def analyze(
         default_k=default_k.lower(),
         default_v=default_v.lower(),
         model=source.shape.name,
-        n_ctx=n_ctx,
+        n_ctx=wanted.n_ctx,
         rotation=rotation,
         source=source.info,
         layers=layers,
         total=totals[0],
         baselines=by_name,
-        verdict=verdict(layers, totals[0], by_name, n_ctx, source.info),
+        verdict=verdict(layers, totals[0], by_name, wanted.n_ctx, source.info),
         warnings=(*wanted.warnings, *left_out),
     )
 
@@ -126,7 +131,7 @@ def _candidate(
     parsed = policy if isinstance(policy, Policy) else policy_from_text(policy)
     resolved = parsed.resolve(shape, default_k, default_v)
     memory = kv_bytes(shape, resolved, n_ctx=n_ctx)
-    return _Candidate(name, parsed, resolved.layers, memory.layers, tuple(map(str, resolved.warnings)))
+    return _Candidate(name, parsed, resolved.layers, memory, tuple(map(str, resolved.warnings)))
 
 
 def _rivals(names: Sequence[str], shape: ModelShape, n_ctx: int) -> tuple[list[_Candidate], list[str]]:
@@ -198,7 +203,7 @@ def _summary(
         errors=MeanErrors.over(errors),
         unrotated=MeanErrors.over(known) if known else None,
         layer_errors=tuple(layer.attn_output_rel_error for layer in errors),
-        layer_bytes=tuple(layer.n_bytes for layer in candidate.memory),
+        layer_bytes=tuple(layer.n_bytes for layer in candidate.memory.layers),
     )
 
 
@@ -210,7 +215,7 @@ def _layer_result(
     errors: LayerErrors,
     unrotated: LayerErrors | None,
 ) -> LayerResult:
-    types, memory = candidate.layers[kv_index], candidate.memory[kv_index]
+    types, memory = candidate.layers[kv_index], candidate.memory.layers[kv_index]
     layer = shape.layers[types.layer]
 
     def storage(type_name: str, side: Literal["k", "v"], head_dim: int, n_bytes: int) -> SideStorage:

@@ -46,6 +46,9 @@ REFERENCES = ("q8_0", "q4_0")
 STEP_UP = 2.0
 """A clear step up has the error divided by at least this."""
 
+_ROUNDING = 1e-9
+"""What sums of equal errors may differ by."""
+
 _LONGEST_SUGGESTION = 100
 """A longer policy is described instead of written out."""
 
@@ -93,7 +96,7 @@ def carriers(layers: Sequence[LayerResult]) -> tuple[tuple[int, ...], float]:
     taken: list[int] = []
     carried = 0.0
     for index in sorted(range(len(layers)), key=lambda index: -squared[index]):
-        if carried >= CONCENTRATION * everything:
+        if carried >= CONCENTRATION * everything * (1 - _ROUNDING):
             break
         taken.append(index)
         carried += squared[index]
@@ -132,11 +135,8 @@ def suggestion(
 
 
 def percent(ratio: float) -> str:
-    """Return a ratio as a percentage of two significant digits, whole from 10 % on."""
-    value = 100 * ratio
-    if value >= 10 or value == 0:
-        return f"{value:.0f} %"
-    return f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"
+    """Return a ratio as a percentage of two significant digits, without an exponent where that is shorter."""
+    return f"{float(f'{100 * ratio:.2g}'):g} %"
 
 
 def _is_better(one: Summary, other: Summary) -> bool:

@@ -31,18 +31,19 @@ REFERENCES = ("q8_0", "q4_0")
 """Baselines drawn layer by layer beside the policy."""
 
 _LABEL_OFFSETS = (
+    (7, 7),
     (8, 0),
-    (7, 9),
-    (7, -9),
-    (-7, 0),
-    (-7, 9),
-    (-7, -9),
-    (0, 12),
-    (0, -12),
+    (7, -8),
+    (-7, 7),
+    (-8, 0),
+    (-7, -8),
+    (0, 13),
+    (0, -13),
     (7, 18),
     (7, -18),
     (-7, 18),
 )
+"""Where a label may stand relative to its point, in points, the first free place being taken."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def draw_bytes(axes: Axes, analysis: Analysis, palette: Palette) -> None:
         axes.step(layers, in_f16, where="mid", color=palette.rival, linewidth=1.3, label="all f16")
     axes.set_xlabel("layer", color=palette.text)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(layers[0] - 0.8, layers[-1] + 0.8)
     _style(axes, palette, "MiB")
     _legend(axes, palette)
 
@@ -234,7 +236,9 @@ def _style(axes: Axes, palette: Palette, title: str) -> None:
 
 
 def _legend(axes: Axes, palette: Palette) -> None:
-    """A one-line legend at the right end of the title's line."""
+    """A one-line legend at the right end of the title's line, if there is anything to name."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),

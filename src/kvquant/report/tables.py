@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+from kvquant.analysis.verdict import percent
 
 UNKNOWN = "?"
 """What stands for a number that is not known; never 0."""
@@ -33,14 +34,8 @@ def decibels(value: float | None, exact: bool) -> str:
 
 
 def share(value: float | None) -> str:
-    """A relative error as a percentage of about two digits."""
-    if value is None:
-        return UNKNOWN
-    percentage = 100 * value
-    if percentage == 0:
-        return "0"
-    decimals = max(0, 1 - math.floor(math.log10(percentage)))
-    return f"{percentage:.{min(decimals, 3)}f}"
+    """A relative error in percent, two significant digits, without the sign."""
+    return UNKNOWN if value is None else percent(value).removesuffix(" %")
 
 
 def small(value: float | None) -> str:

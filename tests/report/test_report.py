@@ -1,0 +1,258 @@
+"""Text, figures and page: complete, well formed, self-contained."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis.strategies import HYBRID, SMALL
+from kvquant.analysis import Analysis, MeanErrors, Sampling, Summary, analyze
+from kvquant.errors import KVQuantError
+from kvquant.report.figures import (
+    DARK,
+    LIGHT,
+    FigureSize,
+    Palette,
+    css_variables,
+    front_svg,
+    layers_svg,
+    pareto_front,
+    write_plot,
+)
+from kvquant.report.page import analysis_page, command_line, write_page
+from kvquant.report.tables import columns, decibels, share, small
+from kvquant.report.text import analysis_text
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    return analyze("0:q8_0,1-:q4_0", shape=SMALL, sampling=Sampling(32, 4))
+
+
+class Balanced(HTMLParser):
+    """Collects ids, link targets and text, and insists that every element is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def check_page_stands_alone(page: str) -> None:
+    """Well formed, unique ids, every link inside the page, no script and nothing fetched."""
+    parser = Balanced()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids)), "ids repeat"
+    targets = parser.links + re.findall(r"url\(([^)]*)\)", page)
+    for target in targets:
+        assert target.startswith("#") and target[1:] in parser.ids, f"{target} leads out of the page"
+    assert "<script" not in page and "@import" not in page
+
+
+def test_page_stands_alone(analysis: Analysis) -> None:
+    check_page_stands_alone(analysis_page(analysis))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda page: page.replace("</main>", ""),
+        lambda page: page.replace("</main>", '<img src="https://example.org/x.png"></main>'),
+        lambda page: page.replace("</main>", "<script>1</script></main>"),
+        lambda page: page.replace("</main>", '<p id="a"></p><p id="a"></p></main>'),
+        lambda page: page.replace("<style>", "<style>body { background: url(x.png) }"),
+    ],
+)
+def test_the_page_check_notices_what_does_not_stand_alone(analysis: Analysis, broken: object) -> None:
+    with pytest.raises(AssertionError):
+        check_page_stands_alone(broken(analysis_page(analysis)))  # type: ignore[operator]
+
+
+def test_page_tells_the_whole_story(analysis: Analysis) -> None:
+    page = analysis_page(analysis)
+    parser = Balanced()
+    parser.feed(page)
+    text = " ".join(parser.text)
+    for part in analysis.verdict.rstrip(".").split("; "):
+        assert part[1:] in text
+    for name in analysis.baselines:
+        assert name in text
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page and 'lang="en"' in page
+    assert page.count('role="img" aria-label="') == 2
+    assert text.count("Show the 4 layers") == 1
+    assert command_line(analysis) in text
+
+
+def test_page_colours_come_from_variables_only(analysis: Analysis) -> None:
+    """Every colour in the figures follows the theme; black and white would not."""
+    for svg in (layers_svg(analysis, FigureSize(10, 5), "a"), front_svg(analysis, FigureSize(4, 4), "b")):
+        assert not re.search(r"#[0-9a-fA-F]{6}\b", re.sub(r'(href="|url\()#[^")]*', "", svg))
+        used = set(re.findall(r"var\(--(\w+)\)", svg))
+        assert used and used <= set(Palette.__dataclass_fields__)
+        ET.fromstring(svg.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1))
+
+
+def test_both_themes_define_every_variable() -> None:
+    for palette in (LIGHT, DARK):
+        assert set(re.findall(r"--(\w+): #[0-9a-f]{6};", css_variables(palette))) == set(
+            Palette.__dataclass_fields__
+        )
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+def test_text_and_marks_stand_out_from_the_background(palette: Palette) -> None:
+    """WCAG contrast: 4.5 for text (the policy and rivals are named in their colours), 1.8 for filled areas."""
+
+    def luminance(color: str) -> float:
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(color: str) -> float:
+        high, low = sorted((luminance(color), luminance(palette.background)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    assert min(contrast(palette.text), contrast(palette.policy), contrast(palette.rival)) >= 4.5
+    assert min(contrast(palette.k), contrast(palette.v)) >= 1.8
+
+
+def test_names_cannot_break_out_of_the_page(analysis: Analysis) -> None:
+    hostile = replace(
+        analysis, model='<script>"&', source=replace(analysis.source, name="<b>.npz", description="$x$")
+    )
+    page = analysis_page(hostile)
+    check_page_stands_alone(page)
+    assert "&lt;script&gt;&quot;&amp;" in page and "<b>" not in page
+
+
+def test_edge_cases_can_be_drawn(analysis: Analysis, tmp_path: Path) -> None:
+    """No error at all, unknown errors, no baselines, layers of several widths, a name full of formula signs."""
+    unknown = replace(
+        analysis.total,
+        errors=MeanErrors(*[None] * 7),
+        layer_errors=(None,) * 4,
+        runnable=False,
+        unrotated=None,
+    )
+    cases = {
+        "exact": analyze("f32", shape=SMALL, sampling=Sampling(16, 2)),
+        "unknown": replace(analysis, total=unknown),
+        "alone": replace(analysis, baselines={}, model="$\\frac{a}$"),
+        "hybrid": analyze("kv0:q8_0,kv1:q4_0", shape=HYBRID, sampling=Sampling(16, 2)),
+        "nothing known": replace(analysis, total=unknown, baselines={}),
+    }
+    for name, case in cases.items():
+        check_page_stands_alone(analysis_page(case))
+        assert analysis_text(case), name
+        write_plot(case, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_same_analysis_gives_the_same_file(analysis: Analysis, tmp_path: Path, suffix: str) -> None:
+    for name in ("one", "two"):
+        write_plot(analysis, tmp_path / f"{name}.{suffix}")
+    assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+    assert analysis_page(analysis) == analysis_page(analysis)
+
+
+def test_a_failed_write_leaves_nothing(analysis: Analysis, tmp_path: Path) -> None:
+    for write in (write_page, write_plot):
+        with pytest.raises(KVQuantError, match="cannot write"):
+            write(analysis, tmp_path / "no" / "such.svg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    def point(size: float, error: float | None, runnable: bool = True) -> Summary:
+        errors = MeanErrors(None, None, None, None, None, None, error)
+        return Summary("", runnable, round(1000 * size), 1000, errors, None, (), ())
+
+    points = [point(1, 0.01), point(0.5, 0.1), point(0.6, 0.2), point(0.3, 0.3), point(0.2, None)]
+    assert pareto_front([*points, point(0.1, 0.1, runnable=False)]) == [(0.3, 0.3), (0.5, 0.1), (1, 0.01)]
+    assert pareto_front([]) == []
+
+
+def test_the_command_repeats_the_analysis(analysis: Analysis) -> None:
+    assert command_line(analysis) == (
+        "kvquant analyze --layers 0:q8_0,1-:q4_0 --ctx 4096 --profile typical --seed 0 --rotation both"
+    )
+    odd = replace(
+        analysis,
+        policy="*:k=q8_0",
+        default_v="q4_0",
+        source=replace(analysis.source, kind="capture", seed=None, name="a b.npz"),
+    )
+    assert command_line(odd) == (
+        "kvquant analyze --layers '*:k=q8_0' --ctx 4096 --default k=f16/v=q4_0 --capture 'a b.npz' --rotation both"
+    )
+
+
+def test_text_is_aligned(analysis: Analysis) -> None:
+    lines = analysis_text(analysis).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("layer"))
+    table = lines[start : start + 5]
+    assert len({len(line) for line in table}) == 1
+    assert max(map(len, lines[:-1])) <= 112
+
+
+def test_numbers_in_tables() -> None:
+    assert columns(["a", "b"], [["x", "10"], ["long", "1"]]) == "a      b\nx     10\nlong   1"
+    assert (
+        decibels(None, exact=True) == "exact"
+        and decibels(None, exact=False) == "?"
+        and decibels(-21.34, False) == "-21.3"
+    )
+    assert [share(x) for x in (None, 0.0, 0.00047, 0.0162, 0.2049, 3.21)] == [
+        "?",
+        "0",
+        "0.047",
+        "1.6",
+        "20",
+        "320",
+    ]
+    assert [small(x) for x in (None, 0.0, 1.23e-7, 0.0234, 1.23)] == ["?", "0", "1.2e-07", "0.023", "1.2"]
+
+
+def test_matplotlib_is_loaded_by_figures_only() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys\n"
+        "from kvquant.analysis import analyze\n"
+        "import kvquant.report.text, kvquant.cli.analyze\n"
+        "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
