@@ -62,7 +62,7 @@ rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions,
 		--out benchmarks/results/rk3588.json
 
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
-SANITIZE_FLAGS := -O1 -g1 -fno-omit-frame-pointer
+SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer
 REPORTS := $(CURDIR)/.cache/sanitize
 
 .PHONY: sanitize

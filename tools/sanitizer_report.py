@@ -73,7 +73,7 @@ def main() -> int:
     }
     write_atomic(arguments.out, json.dumps(record, indent=1) + "\n")
     print(f"{len(counts)} distinct findings in {len(reports)} processes", file=sys.stderr)
-    return 3 if counts else 0
+    return 3 if counts or re.search(r"failed|error", record["tests"]) else 0
 
 
 if __name__ == "__main__":

@@ -268,6 +268,15 @@ def test_hostile_trees_lead_nowhere(tmp_path: Path) -> None:
         with pytest.raises(LlamaError, match="is a symbolic link"):
             apply_series(series, root)
         assert snapshot(tmp_path) == before
+    originals = make_tree(tmp_path / "originals-link")
+    apply_series(series, originals)
+    (originals / ".kvquant/applied").rename(originals / ".kvquant/pending")
+    (originals / ".kvquant/pending/original/src").rename(tmp_path / "their-src")
+    (originals / ".kvquant/pending/original/src").symlink_to(tmp_path / "their-src")
+    before = snapshot(tmp_path)
+    with pytest.raises(LlamaError, match="is a symbolic link"):
+        revert_series(originals)
+    assert snapshot(tmp_path) == before
     pipe = make_tree(tmp_path / "pipe")
     (pipe / "src/cache.cpp").unlink()
     os.mkfifo(pipe / "src/cache.cpp")

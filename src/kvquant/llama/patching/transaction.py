@@ -294,6 +294,7 @@ def _require_ours(root: Path, pending: Path, state: TreeState) -> None:
     """Refuse to put an original over a file somebody changed after the interruption."""
     for file in state.files:
         refuse_links(root, file.path)
+        refuse_links(root, f"{STATE_FOLDER}/{PENDING}/original/{file.path}")
         if (pending / "original" / file.path).exists():
             digest = _digest_file(root, file.path)
             if digest not in (None, file.patched_sha256):
@@ -314,7 +315,8 @@ def _discard_staging(folder: Path) -> None:
 
 
 def _state_folder(root: Path) -> Path:
-    refuse_links(root, f"{STATE_FOLDER}/{APPLIED}")
+    for name in (STAGING, PENDING, APPLIED):
+        refuse_links(root, f"{STATE_FOLDER}/{name}")
     return root / STATE_FOLDER
 
 
