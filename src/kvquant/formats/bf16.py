@@ -15,7 +15,7 @@ class BF16(PlainFormat):
 
     name: str = "bf16"
     source: str = ggml_source("ggml_fp32_to_bf16_row_ref", "ggml_bf16_to_fp32_row")
-    value_bytes: int = 2
+    value_bytes = 2
 
     def _encode(self, ops: Ops, x: Any, out: Any) -> None:
         ops.join(out, ops.bfloat(x))

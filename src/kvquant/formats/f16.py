@@ -15,7 +15,7 @@ class F16(PlainFormat):
 
     name: str = "f16"
     source: str = ggml_source("ggml_fp32_to_fp16_row", "ggml_fp16_to_fp32_row")
-    value_bytes: int = 2
+    value_bytes = 2
 
     def _encode(self, ops: Ops, x: Any, out: Any) -> None:
         ops.join(out, ops.half(x))

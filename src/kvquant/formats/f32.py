@@ -15,7 +15,7 @@ class F32(PlainFormat):
 
     name: str = "f32"
     source: str = ggml_source("memcpy", "memcpy")
-    value_bytes: int = 4
+    value_bytes = 4
 
     def _encode(self, ops: Ops, x: Any, out: Any) -> None:
         ops.join(out, ops.float_bytes(x))

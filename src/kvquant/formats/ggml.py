@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import gcd
-from typing import Any
+from typing import Any, ClassVar
 
 from kvquant.errors import FormatError
 from kvquant.formats.base import BlockFormat, UnitFormat
@@ -24,7 +24,7 @@ def ggml_source(quantize: str, dequantize: str) -> str:
 class PlainFormat(UnitFormat):
     """A format that stores every value on its own, `value_bytes` each, without blocks."""
 
-    value_bytes: int
+    value_bytes: ClassVar[int]
 
     def unit(self, width: int) -> tuple[int, int]:
         if width < 0:

@@ -42,8 +42,7 @@ class NumpyOps:
 
     def extremes(self, x: Any) -> tuple[Any, Any]:
         n, size = x.shape
-        # Groups of four values as 16-byte records: group j of every block into row j, then place i of every
-        # group.
+        # Four values are one 16-byte record: record j of every block goes to row j, then place i of what is left.
         groups = self._buffer("scratch", (n, size), np.float32).reshape(-1).view("V16").reshape(size // 4, n)
         np.copyto(groups, x.view("V16").T)
         rows = groups.view(np.float32).reshape(size // 4, n * 4)
@@ -151,8 +150,7 @@ class NumpyOps:
         low = self._buffer("nibbles.low", (len(codes), 16), np.uint8)
         np.copyto(low.view("V16"), halves[:, :1])
         np.copyto(packed.view("V16"), halves[:, 1:])
-        # Eight codes at a time: the part of a code above bit 3 is shifted out or masked, so none reaches its
-        # neighbour.
+        # Eight codes at a time; bits above the fourth are masked, so that none reaches its neighbour.
         words, low_words = packed.view(np.uint64), low.view(np.uint64)
         np.bitwise_and(words, _LOW_NIBBLES, out=words)
         np.left_shift(words, np.uint64(4), out=words)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from kvquant.errors import FormatError
 from kvquant.formats.arrays import Array, cast, contiguous, namespace
 from kvquant.formats.base import UnitFormat
+from kvquant.formats.hadamard import COLUMN_VALUES
 from kvquant.formats.ops import Ops
 from kvquant.formats.turboquant.codebook import MAX_BITS, check_width
 from kvquant.formats.turboquant.norms import (
@@ -48,9 +49,7 @@ class TurboQuant(UnitFormat):
     norm_type: NormType = "f16"
     seed: int = 0
 
-    # Columns are the inner axis of every step, and NumPy wants a thousand of them: half a MiB of float32 at
-    # width 128.
-    chunk_values: ClassVar[int] = 1 << 17
+    chunk_values: ClassVar[int] = COLUMN_VALUES
 
     kind: ClassVar[str]
     min_bits: ClassVar[int]

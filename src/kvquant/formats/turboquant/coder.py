@@ -2,7 +2,7 @@
 
 A coordinate's grid cell is a monotone function of it, also after rounding, so boundaries in lower cells lie
 below it and those in higher cells above; one comparison with the boundary in its own cell settles the code
-exactly. That is 2 ns a value at any number of bits where a binary search takes 20.
+exactly, at the same cost for any number of bits and about a tenth of a binary search's.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ def column_norms(columns: Array) -> Array:
 
 
 def norms_to_bytes(norms: Array, norm_type: NormType) -> Array:
-    """Return float64 (n,) norms as uint8 (n, n_norm_bytes), little-endian, rounded to fp32 and then, for f16,
-    to fp16.
+    """Return float64 (n,) norms as uint8 (n, n_norm_bytes), little-endian.
 
-    A norm above 65504 (f16) or 2^126 (f32) is stored as that limit; NaN stays NaN.
+    They are rounded to fp32 and then, for f16, to fp16, as Torch does in one step. A norm above 65504 (f16)
+    or 2^126 (f32) is stored as that limit; NaN stays NaN.
     """
     limited = norms.clip(None, _LARGEST[norm_type])
     stored = contiguous(cast(cast(limited, "float32"), _DTYPE[norm_type]))

@@ -1,8 +1,7 @@
-"""Fixed random rotations of head vectors: randomised Hadamard, O(d log d) for every width, and dense Haar,
-O(d²).
+"""Fixed random rotations of head vectors: randomised Hadamard and dense Haar.
 
-Both take columns, (width, n): one vector per column, so that each step is one operation on long contiguous
-rows.
+The first takes O(d log d) at every width d, the second O(d²). Both take columns, (width, n): one vector per
+column, so that each step is one operation on long contiguous rows.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ class HadamardRotation(Rotation):
     Walsh-Hadamard matrix of the power of two in m and, for each odd prime p in m, the p-point Hartley matrix
     (cos + sin)(2πjk/p)/√p: symmetric, orthogonal, no entry larger than √2^i/√m for i odd factors.
 
-    When m is the width there are three rounds: after one or two, vectors with a few large entries, such as K
-    with outlier channels, still leave coordinates far from the density that the codebook assumes. Otherwise
-    there are four, at the head and at the tail of the vector in turn, so that every coordinate meets every
-    other.
+    When m is the width there are three rounds: after one or two, vectors with a few large entries, such as
+    keys with outlier channels, still leave coordinates far from the density that the codebook assumes.
+    Otherwise there are four, at the head and at the tail of the vector in turn, so that every coordinate
+    meets every other.
     """
 
     def forward(self, columns: Array) -> Array:
