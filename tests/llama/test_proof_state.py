@@ -17,9 +17,6 @@ Model = Callable[[str], Path]
 
 MIXED = "kv0:q8_0,kv1-:k=q5_1/v=q4_0"
 
-SHORT = PROMPT[:40]
-"""Fits the window: of a longer text a sliding-window slot keeps too little to go on from, stock's too."""
-
 
 def restored(folder: Path | None, options: ServerOptions, saved: bytes) -> LlamaServer:
     """Start a server and restore the saved slot in it. Raises LlamaError when the server refuses it."""
@@ -49,18 +46,26 @@ def test_the_saved_slot_shows_the_policy(arch: str, policy: str, proof_model: Mo
 
 @needs_patched
 @pytest.mark.parametrize("arch", WITH_V)
+def test_a_restored_slot_is_saved_again_as_it_was(arch: str, proof_model: Model) -> None:
+    options = small(proof_model(arch), kv_layers=MIXED)
+    saved = run(PATCHED, options).saved
+    with restored(PATCHED, options, saved) as server:
+        assert server.save_slot(name="again").read_bytes() == saved
+
+
+@needs_patched
+@pytest.mark.parametrize("arch", [arch for arch in WITH_V if not arch.startswith("gemma")])
 def test_a_restored_slot_goes_on_as_the_saved_one(arch: str, proof_model: Model) -> None:
+    """Not for sliding windows: there llama-server, stock too, reads the whole prompt again after a restore."""
     options = small(proof_model(arch), kv_layers=MIXED)
     assert PATCHED is not None
     with LlamaServer(PATCHED, options) as server:
-        first = generate(server, n_predict=4, prompt=SHORT)
+        first = generate(server, n_predict=4)
         saved = server.save_slot().read_bytes()
-        prompt = [*server.tokenize(SHORT), *first["tokens"]]
+        prompt = [*server.tokenize(PROMPT), *first["tokens"]]
         went_on = generate(server, n_predict=6, prompt=prompt)
     with restored(PATCHED, options, saved) as server:
-        again = server.save_slot(name="again").read_bytes()
         later = generate(server, n_predict=6, prompt=prompt)
-    assert again == saved
     assert later["timings"]["prompt_n"] == 1, "the restored slot was not used"
     assert later["content"] == went_on["content"]
     assert later["completion_probabilities"] == went_on["completion_probabilities"]
