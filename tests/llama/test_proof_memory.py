@@ -14,6 +14,8 @@ from kvquant.memory import ContextOptions, KVMemory, memory_of
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from llama.proof import PATCHED, WITH_V, needs_patched, small
+from memory.fixtures import RANDOM_MODELS
+from write_random_gguf import write_random_gguf
 
 Model = Callable[[str], Path]
 
@@ -101,6 +103,20 @@ def test_every_layers_bytes_are_the_computed_ones(arch: str, case: Case, proof_m
     first = memory.layers[0]
     wrong = replace(memory, layers=(replace(first, v_bytes=first.v_bytes + 1), *memory.layers[1:]))
     assert len(problems(shape, wrong, log)) == 2, "a byte too many in one layer would not be seen"
+
+
+@needs_patched
+@pytest.mark.parametrize("arch", sorted(arch for arch in RANDOM_MODELS if arch != "deepseek2"))
+def test_every_architecture_under_a_policy(arch: str, tmp_path: Path) -> None:
+    model = write_random_gguf(tmp_path / f"{arch}.gguf", RANDOM_MODELS[arch])
+    shape = ModelShape.from_gguf(model)
+    policy = "kv0:q8_0,kv2-:k=q5_1/v=q4_0"
+    assert PATCHED is not None
+    with LlamaServer(PATCHED, small(model, n_ctx=1024, kv_layers=policy)) as server:
+        log = server.kv_log()
+    memory = memory_of(shape, parse_policy(policy).resolve(shape), ContextOptions(1024))
+    found = problems(shape, memory, log)
+    assert not found, "\n".join([f"{arch}:", *found])
 
 
 @needs_patched

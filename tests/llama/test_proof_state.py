@@ -56,7 +56,7 @@ def test_a_restored_slot_is_saved_again_as_it_was(arch: str, proof_model: Model)
 @needs_patched
 @pytest.mark.parametrize("arch", [arch for arch in WITH_V if not arch.startswith("gemma")])
 def test_a_restored_slot_goes_on_as_the_saved_one(arch: str, proof_model: Model) -> None:
-    """Not for sliding windows: there llama-server, stock too, reads the whole prompt again after a restore."""
+    """Not for sliding windows: there llama-server, stock too, reads the prompt again after a restore."""
     options = small(proof_model(arch), kv_layers=MIXED)
     assert PATCHED is not None
     with LlamaServer(PATCHED, options) as server:
