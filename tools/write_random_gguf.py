@@ -28,6 +28,7 @@ N_EXPERT_USED = 2
 SSM_STATE_SIZE = 32
 SSM_CONV_KERNEL = 4
 SHORTCONV_CACHE = 3
+DEFAULT_WINDOW = 256
 # Fixed in llama.cpp for gemma3n (src/llama-hparams.h: n_altup, laurel_rank, n_embd_altup).
 GEMMA3N_ALTUP, GEMMA3N_LAUREL_RANK, GEMMA3N_ALTUP_WIDTH = 4, 64, 256
 
@@ -44,7 +45,7 @@ class RandomModel:
     n_layer: all layers, the nextn (MTP) ones included.
     head_dim: values per head of K and V; the embedding is n_head * head_dim wide. deepseek2 stores a latent
         of 2 * head_dim values and head_dim rotary values per token instead.
-    window: sliding-window tokens, where the architecture reads them.
+    window: sliding-window tokens, where the architecture reads them; None is 256, and no window in lfm2.
     full_every: every full_every-th layer has full attention (a sliding-window model) or attention at all
         (a hybrid model); None leaves it to the architecture's default, or to 4 where that is not a period.
     n_nextn: how many of the last layers are nextn layers (qwen35, qwen35moe, glm4moe, deepseek2).
@@ -59,7 +60,7 @@ class RandomModel:
     head_dim: int = 64
     n_ff: int = 256
     n_ctx_train: int = 32768
-    window: int = 256
+    window: int | None = None
     full_every: int | None = None
     n_nextn: int = 0
     n_shared_kv: int = 0
@@ -254,7 +255,7 @@ def add_nextn(b: Builder, il: int) -> None:
 def set_window(b: Builder, *, pattern: str = "period") -> None:
     """Window and pattern keys. pattern: "period" (only when asked for), "array", or "none"."""
     m = b.model
-    b.set("attention.sliding_window", m.window)
+    b.set("attention.sliding_window", m.window or DEFAULT_WINDOW)
     if pattern == "array":
         b.set("attention.sliding_window_pattern", [not m.is_full(il) for il in range(m.n_layer)])
     elif pattern == "period" and m.full_every is not None:
@@ -468,8 +469,8 @@ def write_qwen_linear(b: Builder, *, experts: bool, legacy_ba: bool = False) -> 
     b.norm("output_norm.weight", m.n_embd)
 
 
-def write_lfm2(b: Builder, *, experts: bool = False, window: bool = False) -> None:
-    """Short convolutions with an attention layer in every full_every (4)."""
+def write_lfm2(b: Builder, *, experts: bool = False) -> None:
+    """Short convolutions with an attention layer in every full_every (4); with a window, these slide."""
     m = b.model
     add_common(b, kv_heads=[m.head_kv(il) if m.is_full(il) else 0 for il in range(m.n_layer)])
     b.set("feed_forward_length", m.n_ff)
@@ -478,7 +479,7 @@ def write_lfm2(b: Builder, *, experts: bool = False, window: bool = False) -> No
         set_experts(b)
         b.set("leading_dense_block_count", 1)
         b.set("expert_gating_func", 2)
-    if window:
+    if m.window:
         set_window(b, pattern="none")
     for il in range(m.n_layer):
         blk = f"blk.{il}"
@@ -709,7 +710,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--head-dim", "head_dim", "values per head"),
         ("--ff", "n_ff", "feed-forward width"),
         ("--ctx-train", "n_ctx_train", "training context"),
-        ("--window", "window", "sliding-window tokens"),
+        ("--window", "window", f"sliding-window tokens; left out: {DEFAULT_WINDOW}, none in lfm2"),
         ("--full-every", "full_every", "one full-attention (or attention) layer in this many"),
         ("--nextn", "n_nextn", "how many of the layers are nextn (MTP) layers"),
         ("--shared-kv", "n_shared_kv", "how many of the last layers share a cache (gemma4)"),

@@ -43,13 +43,14 @@ RANDOM_MODELS: dict[str, RandomModel] = {
         arch="gemma4", n_layer=8, n_shared_kv=4, window=2560, kv_heads=(2, 2, 2, 1, 2, 2, 2, 1)
     ),
     "glm4moe": RandomModel(arch="glm4moe", n_layer=4, n_nextn=1),
+    "lfm2": RandomModel(arch="lfm2", n_layer=9, window=2560),
     "deepseek2": RandomModel(arch="deepseek2", n_layer=3),
     "qwen35": RandomModel(arch="qwen35", n_layer=9, n_nextn=1),
     "qwen35moe": RandomModel(arch="qwen35moe", n_layer=5, full_every=2),
     "qwen3next": RandomModel(arch="qwen3next", n_layer=5),
     **{
         arch: RandomModel(arch=arch, n_layer=5)
-        for arch in ("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe")
+        for arch in ("falcon-h1", "granitehybrid", "jamba", "lfm2moe", "nemotron_h", "nemotron_h_moe")
     },
 }
 """Architecture to the model the tests use for it."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from kvquant.cli.memory import SERVER_PARALLEL
 from kvquant.formats.registry import CACHE_TYPES
 from kvquant.llama.logs import parse_kv_log
 from kvquant.llama.server import LlamaServer, ServerOptions
@@ -155,6 +156,19 @@ def test_every_architecture(arch: str, run: Run, model_file: Callable[[str], Pat
 @pytest.mark.parametrize("arch", DEPTH)
 def test_in_depth(arch: str, run: Run, model_file: Callable[[str], Path]) -> None:
     compare(model_file(arch), run)
+
+
+@needs_llama
+@pytest.mark.parametrize("arch", ["gemma3", "qwen35"])
+def test_the_server_s_own_defaults(arch: str, model_file: Callable[[str], Path]) -> None:
+    """-np -1 is what the server starts with; the options that `kvquant memory` takes in its place."""
+    shape = ModelShape.from_gguf(model_file(arch))
+    options = ServerOptions(model_file(arch), n_ctx=12000, n_threads=1, extra=("--parallel", "-1"))
+    with LlamaServer(Path(PROGRAMS), options) as server:
+        log = server.log_text()
+    context = ContextOptions(12000, n_parallel=SERVER_PARALLEL, kv_unified=True)
+    memory = memory_of(shape, parse_policy("*:f16").resolve(shape), context)
+    assert not against_log(shape, memory, SERVER_PARALLEL, ("f16", "f16"), log)
 
 
 @needs_llama
