@@ -94,6 +94,13 @@ def test_other_arguments_get_another_folder(tmp_path: Path) -> None:
     ).fresh
 
 
+def test_an_argument_that_is_gone_does_not_live_on(tmp_path: Path) -> None:
+    source = make_project(tmp_path / "source", cmake=CMAKE + 'message(STATUS "X is ${X}.")\n')
+    for args, said in [(("-DX=1",), "X is 1."), ((), "X is .")]:
+        done = build(BuildRequest(source, programs=("llama-bench",), folder=tmp_path / "b", cmake_args=args))
+        assert said in (done.folder / "configure.log").read_text()
+
+
 def test_a_build_that_fails_shows_its_first_error(tmp_path: Path) -> None:
     source = make_project(tmp_path / "source")
     good = built(source)

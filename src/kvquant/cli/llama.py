@@ -150,7 +150,7 @@ def build_command(
 )
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED)
 def serve(model: Path, policy_text: str | None, port: int, server_args: tuple[str, ...]) -> None:
-    """Serve MODEL on this machine only, after checking POLICY against it.  Further arguments go to
+    """Serve MODEL on this machine only, after checking POLICY against it. Further arguments go to
     llama-server.
 
     Builds first what `kvquant llama build` builds, when it is not built yet.

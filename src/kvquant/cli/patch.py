@@ -53,7 +53,7 @@ def patch() -> None:
 def check(source: Path, patches: Path | None) -> None:
     """Say where every edit goes, or which one does not fit and why.
 
-    Changes nothing; exit code 3 when an edit does not fit.  A patched tree is checked as it was before.
+    Changes nothing; exit code 3 when an edit does not fit. A patched tree is checked as it was before.
 
     \b
     Example:
@@ -76,7 +76,7 @@ def check(source: Path, patches: Path | None) -> None:
 @source_option
 @patches_option
 def apply(source: Path, patches: Path | None) -> None:
-    """Patch the tree, all or nothing.  Does nothing when this very series is applied already.
+    """Patch the tree, all or nothing. Does nothing when this very series is applied already.
 
     \b
     Example:

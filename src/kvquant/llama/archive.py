@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from kvquant.errors import LlamaError
 
-#: Limits for one tree.  The pinned one has 3,741 files and 213 MB, its largest file 38 MB.
+#: Limits for one tree. The pinned one has 3,741 files and 213 MB, its largest file 38 MB.
 MAX_FILES = 20_000
 MAX_FILE_BYTES = 256 * 1024**2
 MAX_TOTAL_BYTES = 1024**3
@@ -34,7 +34,7 @@ def verify_sha256(path: Path, sha256: str) -> None:
 def extract_vendored_tree(archive: Path, target: Path) -> int:
     """Write the archive's ``vendor/llama.cpp`` into the new folder ``target``; the number of files written.
 
-    Only plain files and folders are taken, with new times and only the executable bit of their modes.  Raises
+    Only plain files and folders are taken, with new times and only the executable bit of their modes. Raises
     LlamaError on anything else below that folder, on paths that lead out of it, and past the size limits.
     """
     n_files = n_bytes = 0

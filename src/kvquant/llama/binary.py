@@ -23,7 +23,7 @@ _FLAG = re.compile(r"(\w+) = (\d+)")
 
 @dataclass(frozen=True)
 class Features:
-    """What was found in a built llama-server.  None means it was not, or could not be, looked at.
+    """What was found in a built llama-server. None means it was not, or could not be, looked at.
 
     ``system_info`` are llama.cpp's own flags for its CPU code; ``sdot`` and ``fp16_fmla`` count dot-product
     and 16-bit float vector multiply-add instructions in the disassembly; ``glibc`` is the oldest C library it
@@ -38,7 +38,7 @@ class Features:
 
 
 def inspect_server(server: Path, target: Target) -> Features:
-    """Run and, for ARM, disassemble ``server``.  Raises LlamaError when it cannot be started at all."""
+    """Run and, for ARM, disassemble ``server``. Raises LlamaError when it cannot be started at all."""
     kv_layers = system_info = None
     if target.runner is not None:
         command = [*target.runner, str(server)]

@@ -1,6 +1,6 @@
 """Configures and builds llama.cpp programs with cmake and ninja, and records what came out.
 
-A build folder belongs to one source path, target and set of arguments.  Its ``build-info.json`` exists
+A build folder belongs to one source path, target and set of arguments. Its ``build-info.json`` exists
 exactly while its programs are those of that record: it is removed before anything is built and written,
 whole, at the end.
 """
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from kvquant.errors import LlamaError
 from kvquant.files import write_atomic
 from kvquant.llama.binary import Features, inspect_server
-from kvquant.llama.cache import cache_folder
+from kvquant.llama.cache import cache_folder, make_folder
 from kvquant.llama.command import run_logged
 from kvquant.llama.patching.transaction import AppliedPatch, load_state
 from kvquant.llama.toolchain import COMMON_ARGS, Target, TargetName, Tools, describe, find_target, find_tools
@@ -55,7 +56,7 @@ Say = Callable[[str], None]
 class BuildRequest:
     """What to build: a source tree as it stands, for a target.
 
-    ``cmake_args`` come after kvquant's own, so they win.  ``folder`` None means one in the cache.
+    ``cmake_args`` come after kvquant's own, so they win. ``folder`` None means one in the cache.
     """
 
     source: Path
@@ -101,7 +102,7 @@ class Build:
         return self.folder / "bin"
 
     def program(self, name: str) -> Path:
-        """The path of one of its programs.  Raises LlamaError for a program that was not built."""
+        """The path of one of its programs. Raises LlamaError for a program that was not built."""
         if name not in self.info.programs:
             raise LlamaError(f"{self.folder} has no {name}; built there: {', '.join(self.info.programs)}")
         return self.bin / name
@@ -114,10 +115,7 @@ def build(request: BuildRequest, say: Say = lambda _: None) -> Build:
     named.
     """
     folder = (request.folder or default_folder(request)).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LlamaError(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     target = find_target(request.target)
     with locked(folder, say):
         recipe = _Recipe(digest_tree(request.source), _cmake_args(request, target), describe(target.compiler))
@@ -201,6 +199,9 @@ def _cmake_args(request: BuildRequest, target: Target) -> tuple[str, ...]:
 
 def _configure(folder: Path, source: Path, args: tuple[str, ...], tools: Tools, say: Say) -> None:
     say(f"configuring in {folder}")
+    # An argument that was given once and is gone now must not live on in cmake's memory.
+    (folder / "CMakeCache.txt").unlink(missing_ok=True)
+    shutil.rmtree(folder / "CMakeFiles", ignore_errors=True)
     argv = [tools.cmake, *tools.cmake_args(), *args, "-S", str(source), "-B", str(folder)]
     lines: list[str] = []
     # Else a tree without .git inside another project's checkout would be named after that project's commit.

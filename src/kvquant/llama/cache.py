@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from kvquant.errors import LlamaError
 
 ENVIRONMENT_VARIABLE = "KVQUANT_CACHE"
 
@@ -25,3 +30,27 @@ def cache_folder() -> Path:
     if root is not None:
         return root / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvquant"
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it. Raises LlamaError when that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LlamaError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder inside ``parent``, so that a rename to a place there is atomic; deleted at the end, also on
+    errors.
+
+    What fails on the disk while it is in use is raised as LlamaError.
+    """
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=".unfinished-", dir=parent, ignore_cleanup_errors=True
+        ) as name:
+            yield Path(name)
+    except OSError as error:
+        raise LlamaError(f"cannot work in {parent}: {error.strerror or error}") from error

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +17,7 @@ from kvquant.errors import LlamaError
 from kvquant.files import write_atomic
 from kvquant.llama import sdist_backend
 from kvquant.llama.archive import extract_vendored_tree, verify_sha256
-from kvquant.llama.cache import cache_folder
+from kvquant.llama.cache import cache_folder, make_folder, temporary_folder
 from kvquant.llama.command import run_logged
 from kvquant.llama.pin import Pin, Sdist
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, open_tree
@@ -65,7 +63,7 @@ def fetch_tree(
     verified.
 
     ``version`` names one of the pinned sdists (default: the one with the pinned commit); ``archive`` is that
-    sdist as a file already at hand.  Raises LlamaError when nothing can be fetched, a checksum does not
+    sdist as a file already at hand. Raises LlamaError when nothing can be fetched, a checksum does not
     match, or ``dest`` holds something else.
     """
     sdist = pin.sdist(version)
@@ -74,8 +72,8 @@ def fetch_tree(
         _require_same_tree(target, sdist.commit)
         say(f"{target} is there already, unchanged since it was fetched")
         return target
-    _make_folder(target.parent)
-    with _temporary_folder(target.parent) as work:
+    make_folder(target.parent)
+    with temporary_folder(target.parent) as work:
         tree = work / "tree"
         if method == "git":
             _clone(pin.repository, sdist.commit, tree, say)
@@ -89,15 +87,12 @@ def fetch_tree(
         open_tree(tree)
         origin = Origin(sdist.commit, source, digest_tree(tree))
         write_atomic(tree / ORIGIN_FILE, json.dumps(asdict(origin), indent=1) + "\n")
-        try:
-            tree.rename(target)
-        except OSError as error:
-            raise LlamaError(f"cannot move the tree to {target}: {error.strerror}") from error
+        tree.rename(target)
     return target
 
 
 def read_origin(root: Path) -> Origin | None:
-    """Where the tree came from; None when kvquant did not fetch it.  Raises LlamaError on damage."""
+    """Where the tree came from; None when kvquant did not fetch it. Raises LlamaError on damage."""
     path = root / ORIGIN_FILE
     try:
         record = json.loads(path.read_bytes())
@@ -127,13 +122,13 @@ def _require_same_tree(target: Path, commit: str) -> None:
 def _download(sdist: Sdist, say: Say) -> Path:
     """The sdist in the download cache, fetched through pip, so as pip is configured and checksum verified."""
     folder = cache_folder() / "downloads"
-    _make_folder(folder)
+    make_folder(folder)
     path = folder / sdist.filename
     if path.is_file():
         say(f"{path} is downloaded already")
         return path
     say(f"downloading {sdist.filename} with pip")
-    with _temporary_folder(folder) as work:
+    with temporary_folder(folder) as work:
         backend = work / "backend" / _BACKEND[0] / _BACKEND[1]
         backend.parent.mkdir(parents=True)
         (backend.parent / "__init__.py").touch()
@@ -163,7 +158,7 @@ def _clone(repository: str, commit: str, tree: Path, say: Say) -> None:
     """Check out one commit; git itself verifies that the content hashes to it."""
     say(f"fetching commit {commit[:12]} from {repository}")
     folder = cache_folder() / "downloads"
-    _make_folder(folder)
+    make_folder(folder)
     steps = [
         ["git", "init", "--quiet", str(tree)],
         ["git", "-C", str(tree), "fetch", "--quiet", "--depth", "1", "--no-tags", repository, commit],
@@ -181,19 +176,3 @@ def _clone(repository: str, commit: str, tree: Path, say: Say) -> None:
 def _last_error(lines: list[str]) -> str:
     marked = [line.strip() for line in lines if line.lower().startswith(("error", "fatal"))]
     return (marked or [line.strip() for line in lines if line.strip()] or ["no output"])[-1]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LlamaError(f"cannot make the folder {folder}: {error.strerror}") from error
-
-
-@contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder beside the final place, so that a rename out of it is atomic; deleted at the end, also on
-    errors.
-    """
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent, ignore_cleanup_errors=True) as name:
-        yield Path(name)

@@ -38,7 +38,7 @@ class Pin:
     sdists: tuple[Sdist, ...]
 
     def sdist(self, version: str | None = None) -> Sdist:
-        """The sdist of ``version``, or the one that carries the pinned commit.  Raises UsageError."""
+        """The sdist of ``version``, or the one that carries the pinned commit. Raises UsageError."""
         for sdist in self.sdists:
             if sdist.version == version or (version is None and sdist.commit == self.commit):
                 return sdist
@@ -47,7 +47,7 @@ class Pin:
 
 
 def load_pin(patches: Path) -> Pin:
-    """Read ``PIN`` from the folder of the patch series.  Raises LlamaError when missing or malformed."""
+    """Read ``PIN`` from the folder of the patch series. Raises LlamaError when missing or malformed."""
     path = patches / "PIN"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))

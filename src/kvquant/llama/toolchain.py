@@ -92,7 +92,7 @@ def find_tools(say: Callable[[str], None]) -> Tools:
 
 
 def find_target(name: TargetName) -> Target:
-    """The build target.  Raises LlamaError when its compiler is missing, naming the Debian package that has
+    """The build target. Raises LlamaError when its compiler is missing, naming the Debian package that has
     it.
     """
     if name == "native":

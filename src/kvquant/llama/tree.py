@@ -1,4 +1,4 @@
-"""A llama.cpp source tree on disk: is it one, what it holds, its digest.  No link is followed out of it."""
+"""A llama.cpp source tree on disk: is it one, what it holds, its digest. No link is followed out of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROJECT = b'project("llama.cpp"'
 
 
 def open_tree(folder: str | Path) -> Path:
-    """The absolute path of ``folder``.  Raises LlamaError when it is no llama.cpp source tree."""
+    """The absolute path of ``folder``. Raises LlamaError when it is no llama.cpp source tree."""
     root = Path(folder).absolute()
     if not root.is_dir():
         raise LlamaError(
@@ -76,10 +76,13 @@ def source_files(root: Path) -> Iterator[str]:
 
 
 def digest_tree(root: Path) -> str:
-    """SHA-256 over the path and content of every source file."""
+    """SHA-256 over the path and content of every source file. Raises LlamaError when one cannot be read."""
     digest = hashlib.sha256()
     for path in source_files(root):
-        content = (root / path).read_bytes()
+        try:
+            content = (root / path).read_bytes()
+        except OSError as error:
+            raise LlamaError(f"cannot read {root / path}: {error.strerror}") from error
         digest.update(f"{path}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
         digest.update(content)
     return digest.hexdigest()

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from kvquant.errors import LlamaError, PatchError
 from kvquant.files import write_atomic
-from kvquant.llama.cache import cache_folder
+from kvquant.llama.cache import cache_folder, make_folder, temporary_folder
 from kvquant.llama.command import run_captured
 from kvquant.llama.fetch import Origin, read_origin
 from kvquant.llama.patching.recipe import Series
@@ -31,7 +30,7 @@ from kvquant.llama.tree import ORIGIN_FILE, digest_tree, source_files
 def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Path:
     """The private copy of ``source`` with ``series`` applied, made or brought up to date.
 
-    A tree that is patched with ``series`` already is returned itself.  Raises PatchError when the series does
+    A tree that is patched with ``series`` already is returned itself. Raises PatchError when the series does
     not fit.
     """
     state = load_state(source)
@@ -43,7 +42,7 @@ def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Pa
             )
         return source
     folder = cache_folder() / "llama.cpp" / f"patched-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     copy = folder / "tree"
     with locked(folder, say):
         digest = digest_tree(source)
@@ -100,8 +99,8 @@ def _copy(source: Path, digest: str, copy: Path) -> None:
     """Copy the source files, with new times, so that no build object made from an older copy passes as
     current.
     """
-    with tempfile.TemporaryDirectory(prefix=".copy-", dir=copy.parent, ignore_cleanup_errors=True) as work:
-        tree = Path(work) / "tree"
+    with temporary_folder(copy.parent) as work:
+        tree = work / "tree"
         for path in source_files(source):
             target = tree / path
             target.parent.mkdir(parents=True, exist_ok=True)

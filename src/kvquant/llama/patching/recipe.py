@@ -1,6 +1,6 @@
 """The patch series on disk: ``series`` names the patches, each folder has ``recipe.toml``, new ``files/``.
 
-The format is described in patches/llama.cpp/README.md.  Everything read here is checked before any tree is
+The format is described in patches/llama.cpp/README.md. Everything read here is checked before any tree is
 looked at.
 """
 
@@ -55,7 +55,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of one upstream file.  Exactly one of its ``anchors`` must match."""
+    """One change of one upstream file. Exactly one of its ``anchors`` must match."""
 
     id: str
     file: str
@@ -145,7 +145,7 @@ def _check_names(folder: Path, names: list[str]) -> None:
 
 
 def load_patch(folder: Path) -> Patch:
-    """Read ``recipe.toml`` and ``files/`` of one patch.  Raises PatchError with the recipe and the broken
+    """Read ``recipe.toml`` and ``files/`` of one patch. Raises PatchError with the recipe and the broken
     rule.
     """
     recipe = folder / "recipe.toml"

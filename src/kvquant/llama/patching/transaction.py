@@ -6,9 +6,9 @@ Everything lives in ``.kvquant/`` inside the tree, in one folder whose name is t
 * ``pending``   files are being moved; whoever finds it puts every original back;
 * ``applied``   done; the originals wait in it for ``revert``.
 
-Each step from one to the next is a single rename.  All disk space is needed in ``staging``, before the tree
-changes.  Undoing an interrupted apply and reverting a finished one are the same code: rename to ``pending``,
-move the originals back, rename to ``staging``, delete.  Originals are moved, never copied, so their bytes and
+Each step from one to the next is a single rename. All disk space is needed in ``staging``, before the tree
+changes. Undoing an interrupted apply and reverting a finished one are the same code: rename to ``pending``,
+move the originals back, rename to ``staging``, delete. Originals are moved, never copied, so their bytes and
 modes cannot differ.
 """
 
@@ -67,7 +67,7 @@ class TreeState:
 def exclusive(root: Path) -> Iterator[bool]:
     """Hold the tree for this process, after undoing an apply or finishing a revert that was interrupted.
 
-    Yields whether there was one.  Raises PatchError when another process holds the tree.
+    Yields whether there was one. Raises PatchError when another process holds the tree.
     """
     try:
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
@@ -91,7 +91,7 @@ def exclusive(root: Path) -> Iterator[bool]:
 
 
 def load_state(root: Path) -> TreeState | None:
-    """What is applied to the tree, None for an unpatched one.  Raises PatchError on a damaged record."""
+    """What is applied to the tree, None for an unpatched one. Raises PatchError on a damaged record."""
     return _read_state(_state_folder(root) / APPLIED)
 
 
