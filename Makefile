@@ -39,7 +39,8 @@ test: lint ## Everything that must hold
 	$(BIN)/python tools/build_libggml.py --source "$$source" > /dev/null; \
 	KVQUANT_LLAMA_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS)); \
 	KVQUANT_STOCK_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS) --stock --program llama-server); \
-	export KVQUANT_LLAMA_BIN KVQUANT_STOCK_BIN; \
+	KVQUANT_LLAMA_SOURCE=$$source; \
+	export KVQUANT_LLAMA_BIN KVQUANT_STOCK_BIN KVQUANT_LLAMA_SOURCE; \
 	$(BIN)/pytest --numprocesses $(JOBS)
 
 # Targets that compile for long: each writes its record under benchmarks/results, which docs/ and tests read.
