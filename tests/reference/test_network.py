@@ -66,6 +66,15 @@ def test_the_hook_sees_and_replaces_what_attention_reads(tiny_model):
     assert [tuple(x.shape) for x in seen[1]] == [(1, 9, 4, 64), (1, 9, 2, 64), (1, 9, 2, 64)]
 
 
+def test_a_skipped_layer_adds_nothing(tiny_model):
+    tokens = torch.arange(9)[None]
+    with torch.inference_mode():
+        without = tiny_model.hidden(tokens, skip=[1])
+        for name in ("attn_output", "ffn_down"):
+            tiny_model.layers[name][1] = 0
+        torch.testing.assert_close(without, tiny_model.hidden(tokens), rtol=0, atol=0)
+
+
 def test_the_shape_of_the_cache(tiny_config):
     shape = model_shape(tiny_config)
     assert shape.kv_layers == (0, 1)

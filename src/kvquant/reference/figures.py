@@ -111,7 +111,12 @@ def sensitivity_figure(
     left.set(xlabel="layer", ylabel=f"KL, one side in {type_name} (nats per token)")
     left.legend(fontsize=7)
     for part in ("attention", "layer"):
-        right.plot([row[f"without_{part}"] for row in ablations], marker="o", markersize=3, label=f"without its {part}")
+        right.plot(
+            [row[f"without_{part}"] for row in ablations],
+            marker="o",
+            markersize=3,
+            label=f"without its {part}",
+        )
     right.set(xlabel="layer", ylabel="KL (nats per token)", yscale="log")
     right.legend(fontsize=7)
     return _svg(figure)

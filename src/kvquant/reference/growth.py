@@ -33,7 +33,7 @@ _LOOK_BACK_GAIN = 2.0
 _MATCH_GAIN = 2.0
 _COPY_STRENGTH = 2.0
 _NOISE_SHARE = 0.02
-_SHARED = 0.25
+_SHARED = 0.4
 
 
 def _random_layers(config: ReferenceConfig, n_layer: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ layers are stacked along a first axis `layer` and are otherwise laid out and nam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -94,14 +94,19 @@ class ReferenceModel(nn.Module):
             }
         )
 
-    def hidden(self, tokens: Tensor, write_kv: WriteKV | None = None) -> Tensor:
-        """Return the normed output of the last layer, (n_rows, n_tokens, n_embd), for int64 ``tokens``."""
+    def hidden(self, tokens: Tensor, write_kv: WriteKV | None = None, skip: Collection[int] = ()) -> Tensor:
+        """Return the normed output of the last layer, (n_rows, n_tokens, n_embd), for int64 ``tokens``.
+
+        Layers in ``skip`` are left out, as if they added nothing.
+        """
         config = self.config
         n_rows, n_tokens = tokens.shape
         cos, sin = rope_tables(config, n_tokens)
         x = self.token_embd[tokens]
         stacks = {name: stack.unbind() for name, stack in self.layers.items()}
         for layer in range(config.n_layer):
+            if layer in skip:
+                continue
             weight = {name: stack[layer] for name, stack in stacks.items()}
             h = self._norm(x, weight["attn_norm"])
             q, k, v = (

@@ -11,7 +11,7 @@ import json
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ class Stage:
     n_layer: layers of the network from here on. n_tokens, most_pairs, n_words: see `tasks.Size`.
     n_rows: documents a step. n_steps: steps at most. until: end early when this share of the answer tokens is
     right (running mean over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with
-    `decay` they fall to zero over the stage. tasks: task name to share of the documents.
+    `decay` they fall to zero over the stage. skip: share of the layers that a step leaves out at random
+    (stochastic depth), so that no layer can do a job alone. tasks: task name to share of the documents.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     vector_rate: float = 0.003
     n_warmup: int = 50
     decay: bool = False
+    skip: float = 0.0
 
     def size(self) -> Size:
         """Return what the stage's documents are like."""
@@ -157,11 +159,11 @@ class Loss:
     right: Mapping[str, tuple[int, int]]
 
 
-def batch_loss(model: ReferenceModel, batch: Batch, other_weight: float) -> Loss:
+def batch_loss(model: ReferenceModel, batch: Batch, other_weight: float, skip: Collection[int] = ()) -> Loss:
     """Return the mean cross-entropy of ``batch`` in nats; tokens outside answers count ``other_weight``."""
     tokens = torch.from_numpy(batch.tokens)
     answers = torch.from_numpy(batch.answers)
-    logits = model(tokens[:, :-1])
+    logits = model.logits(model.hidden(tokens[:, :-1], skip=skip))
     targets = tokens[:, 1:]
     losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(
         targets
@@ -209,7 +211,8 @@ def train(
         batch = draw_batch(
             (seed, state.stage, state.step), Split.TRAIN, stage.tasks, stage.n_rows, stage.size()
         )
-        loss = batch_loss(state.model, batch, plan.other_weight)
+        skipped = np.random.default_rng((seed, state.stage, state.step, 1)).random(stage.n_layer) < stage.skip
+        loss = batch_loss(state.model, batch, plan.other_weight, np.flatnonzero(skipped).tolist())
         torch.autograd.backward(loss.value)
         rate = stage.rate(state.step)
         state.optimizer.step(stage.matrix_rate * rate, stage.vector_rate * rate)
