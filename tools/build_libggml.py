@@ -30,7 +30,7 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache" / "libggml"
 FLOAT_FLAGS = "-ffp-contract=off"
 ORACLE = ("-DGGML_NATIVE=OFF", f"-DCMAKE_C_FLAGS={FLOAT_FLAGS}", f"-DCMAKE_CXX_FLAGS={FLOAT_FLAGS}")
 # What a user of this machine runs: SIMD kernels, default flags. Only to count how often they differ.
-NATIVE = ("-DGGML_NATIVE=ON",)
+NATIVE = ("-DGGML_NATIVE=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON")
 COMMON = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=ON",

@@ -223,7 +223,10 @@ def _spellings(x: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
     raw = np.zeros(x.nbytes + 1, np.uint8)
     odd = raw[1:].view(x.dtype).reshape(x.shape)
     odd[...] = x
+    fixed = x.copy()
+    fixed.flags.writeable = False
     spellings = {
+        "read-only": fixed,
         "Fortran order": np.asfortranarray(x),
         "strided": strided[..., ::2],
         "reversed": x[..., ::-1].copy()[..., ::-1],

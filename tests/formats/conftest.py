@@ -1,4 +1,4 @@
-"""One Torch thread per worker: the tests already run on all cores, and waiting for each other costs far more."""
+"""One Torch thread per worker: the tests already run on all cores, and waiting at barriers costs more."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class NumpyOps:
 
     def extremes(self, x: Any) -> tuple[Any, Any]:
         n, size = x.shape
-        # Four values are one 16-byte record: record j of every block goes to row j, then place i of what is left.
+        # Four values are one 16-byte record: record j of every block goes to row j, then places are parted.
         groups = self._buffer("scratch", (n, size), np.float32).reshape(-1).view("V16").reshape(size // 4, n)
         np.copyto(groups, x.view("V16").T)
         rows = groups.view(np.float32).reshape(size // 4, n * 4)
