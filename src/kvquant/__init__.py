@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvquant.analysis import Analysis as Analysis
+    from kvquant.analysis import analyze as analyze
     from kvquant.errors import KVQuantError as KVQuantError
     from kvquant.formats.api import dequantize as dequantize
     from kvquant.formats.api import format_names as format_names
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from kvquant.policy import parse_policy as parse_policy
 
 _PUBLIC = {
+    "Analysis": "kvquant.analysis",
     "KVQuantError": "kvquant.errors",
     "ModelShape": "kvquant.model.shape",
     "Policy": "kvquant.policy",
+    "analyze": "kvquant.analysis",
     "dequantize": "kvquant.formats.api",
     "format_names": "kvquant.formats.api",
     "kv_bytes": "kvquant.memory.kv",

@@ -157,8 +157,7 @@ def _measure_layers(
 ) -> list[list[_Measured]]:
     """For each cached layer and candidate: its errors, and those without rotation where wanted."""
 
-    def measure(kv_index: int) -> list[_Measured]:
-        meter = LayerMeter(source.layer(source.shape.kv_layers[kv_index]))
+    def measure(meter: LayerMeter, kv_index: int) -> list[_Measured]:
         measured: list[_Measured] = []
         for candidate in candidates:
             types = (candidate.layers[kv_index].k_type, candidate.layers[kv_index].v_type)
@@ -166,12 +165,28 @@ def _measure_layers(
             measured.append((meter.errors(*types, rotation=rotation), unrotated))
         return measured
 
-    n_layers = len(source.shape.kv_layers)
+    return map_layers(source, measure, progress)
+
+
+def map_layers(
+    source: Source,
+    measure: Callable[[LayerMeter, int], _T],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[_T]:
+    """Return ``measure(meter, kv_index)`` for every layer of ``source`` that keeps a cache, in order.
+
+    ``measure`` runs in several threads at once, one layer each. progress: as in `analyze`.
+    """
+    layers = source.shape.kv_layers
+
+    def measured(kv_index: int) -> _T:
+        return measure(LayerMeter(source.layer(layers[kv_index])), kv_index)
+
     results = []
-    for result in _in_order(measure, n_layers):
+    for result in _in_order(measured, len(layers)):
         results.append(result)
         if progress is not None:
-            progress(len(results), n_layers)
+            progress(len(results), len(layers))
     return results
 
 

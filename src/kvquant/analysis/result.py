@@ -132,8 +132,8 @@ class Analysis:
     """What a policy costs and saves on one model and one set of K/V, beside other policies on the same data.
 
     policy: canonical text. default_k, default_v: types of the layers no rule names. model: the shape's name.
-    n_ctx: context for all byte counts, as llama.cpp rounds it. rotation: "on" (as llama.cpp), "off", or "both"
-    (errors as llama.cpp, and ``unrotated`` filled). baselines: name to summary. verdict: one line for people.
+    n_ctx: context for all byte counts, as llama.cpp rounds it. rotation: "on" (as llama.cpp), "off", or
+    "both" (errors as llama.cpp, and ``unrotated`` filled). baselines: name to summary. verdict: for people.
     """
 
     policy: str

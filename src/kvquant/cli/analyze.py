@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +10,7 @@ import click
 from kvquant.analysis import BASELINES, DEFAULT_N_CTX, PROFILES, Analysis, Rotation, Sampling
 from kvquant.analysis import analyze as run_analysis
 from kvquant.cli.options import default_types, json_option, policy_options, shape_from_options, shape_options
+from kvquant.cli.progress import progress_bar
 from kvquant.errors import UsageError
 from kvquant.report.text import analysis_text
 
@@ -78,7 +76,7 @@ def analyze(
     k_default, v_default = default_types(default)
     given_shape = None if model is None and shape is None else shape_from_options(model, shape)
     limits = {"n_tokens": tokens, "n_query": queries, "n_head_kv": heads}
-    with _progress_bar() as progress:
+    with progress_bar("layers") as progress:
         analysis = run_analysis(
             f"*:{default}" if layers is None else layers,
             shape=given_shape,
@@ -119,21 +117,3 @@ def _write_outputs(analysis: Analysis, html: str | None, plot: str | None) -> No
 
         write_plot(analysis, plot)
         click.echo(f"kvquant: wrote {plot}", err=True)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr while layers are measured; nothing where stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("layers", total=None)
-
-        def show(done: int, n_layers: int) -> None:
-            bar.update(task, completed=done, total=n_layers)
-
-        yield show

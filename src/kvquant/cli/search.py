@@ -1,0 +1,108 @@
+"""`kvquant search`: the most accurate policy within a number of bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import click
+
+from kvquant.analysis import DEFAULT_N_CTX, PROFILES
+from kvquant.analysis.verdict import percent
+from kvquant.cli.options import json_option, shape_from_options, shape_options
+from kvquant.cli.progress import progress_bar
+from kvquant.errors import UsageError
+from kvquant.search import TYPES, Found
+from kvquant.search import search as run_search
+from kvquant.units import format_n_bytes, parse_n_bytes
+
+_SHARE = re.compile(r"([0-9]*\.?[0-9]+)x", re.ASCII)
+
+
+@click.command()
+@click.option(
+    "--budget", required=True, metavar="SIZE", help="Bytes, such as 256MiB, or a share of f16: 0.35x."
+)
+@click.option(
+    "--types", default=",".join(TYPES), show_default=True, metavar="NAMES", help="The types that may be used."
+)
+@shape_options
+@click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture).")
+@click.option("--profile", type=click.Choice(tuple(PROFILES)), help="Synthetic K and V to use.")
+@click.option(
+    "--ctx", default=DEFAULT_N_CTX, show_default=True, metavar="N", help="Tokens to count bytes for."
+)
+@click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything synthetic.")
+@json_option
+def search(
+    budget: str,
+    types: str,
+    model: str | None,
+    shape: str | None,
+    capture: str | None,
+    profile: str | None,
+    ctx: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Find the policy with the least attention-output error within a budget, and print its text.
+
+    Every pair of types is measured in every layer; the best combination is then found exactly. The policy is
+    only as good as the data: search on a capture of the model, then check the result with kvquant validate.
+
+    \b
+    Example:
+      kvquant search --budget 0.35x
+      kvquant search --budget 160MiB --capture kv.npz --types q8_0,q4_0
+      kvquant analyze --layers "$(kvquant search --budget 0.35x)"
+    """
+    with progress_bar("layers") as progress:
+        found = run_search(
+            _budget(budget),
+            types=[name for name in types.split(",") if name],
+            shape=None if model is None and shape is None else shape_from_options(model, shape),
+            profile=profile,
+            capture=capture,
+            n_ctx=ctx,
+            seed=seed,
+            progress=progress,
+        )
+    click.echo(json.dumps(_document(found, ctx), indent=1) if as_json else str(found.policy))
+    if not as_json:
+        click.echo(f"kvquant: {_summary(found)}", err=True)
+
+
+def _budget(text: str) -> int | float:
+    share = _SHARE.fullmatch(text.strip().lower())
+    try:
+        return parse_n_bytes(text) if share is None else float(share[1])
+    except UsageError as error:
+        raise UsageError(f"--budget: {error}; or a share of f16 such as 0.35x") from None
+
+
+def _summary(found: Found) -> str:
+    text = (
+        f"{format_n_bytes(found.kv_bytes)}, {found.kv_bytes / found.kv_bytes_f16:.3f}x of f16, "
+        f"attention output off by {percent(found.error)}"
+    )
+    if found.uniform is not None:
+        name, error = found.uniform
+        text += f"; the best single type that fits is {name} with {percent(error)}"
+    return text if found.exact else f"{text}; too many combinations to be sure that none is better"
+
+
+def _document(found: Found, n_ctx: int) -> dict[str, object]:
+    return {
+        "policy": str(found.policy),
+        "n_ctx": n_ctx,
+        "total": {
+            "kv_bytes": found.kv_bytes,
+            "kv_bytes_f16": found.kv_bytes_f16,
+            "ratio_vs_f16": found.kv_bytes / found.kv_bytes_f16,
+            "attn_output_rel_error": found.error,
+        },
+        "best_uniform": None
+        if found.uniform is None
+        else {"type": found.uniform[0], "attn_output_rel_error": found.uniform[1]},
+        "exact": found.exact,
+    }
