@@ -86,6 +86,13 @@ def test_a_missing_anchor_names_its_nearest_lines() -> None:
     assert outcome.candidates[0].ratio > 0.8
 
 
+def test_a_part_of_a_line_is_found_in_its_line() -> None:
+    long = b"    ggml_tensor * k = has_k ? ggml_new_tensor_3d(context, type_k, n_embd, kv_size) : nullptr;"
+    body = b"ggml_type   type_k,\nreturn ggml_view_3d(ctx, layer.k,\n" + long + b"\n"
+    outcome = only(plan_of({"f": body}, edit_of("ggml_new_tensor_3d(ctx, type_k, ", "x")))
+    assert (outcome.candidates[0].line, outcome.candidates[0].ratio > 0.85) == (3, True)
+
+
 def test_a_missing_anchor_may_have_no_near_lines() -> None:
     assert (
         only(plan_of({"f": b"\xff\xfe\n0123456789\n"}, edit_of("quite another text", "x"))).candidates == ()

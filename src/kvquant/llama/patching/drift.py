@@ -21,7 +21,10 @@ class Candidate:
 
 
 def nearest(content: bytes, find: bytes) -> tuple[Candidate, ...]:
-    """The stretches of ``content`` most like ``find``, best first; blanks around a line do not count."""
+    """The stretches of ``content`` most like ``find``, best first; blanks around a line do not count.
+
+    An anchor may be a part of its lines, so the part of a stretch that fits best is what is compared.
+    """
     wanted_lines = _stripped_lines(find)
     wanted = "\n".join(wanted_lines)
     lines = _stripped_lines(content)
@@ -30,11 +33,8 @@ def nearest(content: bytes, find: bytes) -> tuple[Candidate, ...]:
     matcher.set_seq2(wanted)
     found: list[tuple[float, int]] = []
     for start in range(max(1, len(lines) - height + 1)):
-        matcher.set_seq1("\n".join(lines[start : start + height]))
         floor = found[0][0] if len(found) == MAX_CANDIDATES else MIN_RATIO
-        if matcher.real_quick_ratio() < floor or matcher.quick_ratio() < floor:
-            continue
-        ratio = matcher.ratio()
+        ratio = _likeness(matcher, "\n".join(lines[start : start + height]), wanted, floor)
         if ratio >= floor:
             keep = heapq.heappush if len(found) < MAX_CANDIDATES else heapq.heappushpop
             keep(found, (ratio, -start))
@@ -42,6 +42,22 @@ def nearest(content: bytes, find: bytes) -> tuple[Candidate, ...]:
         Candidate(1 - start, "\n".join(lines[-start : height - start]), ratio)
         for ratio, start in sorted(found, reverse=True)
     )
+
+
+def _likeness(matcher: SequenceMatcher[str], stretch: str, wanted: str, floor: float) -> float:
+    """How alike ``wanted`` and the best part of ``stretch`` are; 0 when that is surely below ``floor``.
+
+    ``wanted`` is the matcher's second sequence already, which is where difflib keeps its index.
+    """
+    matcher.set_seq1(stretch)
+    n_common = matcher.quick_ratio() * (len(stretch) + len(wanted)) / 2
+    if n_common < floor * min(len(stretch), len(wanted)):
+        return 0.0
+    if len(stretch) > len(wanted):
+        match = matcher.find_longest_match()
+        begin = min(max(0, match.a - match.b), len(stretch) - len(wanted))
+        matcher.set_seq1(stretch[begin : begin + len(wanted)])
+    return matcher.ratio()
 
 
 def _stripped_lines(data: bytes) -> list[str]:
