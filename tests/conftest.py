@@ -1,4 +1,4 @@
-"""Hypothesis profiles: one seeded for CI and everyday runs, one that explores for as long as it is asked to."""
+"""Hypothesis profiles: one seeded for CI and everyday runs, one that explores."""
 
 from __future__ import annotations
 

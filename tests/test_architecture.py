@@ -52,7 +52,7 @@ def violations(part: str, source: str) -> list[str]:
 
 
 def modules() -> list[tuple[str, Path]]:
-    """Return every module with the part it belongs to, the command line and the package's own files left out."""
+    """Return every module below the command line with the part it belongs to."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE)
@@ -64,7 +64,9 @@ def modules() -> list[tuple[str, Path]]:
 
 @pytest.mark.parametrize(("part", "path"), modules(), ids=lambda value: str(value).rpartition("kvquant/")[2])
 def test_imports_go_one_way(part: str, path: Path) -> None:
-    assert part in ALLOWED, f"{path}: {part!r} is not in the architecture; place it in docs/architecture.md first"
+    assert part in ALLOWED, (
+        f"{path}: {part!r} is not in the architecture; place it in docs/architecture.md first"
+    )
     assert violations(part, path.read_text()) == []
 
 

@@ -14,7 +14,11 @@ from kvquant.errors import CheckFailed, KVQuantError, UsageError
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "kvquant", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "kvquant", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -29,11 +33,16 @@ def commands() -> list[tuple[str, click.Command]]:
         assert command is not None, name
         found.append((name, command))
         if isinstance(command, click.Group):
-            queue += [(f"{name} {child}", command.get_command(context, child)) for child in command.list_commands(context)]
+            queue += [
+                (f"{name} {child}", command.get_command(context, child))
+                for child in command.list_commands(context)
+            ]
     return found
 
 
-@pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_command_has_help_with_an_example(name: str, command: click.Command) -> None:
     text = command.get_help(click.Context(command, info_name=f"kvquant {name}"))
     assert "Example" in text, f"kvquant {name} --help shows no example"

@@ -13,7 +13,7 @@ from kvquant.errors import KVQuantError
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Replace the file at ``path`` by ``content`` (text as UTF-8), through a temporary file beside it.
 
-    Raises KVQuantError when the folder is missing, not writable, or the disk is full; the old file then stays.
+    Raises KVQuantError when the folder is missing, not writable, or the disk is full; the old file stays.
     """
     target = Path(path)
     data = content.encode() if isinstance(content, str) else content

@@ -53,9 +53,12 @@ def kvquant() -> None:
 
 
 def main() -> None:
-    """Run the command line and end with its exit code: 0 done, 1 failed, 2 usage, 3 the check says no, 130 interrupted."""
+    """Run the command line and end with its exit code.
+
+    0 done, 1 failed, 2 usage, 3 the check says no, 130 interrupted.
+    """
     try:
-        code = kvquant.main(standalone_mode=False)
+        code = kvquant.main(prog_name="kvquant", standalone_mode=False)
         sys.stdout.flush()
     except KVQuantError as error:
         click.echo(f"kvquant: error: {error}", err=True)
@@ -67,7 +70,7 @@ def main() -> None:
         click.echo("kvquant: interrupted", err=True)
         code = 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader went away (`| head`). Point stdout elsewhere so that the interpreter's own flush stays quiet.
+        # The reader went away (`| head`). With stdout elsewhere the interpreter's own flush stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

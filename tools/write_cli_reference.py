@@ -1,0 +1,49 @@
+"""Write docs/cli.md from the help of every command; tests/test_docs.py compares the file with it.
+
+python tools/write_cli_reference.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from kvquant.cli.main import kvquant
+from kvquant.files import write_atomic
+
+REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+WIDTH = 100
+
+HEAD = """# Command reference
+
+Written by `tools/write_cli_reference.py` from the commands' own help. Exit codes: 0 done, 1 failed, 2 usage,
+3 the check says no, 130 interrupted. Data goes to stdout, everything else to stderr.
+"""
+
+
+def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """Yield a command and, for a group, everything below it, in the order its help lists them."""
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for child_name in command.list_commands(context):
+            child = command.get_command(context, child_name)
+            assert child is not None, child_name
+            yield from commands(f"{name} {child_name}", child)
+
+
+def reference() -> str:
+    """Return the whole page."""
+    sections = []
+    for name, command in commands("kvquant", kvquant):
+        context = click.Context(
+            command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH, **command.context_settings
+        )
+        sections.append(f"\n## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    return HEAD + "".join(sections)
+
+
+if __name__ == "__main__":
+    write_atomic(REFERENCE, reference())
