@@ -11,12 +11,20 @@ import pytest
 from analysis.checks import numbers
 from analysis.strategies import SMALL
 from kvquant.analysis import LayerSample, MeanErrors, Sampling, SideErrors, open_source
-from kvquant.analysis.measure import LayerMeter, is_rotated, round_trip, stored_format
+from kvquant.analysis.measure import (
+    LayerMeter,
+    Side,
+    is_rotated,
+    rotatable_sides,
+    round_trip,
+    stored_format,
+)
 from kvquant.analysis.metrics import decibel, kl_divergence, logit_rmse, mse, nmse, relative_error
 from kvquant.analysis.result import LayerErrors
 from kvquant.errors import CaptureError, FormatError
 from kvquant.formats.hadamard import rotate, unrotate
 from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.model.shape import LayerShape, WindowKind
 
 
 def test_mse_and_nmse() -> None:
@@ -58,33 +66,56 @@ def test_kl_leaves_masked_tokens_out() -> None:
     assert kl_divergence(p, q) == pytest.approx(0.5 * math.log(3))
 
 
+BOTH: frozenset[Side] = frozenset(("k", "v"))
+NEITHER: frozenset[Side] = frozenset()
+
+
+def meter_of(sample: LayerSample) -> LayerMeter:
+    return LayerMeter(sample, BOTH)
+
+
 @pytest.mark.parametrize("name", [*CACHE_TYPES, "tq_mse_4b", "tq_prod_4b"])
-@pytest.mark.parametrize("width", [32, 64, 80, 96, 128, 192, 256])
 @pytest.mark.parametrize("side", ["k", "v"])
-def test_rotation_is_where_llama_cpp_has_it(name: str, width: int, side: str) -> None:
+def test_only_quantized_cache_types_are_rotated(name: str, side: Side) -> None:
     quantized = name in ("q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-    assert is_rotated(name, width, side) is (quantized and width % 64 == 0)  # type: ignore[arg-type]
+    assert is_rotated(name, side, BOTH) is quantized
+    assert not is_rotated(name, side, NEITHER)
+
+
+@pytest.mark.parametrize("width", [32, 64, 80, 96, 128, 192, 256])
+def test_head_dims_that_64_divides_are_rotated(width: int) -> None:
+    shape = replace(SMALL, layers=(LayerShape(4, 2, width, 64),) * 2)
+    assert rotatable_sides(shape, 1) == ({"k", "v"} if width % 64 == 0 else {"v"})
+
+
+def test_a_cache_with_several_head_dims_is_not_rotated() -> None:
+    narrow, wide = LayerShape(4, 2, 64, 64), LayerShape(4, 2, 128, 64)
+    assert rotatable_sides(replace(SMALL, layers=(narrow, wide)), 0) == {"v"}
+    windowed = replace(wide, window=8)
+    apart = replace(SMALL, layers=(narrow, windowed, narrow), window_kind=WindowKind.SLIDING)
+    assert rotatable_sides(apart, 0) == rotatable_sides(apart, 1) == {"k", "v"}
 
 
 def test_rotated_storage_is_rotate_store_rotate_back() -> None:
     x = np.random.default_rng(0).standard_normal((5, 2, 128)).astype(np.float32)
     plain = get_format("q4_0")
-    for side, block in (("k", 128), ("v", 64)):
+    sides: tuple[tuple[Side, int], ...] = (("k", 128), ("v", 64))
+    for side, block in sides:
         expected = unrotate(plain.dequantize(plain.quantize(rotate(x, block)), 128), block)
-        np.testing.assert_array_equal(round_trip(x, stored_format("q4_0", 128, side, True)), expected)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(round_trip(x, stored_format("q4_0", 128, side, BOTH)), expected)
     np.testing.assert_array_equal(
-        round_trip(x, stored_format("q4_0", 128, "k", False)), plain.dequantize(plain.quantize(x), 128)
+        round_trip(x, stored_format("q4_0", 128, "k", NEITHER)), plain.dequantize(plain.quantize(x), 128)
     )
 
 
 def test_iq4_nl_is_measured_as_llama_cpp_writes_it_into_a_cache() -> None:
-    assert stored_format("iq4_nl", 80, "k", True) == get_format("iq4_nl_cache")
+    assert stored_format("iq4_nl", 96, "k", NEITHER) == get_format("iq4_nl_cache")
 
 
 def test_published_distortion_of_unit_vectors() -> None:
     """TurboQuant's 4-, 3- and 2-bit distortions, and ggml's q4_0 without rotation, on unit vectors of 128."""
     source = open_source(profile="unit-gaussian", sampling=Sampling(n_tokens=1024, n_query=4, n_head_kv=4))
-    meter = LayerMeter(source.layer(0))
+    meter = meter_of(source.layer(0))
     for name, expected in {"tq_mse_4b": 0.0095, "tq_mse_3b": 0.03455, "tq_mse_2b": 0.11748}.items():
         errors = meter.errors(name, name)
         # The limit for wide vectors; at 128 the exact value lies up to 2.5 % below.
@@ -96,7 +127,7 @@ def test_published_distortion_of_unit_vectors() -> None:
 
 def test_one_side_alone() -> None:
     """With the other side exact, the output error is that side's own; it needs the side, not the pair."""
-    meter = LayerMeter(open_source(SMALL, sampling=Sampling(64, 4)).layer(1))
+    meter = meter_of(open_source(SMALL, sampling=Sampling(64, 4)).layer(1))
     both, k_only, v_only = (
         meter.errors(*pair) for pair in (("q4_0", "q8_0"), ("q4_0", "f32"), ("f32", "q8_0"))
     )
@@ -107,7 +138,7 @@ def test_one_side_alone() -> None:
 
 
 def test_rotation_helps_where_channels_stand_out_and_is_unknown_to_f16() -> None:
-    meter = LayerMeter(open_source(SMALL, sampling=Sampling(128, 8)).layer(0))
+    meter = meter_of(open_source(SMALL, sampling=Sampling(128, 8)).layer(0))
     rotated, plain = meter.errors("q4_0", "q4_0"), meter.errors("q4_0", "q4_0", rotation=False)
     assert rotated.k.nmse is not None and plain.k.nmse is not None and rotated.k.nmse < 0.5 * plain.k.nmse
     assert numbers(meter.errors("f16", "f16")) == numbers(meter.errors("f16", "f16", rotation=False))
@@ -117,10 +148,10 @@ def test_overflow_is_unknown_and_stays_out_of_means() -> None:
     sample = open_source(SMALL, sampling=Sampling(16, 2)).layer(0)
     k = sample.k.copy()
     k[0, 0, 0] = 1e6
-    errors = LayerMeter(replace(sample, k=k)).errors("f16", "f16")
+    errors = meter_of(replace(sample, k=k)).errors("f16", "f16")
     assert errors.k.mse is None and errors.attn_kl is None and errors.attn_output_rel_error is None
     assert errors.v.mse is not None
-    means = MeanErrors.over([errors, LayerMeter(sample).errors("f16", "f16")])
+    means = MeanErrors.over([errors, meter_of(sample).errors("f16", "f16")])
     assert means.k_mse is None and means.attn_output_rel_error is None and means.v_mse is not None
 
 
@@ -139,7 +170,7 @@ def test_a_width_the_type_cannot_store_is_an_error() -> None:
     sample = open_source(SMALL, sampling=Sampling(16, 2)).layer(0)
     narrow = replace(sample, k=sample.k[..., :40], q=sample.q[..., :40])
     with pytest.raises(FormatError):
-        LayerMeter(narrow).errors("q8_0", "q8_0")
+        meter_of(narrow).errors("q8_0", "q8_0")
 
 
 def sample_with(**changes: object) -> LayerSample:

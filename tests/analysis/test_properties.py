@@ -25,15 +25,16 @@ from analysis.checks import (
 from analysis.strategies import SMALL, analyses, layer_samples
 from kvquant.analysis import Analysis, LayerErrors, LayerSample, MeanErrors, Sampling, analyze, open_source
 from kvquant.analysis.attention import attend, attention_logits, log_softmax
-from kvquant.analysis.measure import LayerMeter
+from kvquant.analysis.measure import LayerMeter, Side
 from kvquant.analysis.metrics import kl_divergence
 from kvquant.analysis.statistics import Float64Array
 
+BOTH: frozenset[Side] = frozenset(("k", "v"))
 TYPES = ("f16", "bf16", "q8_0", "q5_1", "q4_0", "iq4_nl")
 
 
 def measure(sample: LayerSample, k_type: str, v_type: str) -> LayerErrors:
-    return LayerMeter(sample).errors(k_type, v_type)
+    return LayerMeter(sample, BOTH).errors(k_type, v_type)
 
 
 def attention(sample: LayerSample) -> Float64Array:
@@ -84,7 +85,7 @@ def test_kl_is_not_negative(log_p: Float64Array, log_q: Float64Array) -> None:
 )
 def test_more_bits_mean_less_error(profile: str, ladder: tuple[str, ...]) -> None:
     source = open_source(SMALL, profile, sampling=Sampling(n_tokens=128, n_query=8))
-    meters = [LayerMeter(source.layer(layer)) for layer in SMALL.kv_layers]
+    meters = [LayerMeter(source.layer(layer), BOTH) for layer in SMALL.kv_layers]
     check_more_bits_mean_less_error(
         [MeanErrors.over([meter.errors(name, name) for meter in meters]) for name in ladder]
     )
@@ -157,7 +158,7 @@ def test_the_kl_check_notices_a_plain_difference() -> None:
 
 def test_the_ladder_check_notices_a_step_back() -> None:
     source = open_source(SMALL, "typical", sampling=Sampling(n_tokens=64, n_query=4))
-    meter = LayerMeter(source.layer(1))
+    meter = LayerMeter(source.layer(1), BOTH)
     with pytest.raises(AssertionError):
         check_more_bits_mean_less_error([MeanErrors.over([meter.errors(n, n)]) for n in ("q8_0", "q4_0")])
 

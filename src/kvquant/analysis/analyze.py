@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, get_args
 
 from threadpoolctl import threadpool_limits
 
-from kvquant.analysis.measure import LayerMeter, is_rotated
+from kvquant.analysis.measure import LayerMeter, Side, is_rotated, rotatable_sides
 from kvquant.analysis.result import Analysis, LayerErrors, LayerResult, MeanErrors, SideStorage, Summary
 from kvquant.analysis.sample import Source
 from kvquant.analysis.sources import Sampling, open_source
@@ -180,7 +180,8 @@ def map_layers(
     layers = source.shape.kv_layers
 
     def measured(kv_index: int) -> _T:
-        return measure(LayerMeter(source.layer(layers[kv_index])), kv_index)
+        layer = layers[kv_index]
+        return measure(LayerMeter(source.layer(layer), rotatable_sides(source.shape, layer)), kv_index)
 
     results = []
     for result in _in_order(measured, len(layers)):
@@ -232,13 +233,14 @@ def _layer_result(
 ) -> LayerResult:
     types, memory = candidate.layers[kv_index], candidate.memory.layers[kv_index]
     layer = shape.layers[types.layer]
+    rotatable = rotatable_sides(shape, types.layer) if rotation else frozenset[Side]()
 
-    def storage(type_name: str, side: Literal["k", "v"], head_dim: int, n_bytes: int) -> SideStorage:
+    def storage(type_name: str, side: Side, head_dim: int, n_bytes: int) -> SideStorage:
         return SideStorage(
             type=type_name,
             bits_per_value=get_format(type_name).bits_per_value(head_dim),
             n_bytes=n_bytes,
-            rotated=rotation and is_rotated(type_name, head_dim, side),
+            rotated=is_rotated(type_name, side, rotatable),
         )
 
     return LayerResult(

@@ -15,6 +15,7 @@ from kvquant.analysis.statistics import Float64Array
 from kvquant.formats.base import Float32Array, Format
 from kvquant.formats.hadamard import Rotated, llama_block
 from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.model.shape import ModelShape
 
 Side = Literal["k", "v"]
 
@@ -25,20 +26,38 @@ CACHE_ENCODERS = {"iq4_nl": "iq4_nl_cache"}
 """Types that llama.cpp writes into a cache with another encoder than into model files: that encoder."""
 
 
-def is_rotated(type_name: str, head_dim: int, side: Side) -> bool:
-    """Return whether llama.cpp rotates heads of ``head_dim`` values before it stores them as ``type_name``.
+def rotatable_sides(shape: ModelShape, layer: int) -> frozenset[Side]:
+    """Return the sides of ``layer`` that llama.cpp rotates when their type is quantized.
+
+    A side's head dim must be a multiple of 64 and the same in all layers of its cache; sliding-window layers
+    have a cache of their own (constructor of llama_kv_cache, src/llama-kv-cache.cpp at the pin).
+    """
+    this = shape.layers[layer]
+    cache = [shape.layers[i] for i in shape.kv_layers if (shape.layers[i].window > 0) == (this.window > 0)]
+    widths: dict[Side, set[int]] = {
+        "k": {other.head_dim_k for other in cache},
+        "v": {other.head_dim_v for other in cache},
+    }
+    return frozenset(
+        side
+        for side, found in widths.items()
+        if len(found) == 1 and all(llama_block(width, side) is not None for width in found)
+    )
+
+
+def is_rotated(type_name: str, side: Side, rotatable: frozenset[Side]) -> bool:
+    """Return whether llama.cpp rotates ``side`` before it stores it as ``type_name``.
 
     Research formats are no llama.cpp cache types; those that need a rotation bring their own.
     """
-    quantized = type_name in CACHE_TYPES and type_name not in UNROTATED_TYPES
-    return quantized and llama_block(head_dim, side) is not None
+    return side in rotatable and type_name in CACHE_TYPES and type_name not in UNROTATED_TYPES
 
 
-def stored_format(type_name: str, head_dim: int, side: Side, rotation: bool) -> Format:
+def stored_format(type_name: str, head_dim: int, side: Side, rotatable: frozenset[Side]) -> Format:
     """Return the format of one side: ``type_name``, behind llama.cpp's rotation where that applies."""
     inner = get_format(CACHE_ENCODERS.get(type_name, type_name))
     block = llama_block(head_dim, side)
-    if not rotation or block is None or not is_rotated(type_name, head_dim, side):
+    if block is None or not is_rotated(type_name, side, rotatable):
         return inner
     return Rotated(inner, block)
 
@@ -63,10 +82,14 @@ class _StoredValues:
 
 
 class LayerMeter:
-    """Measures one layer. ``errors`` may be asked for many pairs; each type is quantized once per side."""
+    """Measures one layer. ``errors`` may be asked for many pairs; each type is quantized once per side.
 
-    def __init__(self, sample: LayerSample) -> None:
+    rotatable: the sides llama.cpp rotates when their type is quantized, see `rotatable_sides`.
+    """
+
+    def __init__(self, sample: LayerSample, rotatable: frozenset[Side]) -> None:
         self._sample = sample
+        self._rotatable = rotatable
         self._visible = sample.visible
         self._logits = attention_logits(sample.q, sample.k, sample.logit_scale)
         self._log_p = log_softmax(self._logits, self._visible)
@@ -81,8 +104,9 @@ class LayerMeter:
 
         Raises FormatError for an unknown type or one that cannot store the layer's head dim.
         """
-        k_format = stored_format(k_type, self._sample.k.shape[-1], "k", rotation)
-        v_format = stored_format(v_type, self._sample.v.shape[-1], "v", rotation)
+        rotatable = self._rotatable if rotation else frozenset[Side]()
+        k_format = stored_format(k_type, self._sample.k.shape[-1], "k", rotatable)
+        v_format = stored_format(v_type, self._sample.v.shape[-1], "v", rotatable)
         if (k_format, v_format) not in self._pairs:
             # A type that overflows gives infinities, which end as None; that is an answer, not a mishap.
             with np.errstate(over="ignore", invalid="ignore"):

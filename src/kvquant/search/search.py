@@ -56,7 +56,7 @@ def search(
 
     Each layer's K and V get one of ``types`` each. The error of every pair in every layer is measured and the
     sum of their squares minimised, as if the errors of layers did not depend on each other. The other
-    arguments are those of `analyze`. Raises what `analyze` raises, and UsageError when nothing fits the budget.
+    arguments are those of `analyze`. Raises what that raises, and UsageError when nothing fits the budget.
     """
     source = open_source(shape, profile, capture, seed, sampling)
     pairs = [(k_type, v_type) for k_type in dict.fromkeys(types) for v_type in dict.fromkeys(types)]
