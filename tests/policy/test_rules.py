@@ -102,7 +102,15 @@ def test_named_presets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "code"), [("q9_0", "preset"), ("7", "syntax"), ("", "empty"), ("a b", "syntax")]
+    ("text", "code"),
+    [
+        ("q9_0", "preset"),
+        ("KV0", "syntax"),
+        ("\u212a8v4", "syntax"),
+        ("7", "syntax"),
+        ("", "empty"),
+        ("a b", "syntax"),
+    ],
 )
 def test_neither_preset_nor_policy(text: str, code: str) -> None:
     with pytest.raises(PolicyError) as raised:

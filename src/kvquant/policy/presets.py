@@ -17,12 +17,13 @@ NAMED = {
 }
 """Preset name to policy text, apart from the one preset per type."""
 
-_PRESET_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
+# A word that starts like a kv selector is a policy that lacks its types.
+_PRESET_LIKE = re.compile(r"(?!kv[0-9])[a-z][a-z0-9_-]*", re.ASCII | re.IGNORECASE)
 
 
 def preset_text(name: str, types: Collection[str] | None = None) -> str | None:
     """The policy text behind a preset name (any case), None when there is no such preset."""
-    folded = name.lower()
+    folded = name.lower() if name.isascii() else name
     if folded in NAMED:
         return NAMED[folded]
     return f"*:{folded}" if folded in TypeNames(types) else None
