@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from pathlib import Path
 from kvquant.errors import KVQuantError
 from kvquant.files import write_atomic
 from kvquant.llama.build import Build, BuildRequest, build
+from kvquant.llama.cache import cache_folder
 from kvquant.llama.fetch import default_dest, fetch_tree
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import Plan
@@ -30,10 +32,9 @@ from kvquant.llama.patching.recipe import Series, checkout_patches, load_series
 from kvquant.llama.patching.transaction import apply_series, plan_tree, revert_series
 from kvquant.llama.pin import Pin, Sdist, load_pin
 from kvquant.llama.tree import digest_tree, source_files
-from kvquant.llama.workspace import patched_copy
 
 PROGRAMS = ("llama-server", "llama-bench")
-UNOPTIMIZED = ("-DCMAKE_BUILD_TYPE=None",)
+UNOPTIMIZED = ("-DCMAKE_C_FLAGS_RELEASE=-O1", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,15 @@ def prove_tree(pin: Pin, sdist: Sdist, series: Series, archives: Path | None, jo
     if plan.failures:
         return row
     git_applies, same, reverts = prove_diffs(series, plan, tree)
-    copy = patched_copy(tree, series, say)
-    done = build(BuildRequest(copy, "native", (*PROGRAMS, *series.programs), UNOPTIMIZED, jobs=jobs), say)
+    work = cache_folder() / "llama.cpp" / "matrix"
+    copy = work / f"tree-{sdist.version}"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy_sources(tree, copy)
+    apply_series(series, copy)
+    programs = (*PROGRAMS, *series.programs)
+    done = build(
+        BuildRequest(copy, "native", programs, UNOPTIMIZED, work / f"build-{sdist.version}", jobs), say
+    )
     return replace(
         row,
         git_applies=git_applies,
