@@ -32,6 +32,8 @@ def run_logged(
         while True:
             status = program.exit_status()
             *lines, unfinished = (unfinished + output.read()).split(b"\n")
+            if status is not None and unfinished:
+                lines.append(unfinished)
             for line in lines:
                 if on_line is not None:
                     on_line(line.decode("utf-8", "replace").rstrip())

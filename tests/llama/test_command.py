@@ -1,0 +1,38 @@
+"""Running a program to its end: every line is seen, the status is its own, the log holds all."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvquant.errors import LlamaError
+from kvquant.llama.command import run_captured, run_logged
+
+
+def test_lines_status_and_log(tmp_path: Path) -> None:
+    lines: list[str] = []
+    code = "import sys; print('one'); print('two', file=sys.stderr); print('no newline', end=''); sys.exit(7)"
+    status = run_logged([sys.executable, "-u", "-c", code], tmp_path / "log", on_line=lines.append)
+    assert (status, lines) == (7, ["one", "two", "no newline"])
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nno newline"
+
+
+def test_the_environment_is_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVQUANT_TEST_A", "a")
+    lines: list[str] = []
+    code = "import os; print(os.environ['KVQUANT_TEST_A'] + os.environ['KVQUANT_TEST_B'])"
+    run_logged(
+        [sys.executable, "-c", code], tmp_path / "log", env={"KVQUANT_TEST_B": "b"}, on_line=lines.append
+    )
+    assert lines == ["ab"]
+
+
+def test_what_cannot_be_run(tmp_path: Path) -> None:
+    assert run_logged(["/nonexistent/program"], tmp_path / "log") == 127
+    assert "cannot start /nonexistent/program" in (tmp_path / "log").read_text()
+    with pytest.raises(LlamaError, match="cannot run /nonexistent/program: No such file or directory"):
+        run_captured(["/nonexistent/program"])
+    with pytest.raises(LlamaError, match=r"did not end within 0\.1 s"):
+        run_captured(["sleep", "5"], timeout_seconds=0.1)
