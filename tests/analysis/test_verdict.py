@@ -73,7 +73,7 @@ def test_cost_and_references_come_first() -> None:
     )
     assert text.startswith(
         "*:q5_0 takes 0.34x of f16's bytes (348.16 KiB, not 1.00 MiB, at 4096 tokens) with a moderate error: "
-        "attention output off by 5 % (q8_0 1 % at 0.53x, q4_0 20 % at 0.28x); "
+        "attention output off by 5.0 % (q8_0 1.0 % at 0.53x, q4_0 20 % at 0.28x); "
     )
     assert "\n" not in text and text.endswith("kvquant validate.")
 
@@ -103,7 +103,7 @@ def test_a_better_baseline_is_named() -> None:
     better = summary("*:q5_0", 34, [0.05] * 10)
     assert dominating(total, {"q8_0": Q8_0, "q5_0": better, "q4_0": Q4_0}) == "q5_0"
     text = verdict(layers([0.1] * 10), total, {"q5_0": better, "q8_0": Q8_0}, 4096, PROFILE)
-    assert "; use q5_0 (0.34x, 5 %) instead, it is no larger and no less accurate; " in text
+    assert "; use q5_0 (0.34x, 5.0 %) instead, it is no larger and no less accurate; " in text
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_how_far_to_trust_depends_on_the_source() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "text"),
-    [(0, "0 %"), (0.00049, "0.049 %"), (0.0162, "1.6 %"), (0.08, "8 %"), (0.267, "27 %"), (1.2, "120 %")],
+    [(0, "0 %"), (0.00049, "0.049 %"), (0.0162, "1.6 %"), (0.08, "8.0 %"), (0.267, "27 %"), (1.2, "120 %")],
 )
 def test_percentages(ratio: float, text: str) -> None:
     assert percent(ratio) == text

@@ -135,8 +135,11 @@ def suggestion(
 
 
 def percent(ratio: float) -> str:
-    """Return a ratio as a percentage of two significant digits, without an exponent where that is shorter."""
-    return f"{float(f'{100 * ratio:.2g}'):g} %"
+    """Return a ratio as a percentage of two significant digits."""
+    value = float(f"{100 * ratio:.2g}")
+    if value == 0 or value >= 10:
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"
 
 
 def _is_better(one: Summary, other: Summary) -> bool:
