@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from kvquant.errors import ModelFileError, UsageError  # noqa: E402
 from kvquant.reference.batches import draw_batch  # noqa: E402
 from kvquant.reference.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from kvquant.reference.growth import copies_of, grown, new_model, parameter_count  # noqa: E402
+from kvquant.reference.growth import grown, new_model, parameter_count  # noqa: E402
 from kvquant.reference.model import apply_rope, model_shape, rope_tables  # noqa: E402
 from kvquant.reference.optimizer import Optimizer, orthogonalised  # noqa: E402
 from kvquant.reference.scoring import Share, log_probabilities, read, recall_readings, recall_score  # noqa: E402
@@ -93,23 +93,23 @@ def test_the_same_seed_gives_the_same_model(tiny_config):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_copies_keep_the_order_and_are_even():
-    assert copies_of(2, 6) == [0, 0, 0, 1, 1, 1]
-    assert copies_of(4, 32)[::8] == [0, 1, 2, 3]
+@pytest.mark.parametrize("copies", [[], [2], [2, 0], [1, 1, 1]])
+def test_growing_needs_a_count_for_each_layer(tiny_model, copies):
+    with pytest.raises(UsageError, match="each of 2 layers"):
+        grown(tiny_model, copies, seed=1)
 
 
 def test_growing_shares_each_output_among_copies(tiny_model):
-    bigger = grown(tiny_model, 8, seed=1)
+    bigger = grown(tiny_model, [5, 3], seed=1)
     assert bigger.config == replace(tiny_model.config, n_layer=8)
     for name in ("attn_output", "ffn_down"):
         old, new = tiny_model.layers[name].detach(), bigger.layers[name].detach()
-        for source in range(2):
-            copies = new[source * 4 : source * 4 + 4]
+        for source, copies in enumerate((new[:5], new[5:])):
             torch.testing.assert_close(copies.sum(0), old[source])
             sizes = copies.norm(dim=(1, 2))
             if float(old[source].norm()) > 0:
                 assert float(sizes.min()) > 0
-                assert len(set(sizes.tolist())) == 4
+                assert len(set(sizes.tolist())) == len(sizes)
     assert parameter_count(bigger) > parameter_count(tiny_model)
 
 
@@ -118,7 +118,7 @@ def test_a_grown_model_is_much_closer_to_the_old_one_than_a_new_one_is(tiny_mode
     before = log_probabilities(tiny_model, reading)
     moved, unrelated = (
         float((before.exp() * (before - log_probabilities(model, reading))).sum(-1).mean())
-        for model in (grown(tiny_model, 8, seed=1), new_model(tiny_config, seed=4))
+        for model in (grown(tiny_model, [5, 3], seed=1), new_model(tiny_config, seed=4))
     )
     assert 0 < moved < unrelated / 3
 
@@ -190,7 +190,7 @@ def test_pickles_are_never_loaded(tmp_path):
 
 STAGE = Stage("first", 1, n_tokens=16, n_rows=2, n_steps=4, most_pairs=4, tasks={"stream": 1.0}, n_warmup=2)
 PLAN = TrainingPlan(
-    stages=(replace(STAGE, n_layer=2), replace(STAGE, name="second", n_layer=4, decay=True)),
+    stages=(replace(STAGE, n_layer=2), replace(STAGE, name="second", n_layer=4, copies=[1, 3], decay=True)),
     model={"n_embd": 128, "n_ff": 16},
 )
 

@@ -17,11 +17,13 @@ All other weights start random, and none is kept fixed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from kvquant.errors import UsageError
 from kvquant.reference.model import ReferenceConfig, ReferenceModel, apply_rope, layer_shapes, rope_tables
 from kvquant.reference.vocabulary import TOKENS
 
@@ -33,7 +35,7 @@ _LOOK_BACK_GAIN = 2.0
 _MATCH_GAIN = 2.0
 _COPY_STRENGTH = 2.0
 _NOISE_SHARE = 0.02
-_SHARED = 0.4
+_ATTENTION_SHARED = 0.35
 
 
 def _random_layers(config: ReferenceConfig, n_layer: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -113,35 +115,33 @@ def _seed_induction(model: ReferenceModel, generator: torch.Generator) -> None:
     following["attn_output"][:, head] = copied.T * _COPY_STRENGTH
 
 
-def copies_of(n_old: int, n_new: int) -> list[int]:
-    """Return, for each of ``n_new`` layers, which of ``n_old`` it is a copy of; the order is kept."""
-    return [layer * n_old // n_new for layer in range(n_new)]
+def grown(model: ReferenceModel, copies: Sequence[int], seed: int) -> ReferenceModel:
+    """Return ``model`` with old layer i become ``copies[i]`` layers, computing nearly the same function.
 
+    The feed-forward parts share the old one's output in random proportions. Of attention the first copy keeps
+    a larger part, since the next ones no longer read quite what they were trained on. So every new layer has
+    work from the start, and no two have the same. A little noise lets the copies learn different things.
 
-def grown(model: ReferenceModel, n_layer: int, seed: int) -> ReferenceModel:
-    """Return ``model`` with ``n_layer`` layers that computes nearly the same function.
-
-    Each old layer becomes neighbouring copies. One of them, the first for attention and the last for the
-    feed-forward part (later attention then still reads what it was trained on), keeps most of the output; the
-    rest is shared among all copies in random proportions, so that every new layer has work from the start and
-    no two have the same. A little noise lets the copies learn different things.
+    Raises UsageError when there is not one positive count for each old layer.
     """
+    if len(copies) != model.config.n_layer or min(copies, default=0) < 1:
+        raise UsageError(
+            f"copies {list(copies)}: give one positive count for each of {model.config.n_layer} layers"
+        )
     generator = torch.Generator().manual_seed(seed)
-    bigger = ReferenceModel(replace(model.config, n_layer=n_layer))
-    source = torch.tensor(copies_of(model.config.n_layer, n_layer))
-    edge = torch.full((1,), -1)
-    leads = {
-        "attn_output": source != torch.cat((edge, source[:-1])),
-        "ffn_down": source != torch.cat((source[1:], edge)),
-    }
-    fresh = _random_layers(bigger.config, n_layer, generator)
+    bigger = ReferenceModel(replace(model.config, n_layer=sum(copies)))
+    source = torch.arange(len(copies)).repeat_interleave(torch.tensor(copies))
+    leads = source != torch.cat((torch.tensor([-1]), source[:-1]))
+    fresh = _random_layers(bigger.config, sum(copies), generator)
     with torch.no_grad():
         bigger.token_embd.copy_(model.token_embd)
         bigger.output_norm.copy_(model.output_norm)
         for name, old in model.layers.items():
             values = old[source]
-            if name in leads:
-                share = (1 - _SHARED) * leads[name] + _SHARED * _random_shares(source, generator)
+            if name in _OUTPUT_PROJECTIONS:
+                share = _random_shares(source, generator)
+                if name == "attn_output":
+                    share = (1 - _ATTENTION_SHARED) * leads + _ATTENTION_SHARED * share
                 values = values * share[:, None, None]
             elif values.ndim == 3:
                 size = values.square().mean((1, 2), keepdim=True).sqrt() * math.sqrt(values.shape[-1])

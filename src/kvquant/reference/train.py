@@ -11,7 +11,7 @@ import json
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ _SCORE_MEMORY = 0.95
 class Stage:
     """One lesson.
 
-    n_layer: layers of the network from here on. n_tokens, most_pairs, n_words: see `tasks.Size`.
+    n_layer: layers of the network from here on. copies: how many of them each layer of the stage before
+    becomes, when there are more now. n_tokens, most_pairs, n_words: see `tasks.Size`.
     n_rows: documents a step. n_steps: steps at most. until: end early when this share of the answer tokens is
     right (running mean over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with
     `decay` they fall to zero over the stage. skip: share of the layers that a step leaves out at random
@@ -51,6 +52,7 @@ class Stage:
     n_steps: int
     most_pairs: int
     tasks: Mapping[str, float]
+    copies: Sequence[int] = ()
     n_words: int = 256
     until: float = 2.0
     matrix_rate: float = 0.02
@@ -202,7 +204,7 @@ def train(
     while state.stage < len(plan.stages):
         stage = plan.stages[state.stage]
         if stage.n_layer != state.model.config.n_layer:
-            state.model = grown(state.model, stage.n_layer, seed + state.stage)
+            state.model = grown(state.model, stage.copies, seed + state.stage)
             state.optimizer = Optimizer(state.model)
         if state.step >= stage.n_steps or state.score >= stage.until:
             _save(folder / f"stage-{stage.name}.npz", state, seed)
