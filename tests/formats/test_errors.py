@@ -13,7 +13,7 @@ import kvquant
 from formats.layouts import BLOCK, GGML
 from kvquant.errors import FormatError
 from kvquant.formats.q8_0 import Q8_0
-from kvquant.formats.registry import CACHE_TYPES, format_names, get_format, register
+from kvquant.formats.registry import CACHE_TYPES, cache_format, format_names, get_format, register
 
 every_format = pytest.mark.parametrize("name", GGML)
 block_formats = pytest.mark.parametrize("name", BLOCK)
@@ -167,3 +167,9 @@ def test_temporary_memory_is_bounded(name: str, layout: str) -> None:
     decoding = tracemalloc.get_traced_memory()[1] - packed.nbytes - values.nbytes
     tracemalloc.stop()
     assert max(encoding, decoding) < 8 << 20, f"{encoding} bytes to encode, {decoding} to decode"
+
+
+def test_only_iq4_nl_is_written_otherwise_into_a_cache() -> None:
+    changed = {name for name in format_names() if cache_format(name) is not get_format(name)}
+    assert changed == {"iq4_nl"}
+    assert cache_format("iq4_nl").name == "iq4_nl_cache"

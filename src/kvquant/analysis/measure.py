@@ -14,16 +14,13 @@ from kvquant.analysis.sample import LayerSample
 from kvquant.analysis.statistics import Float64Array
 from kvquant.formats.base import Float32Array, Format
 from kvquant.formats.hadamard import Rotated, llama_block
-from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.formats.registry import CACHE_TYPES, cache_format
 from kvquant.model.shape import ModelShape
 
 Side = Literal["k", "v"]
 
 UNROTATED_TYPES = frozenset({"f32", "f16", "bf16"})
 """The cache types ggml does not count as quantized; llama.cpp never rotates them."""
-
-CACHE_ENCODERS = {"iq4_nl": "iq4_nl_cache"}
-"""Types that llama.cpp writes into a cache with another encoder than into model files: that encoder."""
 
 
 def rotatable_sides(shape: ModelShape, layer: int) -> frozenset[Side]:
@@ -55,7 +52,7 @@ def is_rotated(type_name: str, side: Side, rotatable: frozenset[Side]) -> bool:
 
 def stored_format(type_name: str, head_dim: int, side: Side, rotatable: frozenset[Side]) -> Format:
     """Return the format of one side: ``type_name``, behind llama.cpp's rotation where that applies."""
-    inner = get_format(CACHE_ENCODERS.get(type_name, type_name))
+    inner = cache_format(type_name)
     block = llama_block(head_dim, side)
     if block is None or not is_rotated(type_name, side, rotatable):
         return inner

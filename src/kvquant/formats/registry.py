@@ -10,6 +10,8 @@ from kvquant.formats.base import Format
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 """The types llama.cpp accepts for a KV cache, in the order its help lists them."""
 
+_CACHE_ENCODERS = {"iq4_nl": "iq4_nl_cache"}
+
 _FORMATS: dict[str, Format] = {}
 _FAMILIES: dict[str, Callable[[str], Format]] = {}
 
@@ -35,6 +37,14 @@ def get_format(name: str) -> Format:
         if name.startswith(prefix):
             return parse(name)
     raise FormatError(f"unknown format {name!r}; known: {', '.join(format_names())}")
+
+
+def cache_format(name: str) -> Format:
+    """Return the format in which llama.cpp writes a cache of type ``name``; other names mean themselves.
+
+    That differs for iq4_nl alone, which has one encoder for model files and another for a cache.
+    """
+    return get_format(_CACHE_ENCODERS.get(name, name))
 
 
 def format_names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvquant.formats.base import Format
 from kvquant.formats.hadamard import Rotated, llama_block
-from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.formats.registry import CACHE_TYPES, cache_format
 from kvquant.policy import ResolvedPolicy
 
 _FLOATS = ("f32", "f16", "bf16")
@@ -21,7 +21,7 @@ def storage_format(type_name: str, head_dim: int, side: Literal["k", "v"], *, ro
     under LLAMA_ATTN_ROT_DISABLE. Research formats bring their own rotation and are never rotated twice.
     Raises FormatError for an unknown type or a head the type cannot pack.
     """
-    found = get_format(type_name)
+    found = cache_format(type_name)
     found.check_width(head_dim)
     block = llama_block(head_dim, side)
     if rotate and block is not None and type_name in CACHE_TYPES and type_name not in _FLOATS:
