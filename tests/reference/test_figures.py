@@ -1,0 +1,55 @@
+"""The figures, drawn from records like the committed ones."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from kvquant.reference.figures import read_log, response_figure, sensitivity_figure, training_figure
+
+LOG = "\n".join(
+    json.dumps(
+        {"stage": stage, "step": 1, "n_layer": 4, "n_tokens": n, "seconds": 1.0, "loss": 9 - n, "score": 0.5,
+         "right": {"recall": n / 10, "chat": 0.1}}
+    )
+    for n, stage in enumerate(["first", "first", "second"])
+)  # fmt: skip
+
+
+def result(name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "recall": {"32": {"n_right": 30, "n": 32, "low": 0.8, "high": 0.98}},
+        "divergence": {"mean": 0.01, "error": 0.001},
+        "answer_divergence": {"mean": 0.02, "error": 0.001},
+    }
+
+
+FIGURES = {
+    "training": lambda: training_figure(read_log(LOG)),
+    "response": lambda: response_figure([result("f16"), result("q4_0")]),
+    "layers": lambda: sensitivity_figure(
+        [result(f"{side}{layer}") for layer in range(2) for side in "kv"],
+        [{"layer": layer, "without_attention": 0.1, "without_layer": 0.2} for layer in range(2)],
+        "q4_0",
+    ),
+}
+SHOWN = {
+    "training": ["recall", "chat", "second (4)", "tokens read (million)"],
+    "response": ["q4_0", "32 pairs", "answers"],
+    "layers": ["K", "V", "layer", "without its attention"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_a_figure_is_svg_that_names_what_it_shows(name):
+    svg = FIGURES[name]()
+    texts = {element.text for element in ET.fromstring(svg).iter() if element.text}
+    assert set(SHOWN[name]) <= texts
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_the_same_record_gives_the_same_bytes(name):
+    assert FIGURES[name]() == FIGURES[name]()
