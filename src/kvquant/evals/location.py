@@ -1,0 +1,54 @@
+"""Where the evaluation's data is: the suites and the facts that some tasks ask about."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvquant.errors import KVQuantError, UsageError
+from kvquant.llama.cache import checkout_root
+
+ENVIRONMENT_VARIABLE = "KVQUANT_EVAL"
+
+
+def eval_folder() -> Path:
+    """The folder ``eval/``: ``$KVQUANT_EVAL``, or the clone's. Raises UsageError where there is neither."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    if named:
+        return Path(named).absolute()
+    root = checkout_root()
+    if root is None:
+        raise UsageError(
+            f"this installation has no eval/ folder; work in a clone, or set {ENVIRONMENT_VARIABLE} to a "
+            "copy of its eval/ folder"
+        )
+    return root / "eval"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises KVQuantError, one line, when it is missing or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KVQuantError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise KVQuantError(f"{path}: is not TOML: {error}") from error
+
+
+@cache
+def facts(name: str) -> tuple[tuple[Any, ...], ...]:
+    """Return the rows of ``eval/facts/NAME.toml``."""
+    return tuple(tuple(row) for row in _facts_file(name)[name])
+
+
+def words(name: str) -> tuple[str, ...]:
+    """Return a list of ``eval/facts/words.toml``."""
+    return tuple(_facts_file("words")[name])
+
+
+@cache
+def _facts_file(name: str) -> dict[str, Any]:
+    return read_toml(eval_folder() / "facts" / f"{name}.toml")
