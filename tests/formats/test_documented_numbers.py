@@ -1,0 +1,55 @@
+"""The numbers in docs/formats.md are those of the committed records and of the package."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from formats.layouts import GGML
+from kvquant.formats.ggml import COMMIT
+from kvquant.formats.registry import get_format
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "formats.md").read_text()
+
+
+def rows(first_cell: str) -> list[list[str]]:
+    """Return the cells of every table row whose first cell is ``first_cell``."""
+    lines = (line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| "))
+    return [cells for cells in lines if cells[0] == first_cell]
+
+
+def shown(value: float | None, pattern: str = "{:.2f}") -> str:
+    return "—" if value is None else pattern.format(value)
+
+
+def test_speed() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "formats.json").read_text())
+    for name, directions in record["results"].items():
+        for direction, result in directions.items():
+            rates = result["gb_per_s"]
+            cells = [shown(rates.get(who)) for who in ("kvquant", "gguf_py", "c")]
+            expected = [name, direction, *cells, shown(result["times_gguf_py"], "{:.1f}x")]
+            assert expected in rows(name), expected
+            assert result["same_bytes"], f"{name}: the contenders disagree about the bytes"
+
+
+def test_simd_differences() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "q8_0_simd.json").read_text())
+    found = re.search(r"On ([\d,]+) blocks of N\(0,1\) (\d+) codes differ, one in ([\d,]+),", PAGE)
+    assert found is not None
+    n_blocks, codes, one_in = (int(number.replace(",", "")) for number in found.groups())
+    assert (n_blocks, codes) == (record["n_blocks"], record["codes_that_differ"])
+    assert one_in == round(32 * n_blocks / codes)
+
+
+@pytest.mark.parametrize("name", GGML)
+def test_sizes(name: str) -> None:
+    assert [name, f"{get_format(name).bits_per_value(64):g}"] in [cells[:2] for cells in rows(name)]
+
+
+def test_the_commit() -> None:
+    assert COMMIT in PAGE
