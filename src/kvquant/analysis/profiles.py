@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import expit, logsumexp
 
 from kvquant.analysis.queries import query_positions, synthetic_queries
 from kvquant.analysis.sample import LayerSample
@@ -142,6 +140,7 @@ _V_GAIN_SIGMA = 0.1
 _SINK_V_FACTOR = 0.1
 _FIRST_SINK_LAYER = 2
 _NORMAL_99 = 2.3263
+_BISECTIONS = 24
 
 
 def get_profile(name: str) -> Profile:
@@ -322,18 +321,22 @@ def _with_sink(profile: Profile, plan: LayerPlan, k: Float32Array, q: Float32Arr
         return k
     queries = q.reshape(-1, plan.head_dim_k).astype(np.float64)
     logits = queries @ k.astype(np.float64).T * plan.logit_scale
-    others = logsumexp(logits[:, 1:], axis=1) - logits[:, 0]
+    behind = np.logaddexp.reduce(logits[:, 1:], axis=1) - logits[:, 0]
     common = queries.mean(axis=0)
     per_step = queries @ common * plan.logit_scale
 
-    def excess(step: float) -> float:
-        return float(np.mean(expit(step * per_step - others))) - profile.sink_mass
+    def mass(step: float) -> float:
+        return float(np.mean(np.exp(-np.logaddexp(0.0, behind - step * per_step))))
 
-    enough = 2 * float(np.max(others)) / float(np.mean(per_step))
-    if excess(0.0) >= 0 or excess(enough) <= 0:
+    # Bisection; the upper end puts nearly all queries' attention on token 0.
+    low, high = 0.0, 2 * float(np.max(behind)) / float(np.mean(per_step))
+    if mass(low) >= profile.sink_mass or mass(high) <= profile.sink_mass:
         return k
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mass(middle) < profile.sink_mass else (low, middle)
     sinking = k.copy()
-    sinking[0] += brentq(excess, 0.0, enough, xtol=1e-6 * enough) * common
+    sinking[0] += high * common
     return sinking
 
 
