@@ -2,7 +2,7 @@
 """Measure how the reference model responds to its KV cache, and draw the figures.
 
 Reads the committed GGUF file, runs it in Torch under every cache setting on the test split, and writes
-curves.json beside it and three figures under docs/figures. Minutes to an hour on two cores.
+curves.json and its tables beside it and three figures under docs/figures. Minutes to an hour on two cores.
 
 Example: tools/measure_reference_model.py --prompts 16 --documents 16
 """
@@ -23,6 +23,7 @@ import torch
 from kvquant.files import write_atomic
 from kvquant.reference.figures import read_log, response_figure, sensitivity_figure, training_figure
 from kvquant.reference.gguf_file import load_gguf
+from kvquant.reference.tables import page
 from kvquant.torch.curves import ablations, draw_material, layer_settings, measure, uniform_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,8 +71,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def draw(record: dict[str, Any]) -> None:
-    """Write the figures of ``record`` and of the training log."""
+def publish(record: dict[str, Any]) -> None:
+    """Write the tables and figures of ``record``, and the figure of the training log."""
+    write_atomic(FOLDER / "curves.md", page(record))
     FIGURES.mkdir(parents=True, exist_ok=True)
     rows = read_log((FOLDER / "log.jsonl").read_text())
     write_atomic(FIGURES / "reference-training.svg", training_figure(rows))
@@ -96,13 +98,15 @@ def main() -> None:
     parser.add_argument("--layer-documents", type=int, default=8, help="documents for one layer at a time")
     parser.add_argument("--layer-type", default="q4_0", help="the format one layer at a time is kept in")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only-figures", action="store_true", help="draw curves.json again, measure nothing")
+    parser.add_argument(
+        "--only-publish", action="store_true", help="publish curves.json again, measure nothing"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     target = FOLDER / "curves.json"
-    if not options.only_figures:
+    if not options.only_publish:
         write_atomic(target, json.dumps(measured(options), indent=1) + "\n")
-    draw(json.loads(target.read_text()))
+    publish(json.loads(target.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures, drawn from records like the committed ones."""
+"""Figures and tables, made from records like the committed ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from kvquant.reference.figures import read_log, response_figure, sensitivity_figure, training_figure
+from kvquant.reference.tables import page
 
 LOG = "\n".join(
     json.dumps(
@@ -48,6 +49,30 @@ def test_a_figure_is_svg_that_names_what_it_shows(name):
     svg = FIGURES[name]()
     texts = {element.text for element in ET.fromstring(svg).iter() if element.text}
     assert set(SHOWN[name]) <= texts
+
+
+def test_the_page_has_a_row_for_every_setting_and_layer():
+    settings = [
+        {**result(name), "perplexity": 2.0, "answer_perplexity": 1.5, "same_top": 0.75} for name in "ab"
+    ]
+    text = page(
+        {
+            "provenance": {
+                "commit": "c0ffee", "model_sha256": "beef", "torch": "2", "seed": 1,
+                "arguments": {"documents": 16, "layer_documents": 8},
+            },
+            "n_tokens": 1024,
+            "layer_type": "q4_0",
+            "uniform": settings,
+            "layers": [result(f"{side}{layer}") for layer in range(2) for side in "kv"],
+            "ablations": [{"layer": n, "without_attention": 0.1, "without_layer": 0.2} for n in range(2)],
+        }
+    )  # fmt: skip
+    assert (
+        "| a | 93.8 % (80.0–98.0) | 2.000 | 1.500 | 0.01000 ± 0.00100 | 0.02000 ± 0.00100 | 75.00 % |" in text
+    )
+    assert "| 1 | 0.010000 | 0.010000 | 0.1000 | 0.2000 |" in text
+    assert "32 questions at 32 pairs" in text
 
 
 @pytest.mark.parametrize("name", sorted(FIGURES))

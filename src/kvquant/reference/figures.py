@@ -53,7 +53,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
         points = [(row["n_tokens"] / 1e6, row["right"][task]) for row in rows if task in row["right"]]
         right.plot(*zip(*points, strict=True), label=task)
     right.set(xlabel="tokens read (million)", ylabel="answer tokens right (training)", ylim=(0, 1.02))
-    right.legend(fontsize=7, ncols=2)
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     for panel in (left, right):
         for _, stage in groupby(rows, key=lambda row: row["stage"]):
             first = next(stage)
