@@ -176,6 +176,13 @@ def test_a_long_suggestion_is_described() -> None:
     assert "layer 40 carries 56 % of the squared error: try q8_0 there (" in text
 
 
+def test_a_long_policy_is_not_repeated() -> None:
+    long = ",".join(f"{2 * i}:q4_0" for i in range(30))
+    assert verdict(layers([0.1] * 2), summary(long, 28, [0.1] * 2), {}, 1, PROFILE).startswith(
+        "this policy takes"
+    )
+
+
 def test_unknown_and_absent_errors_are_said() -> None:
     unknown = verdict(layers([0.1] * 2), summary("*:f16", 100, [0.1, None]), {}, 4096, PROFILE)
     assert "a type overflows on this data" in unknown and "spread" not in unknown

@@ -31,7 +31,7 @@ from kvquant.report.page import analysis_page, command_line, write_page
 from kvquant.report.tables import columns, decibels, share, small
 from kvquant.report.text import analysis_text
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_edge_cases_can_be_drawn(analysis: Analysis, tmp_path: Path) -> None:
     )
     cases = {
         "exact": analyze("f32", shape=SMALL, sampling=Sampling(16, 2)),
-        "alone": replace(analysis, baselines={}, model="$\\frac{a}$"),
+        "alone": replace(analysis, baselines={}, policy="0:f16," * 40, model="$\\frac{a}$"),
         "hybrid": analyze("kv0:q8_0,kv1:q4_0", shape=HYBRID, sampling=Sampling(16, 2)),
         "nothing known": replace(analysis, total=unknown, baselines={}),
     }
@@ -216,7 +216,8 @@ def test_the_command_repeats_the_analysis(analysis: Analysis) -> None:
     source = replace(analysis.source, kind="capture", seed=None, name="a b.npz")
     odd = replace(analysis, policy="*:k=q8_0", default_v="q4_0", rotation="on", source=source)
     assert command_line(odd) == (
-        "kvquant analyze --layers '*:k=q8_0' --ctx 4096 --default k=f16/v=q4_0 --capture 'a b.npz' --rotation on"
+        "kvquant analyze --layers '*:k=q8_0' --ctx 4096 --default k=f16/v=q4_0 --capture 'a b.npz' "
+        "--rotation on"
     )
 
 

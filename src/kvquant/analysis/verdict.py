@@ -49,7 +49,7 @@ STEP_UP = 2.0
 _ROUNDING = 1e-9
 """What sums of equal errors may differ by."""
 
-_LONGEST_SUGGESTION = 100
+_LONGEST_POLICY = 100
 """A longer policy is described instead of written out."""
 
 
@@ -151,8 +151,9 @@ def _is_better(one: Summary, other: Summary) -> bool:
 
 
 def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
+    name = total.policy if len(total.policy) <= _LONGEST_POLICY else "This policy"
     saving = (
-        f"{total.policy} takes {total.ratio_vs_f16:.2f}x of f16's bytes "
+        f"{name} takes {total.ratio_vs_f16:.2f}x of f16's bytes "
         f"({format_n_bytes(total.kv_bytes)}, not {format_n_bytes(total.kv_bytes_f16)}, at {n_ctx} tokens)"
     )
     error, kl = total.errors.attn_output_rel_error, total.errors.attn_kl
@@ -199,7 +200,7 @@ def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[st
     better = suggestion(layers, total, worst, baselines)
     if better is None:
         return found
-    what = better.policy if len(better.policy) <= _LONGEST_SUGGESTION else f"{UPGRADE} there"
+    what = better.policy if len(better.policy) <= _LONGEST_POLICY else f"{UPGRADE} there"
     ratio = better.kv_bytes / total.kv_bytes_f16
     return f"{found}: try {what} ({ratio:.2f}x, {percent(better.error)})"
 

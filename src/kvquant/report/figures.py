@@ -30,6 +30,9 @@ FLOOR = 1e-5
 REFERENCES = ("q8_0", "q4_0")
 """Baselines drawn layer by layer beside the policy."""
 
+_LONGEST_NAME = 72
+"""Characters of a policy or a model's name that a title has room for."""
+
 _LABEL_OFFSETS = (
     (7, 7),
     (8, 0),
@@ -102,7 +105,8 @@ def write_plot(analysis: Analysis, path: str | Path) -> None:
         draw_errors(panels["errors"], analysis, LIGHT)
         draw_bytes(panels["bytes"], analysis, LIGHT)
         draw_front(panels["front"], analysis, LIGHT, "Error against size")
-        figure.suptitle(f"{analysis.policy} on {analysis.model}", color=LIGHT.text, fontweight="bold")
+        title = f"{_cut(analysis.policy)} on {_cut(analysis.model)}"
+        figure.suptitle(title, color=LIGHT.text, fontweight="bold")
         buffer = io.BytesIO()
         # Without a date the same analysis gives the same bytes.
         metadata = {"Date": None} if kind == "svg" else {}
@@ -251,6 +255,11 @@ def _legend(axes: Axes, palette: Palette) -> None:
         handletextpad=0.5,
         columnspacing=1.0,
     )
+
+
+def _cut(text: str) -> str:
+    """``text`` for a title, its end left out where it would not fit."""
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
 
 
 def _drawable(errors: Sequence[float | None]) -> list[float]:

@@ -15,16 +15,20 @@ from kvquant.report.tables import share, small
 from kvquant.report.text import layer_cells, note_lines, rival_cells
 from kvquant.units import format_n_bytes
 
+_LONG_POLICY = 48
+"""Characters from which a policy is written smaller, as the heading of a page."""
+
 _STYLE = """
 :root { color-scheme: light dark; LIGHT --panel: #f4f6f9; }
 @media (prefers-color-scheme: dark) { :root { DARK --panel: #1c222c; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1.25rem 4rem; background: var(--background);
-  color: var(--text); font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
+  color: var(--text); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; }
+h1.long { font-size: 1rem; line-height: 1.45; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; }
 p, ul { margin: .5rem 0; }
-code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere; }
+code { font: .92em ui-monospace, monospace; }
 .subject { color: var(--rival); margin: .35rem 0 1.25rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
   margin: 0; }
@@ -75,7 +79,7 @@ def analysis_page(analysis: Analysis) -> str:
     style = _STYLE.replace("LIGHT", css_variables(LIGHT)).replace("DARK", css_variables(DARK))
     body = "\n".join(
         (
-            f"<h1><code>{escape(analysis.policy)}</code></h1>",
+            _heading(analysis.policy),
             f'<p class="subject">KV cache of {escape(analysis.model)}, {len(analysis.layers)} layers with a '
             f"cache, bytes at {analysis.n_ctx} tokens</p>",
             _tiles(analysis),
@@ -107,6 +111,12 @@ def command_line(analysis: Analysis) -> str:
         words += ["--seed", str(source.seed)]
     words += ["--rotation", analysis.rotation]
     return " ".join(words)
+
+
+def _heading(policy: str) -> str:
+    # Lines break after commas, where one rule ends.
+    rules = escape(policy).replace(",", ",<wbr>")
+    return f"<h1{_class('long', len(policy) > _LONG_POLICY)}><code>{rules}</code></h1>"
 
 
 def _tiles(analysis: Analysis) -> str:
