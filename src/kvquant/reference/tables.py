@@ -68,7 +68,7 @@ def page(record: Mapping[str, Any]) -> str:
             "Written by `tools/measure_reference_model.py` from `curves.json`; edit neither by hand.",
             "",
             f"Model SHA-256 `{source['model_sha256']}`, commit `{source['commit']}`, "
-            f"torch {source['torch']}, seed {source['seed']}. Test split, {record['n_tokens']} tokens a prompt; "
+            f"torch {source['torch']}, seed {source['seed']}. Test split, {record['n_tokens']} tokens each; "
             "recall over "
             + ", ".join(f"{n} questions at {pairs} pairs" for pairs, n in n_asked.items())
             + f"; everything else over {asked['documents']} documents. KL in nats per token. Intervals are "
