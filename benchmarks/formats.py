@@ -4,7 +4,7 @@ Every round times all contenders on the same data one after another, so that a b
 them. Time is the process's CPU time, so that waiting for other processes does not count. Medians over the
 rounds are reported, in GB/s of float32 read (quantize) or written (dequantize).
 
-    python tools/build_libggml.py --source LLAMA_CPP_TREE
+    python tools/build_libggml.py --source "$(kvquant llama fetch)"
     python benchmarks/formats.py --out benchmarks/results/formats.json
 """
 
@@ -130,7 +130,9 @@ def main() -> None:
     arguments = parser.parse_args()
     library = find_library()
     if library is None:
-        sys.exit("formats: error: no libggml; run tools/build_libggml.py --source LLAMA_CPP_TREE first")
+        sys.exit(
+            'formats: error: no libggml; run tools/build_libggml.py --source "$(kvquant llama fetch)" first'
+        )
     record = provenance(library)
     x = np.random.default_rng(0).standard_normal((arguments.mib * 2**18 // WIDTH, WIDTH), np.float32)
     record["data"] = {"values": "N(0,1), float32, seed 0", "shape": list(x.shape), "rounds": arguments.rounds}

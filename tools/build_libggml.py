@@ -3,7 +3,7 @@
 The library is kept in a cache folder under a key made of the sources, the flags and the compiler, so a
 second call with the same inputs builds nothing. Its path goes to stdout; `tools/libggml.py` finds it there.
 
-    python tools/build_libggml.py --source LLAMA_CPP_TREE
+    python tools/build_libggml.py --source "$(kvquant llama fetch)"
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from kvquant.errors import KVQuantError, LlamaError
 from kvquant.files import write_atomic
 from kvquant.llama.tree import digest_tree, open_tree
+from kvquant.llama.workspace import tree_commit
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "libggml"
 
@@ -49,6 +50,7 @@ def build(source: Path, cache: Path, *, native: bool) -> Path:
     target = "ggml-cpu" if native else "ggml-base"
     record = {
         "target": target,
+        "llama_cpp_commit": tree_commit(tree),
         "sources_sha256": digest_tree(tree / "ggml"),
         "flags": list(flags),
         "compiler": _output("cc", "--version").splitlines()[0],

@@ -3,8 +3,8 @@
 llama.cpp fills a KV cache with libggml-cpu's `quantize_row_q8_0`; this package follows
 `quantize_row_q8_0_ref`.
 
-    python tools/build_libggml.py --source LLAMA_CPP_TREE
-    python tools/build_libggml.py --source LLAMA_CPP_TREE --native
+    python tools/build_libggml.py --source "$(kvquant llama fetch)"
+    python tools/build_libggml.py --source "$(kvquant llama fetch)" --native
     python tools/count_simd_differences.py > benchmarks/results/q8_0_simd.json
 """
 

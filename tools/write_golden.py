@@ -3,6 +3,7 @@
 Only this script writes there, and only from a library that `tools/build_libggml.py` built from the pinned
 tree.
 
+    python tools/build_libggml.py --source "$(kvquant llama fetch)"
     python tools/write_golden.py            write the files
     python tools/write_golden.py --check    exit 3 when the library would write something else
 """
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_blocks import SIZE, edge_blocks
+from kvquant.errors import LlamaError
 from kvquant.files import write_atomic
 from kvquant.formats.ggml import COMMIT
 from kvquant.formats.registry import CACHE_TYPES
@@ -70,13 +72,29 @@ def differs(path: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> bool:
         return set(file) != set(arrays) or any(file[key].tobytes() != arrays[key].tobytes() for key in arrays)
 
 
+def pinned_library() -> tuple[Path, dict[str, object]]:
+    """Return the library and its build record. Raises LlamaError unless built here from the pinned commit."""
+    library = find_library()
+    if library is None:
+        raise LlamaError('no libggml; run tools/build_libggml.py --source "$(kvquant llama fetch)" first')
+    record = library.parent / "build.json"
+    build: dict[str, object] = json.loads(record.read_text()) if record.exists() else {}
+    if build.get("llama_cpp_commit") != COMMIT:
+        raise LlamaError(
+            f"{library} is from commit {build.get('llama_cpp_commit')}, golden data come from {COMMIT}; "
+            "build it with tools/build_libggml.py from the tree that `kvquant llama fetch` prints"
+        )
+    return library, build
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write tests/golden from the pinned ggml.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 3 when a file would change")
     arguments = parser.parse_args()
-    library = find_library()
-    if library is None:
-        sys.exit("write_golden: error: no libggml; run tools/build_libggml.py --source LLAMA_CPP_TREE first")
+    try:
+        library, provenance = pinned_library()
+    except LlamaError as error:
+        sys.exit(f"write_golden: error: {error}")
     files = encoded(LibGGML(library))
     changed = [name for name, arrays in files.items() if differs(GOLDEN / name, arrays)]
     if arguments.check:
@@ -84,10 +102,7 @@ def main() -> None:
         sys.exit(3 if changed else 0)
     for name in changed:
         write_atomic(GOLDEN / name, npz(files[name]))
-    build = json.loads((library.parent / "build.json").read_text())
-    write_atomic(
-        GOLDEN / "provenance.json", json.dumps({"llama_cpp_commit": COMMIT, **build}, indent=2) + "\n"
-    )
+    write_atomic(GOLDEN / "provenance.json", json.dumps(provenance, indent=2) + "\n")
     print(f"wrote {', '.join(changed) or 'nothing new'}", file=sys.stderr)
 
 

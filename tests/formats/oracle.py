@@ -9,7 +9,7 @@ import pytest
 
 from libggml import LibGGML, find_library
 
-HOW = "python tools/build_libggml.py --source LLAMA_CPP_TREE"
+HOW = 'python tools/build_libggml.py --source "$(kvquant llama fetch)"'
 
 
 @cache

@@ -100,7 +100,8 @@ def test_torch_equals_numpy_on_broken_blocks(name: str, case: tuple[Blocks, int,
     [
         ("q4_0", "q5_0", "q8_0", "f16", "f32"),
         ("q4_1", "q5_1", "q8_0", "f16", "f32"),
-        ("iq4_nl_cache", "iq4_nl", "q5_0", "q8_0", "f16"),
+        ("iq4_nl", "q5_0", "q8_0", "f16"),
+        ("iq4_nl_cache", "q5_0", "q8_0", "f16"),
         ("q8_0", "bf16", "f16", "f32"),
     ],
 )
