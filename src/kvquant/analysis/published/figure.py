@@ -70,7 +70,7 @@ def agrees(published: str, reading: Reading) -> bool:
 
 
 def printed_like(published: str, value: float) -> str:
-    """Return ``value`` in the notation and unit of ``published``, with a place more if it has no unit but x."""
+    """Return ``value`` in the notation and unit of ``published``, one place more if the unit is none or x."""
     number, unit = _split(published)
     digits = Decimal(number).as_tuple().digits
     if "e" in number:
