@@ -179,7 +179,7 @@ def test_a_long_suggestion_is_described() -> None:
 def test_a_long_policy_is_not_repeated() -> None:
     long = ",".join(f"{2 * i}:q4_0" for i in range(30))
     assert verdict(layers([0.1] * 2), summary(long, 28, [0.1] * 2), {}, 1, PROFILE).startswith(
-        "this policy takes"
+        "This policy takes"
     )
 
 
