@@ -55,6 +55,10 @@ class LlamaError(KVQuantError):
     """Trouble with a llama.cpp source tree, build, or running program."""
 
 
+class EndpointError(KVQuantError):
+    """An HTTP endpoint that cannot be reached, fails, or answers something else than what was asked for."""
+
+
 class PatchError(LlamaError):
     """A patch that does not fit the tree at hand, or a tree that was changed underneath it."""
 

@@ -105,7 +105,7 @@ def test_refusals() -> None:
     assert is_refusal("I’m unable to do that.")
     assert is_refusal("As an AI, I cannot say.")
     assert not is_refusal(
-        "The capital of the country that was asked about is the city of Paris, on the river Seine; I can't go on."
+        "The capital of the country that was asked about is the city of Paris, on the Seine; I can't go on."
     )
 
 

@@ -16,6 +16,7 @@ from kvquant.errors import KVQuantError
 COMMANDS = {
     "analyze": "kvquant.cli.analyze:analyze",
     "capture": "kvquant.cli.capture:capture",
+    "eval": "kvquant.cli.eval:evaluate",
     "formats": "kvquant.cli.formats:formats",
     "llama": "kvquant.cli.llama:llama",
     "memory": "kvquant.cli.memory:memory",

@@ -1,0 +1,323 @@
+"""`kvquant eval`: every way an endpoint can answer or fail, and what is on the disk after each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from evals.fake_endpoint import Behaviour, fake_endpoint
+from kvquant.cli.main import kvquant
+from kvquant.errors import EndpointError, KVQuantError, UsageError
+from kvquant.evals import records
+from kvquant.evals.outcome import Outcome
+from kvquant.evals.records import FILE_NAME, open_log, read_run
+
+# Small and without code to run, so that a run takes a fraction of a second.
+SUITE = """
+[suite]
+name = "small"
+about = "for tests"
+n = 4
+max_tokens = 64
+[rules]
+alpha = 0.05
+power = 0.8
+disagreement = 0.05
+safe_loss = 0.05
+broken_loss = 0.25
+[[test]]
+task = "speed_distance"
+category = "math"
+weight = 1.0
+[[test]]
+task = "calculator"
+category = "tools"
+weight = 2.0
+[[test]]
+task = "web_search"
+category = "tools"
+weight = 2.0
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SUITE)
+    return path
+
+
+def run(url: str, suite: Path, *more: str) -> Result:
+    arguments = ["eval", "--base-url", url, "--suite", str(suite), "--out", str(suite.parent / "out"), *more]
+    return CliRunner().invoke(kvquant, arguments)
+
+
+def failure(result: Result, kind: type[KVQuantError]) -> str:
+    assert isinstance(result.exception, kind), result.exception
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def outcomes(suite: Path) -> list[Outcome]:
+    return [sample.outcome for sample in read_run(suite.parent / "out").samples]
+
+
+def test_a_model_that_is_always_right(suite: Path) -> None:
+    with fake_endpoint() as server:
+        result = run(server.url, suite, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [(s["category"], s["n"], s["rate"]) for s in document["summary"]] == [
+        ("math", 4, 1.0),
+        ("tools", 4, 1.0),
+        ("total", 8, 1.0),
+    ]
+    low, high = document["summary"][2]["interval"]
+    assert 0.6 < low < 0.7 and high == 1.0
+    info = document["run"]
+    assert (info["model"], info["seed"], info["suite"]) == ("fake", 0, "small")
+    assert len(info["suite_digest"]) == 64 and info["kvquant_version"] and info["machine"]["kernel"]
+    with_tools = [body for body in server.bodies if "tools" in body]
+    assert len(with_tools) == 4
+    assert {tool["function"]["name"] for tool in with_tools[0]["tools"]} == {"web_search", "calculator"}
+    assert server.bodies[0]["temperature"] == 0
+
+
+def test_the_agent_suite_end_to_end(tmp_path: Path) -> None:
+    with fake_endpoint() as server:
+        arguments = ["eval", "--base-url", server.url, "--n", "3", "--out", str(tmp_path / "out"), "--json"]
+        document = json.loads(CliRunner().invoke(kvquant, arguments).stdout)
+    assert document["summary"][-1]["rate"] == 1.0
+    assert document["summary"][-1]["n"] == 18
+
+
+@pytest.mark.parametrize(
+    ("what", "outcome"),
+    [
+        ("wrong", {Outcome.WRONG}),
+        ("refuse", {Outcome.REFUSAL}),
+        ("nothing", {Outcome.MALFORMED}),
+        ("length", {Outcome.TRUNCATED}),
+    ],
+)
+def test_outcomes_are_told_apart(suite: Path, what: str, outcome: set[Outcome]) -> None:
+    with fake_endpoint(what) as server:
+        result = run(server.url, suite)
+    assert result.exit_code == 0, result.output
+    assert set(outcomes(suite)) == outcome
+    assert f"8 {outcome.pop()}" in result.stdout
+
+
+def at(number: int, what: str) -> Behaviour:
+    """Right answers, except to one request."""
+    return lambda asked, _prompt: what if asked == number else "right"
+
+
+@pytest.mark.parametrize("what", ["crash", "cut", "rubbish", "list", "empty", "status"])
+def test_one_failure_is_one_sample(suite: Path, what: str) -> None:
+    with fake_endpoint(at(3, what)) as server:
+        assert run(server.url, suite).exit_code == 0
+    assert outcomes(suite) == [Outcome.RIGHT] * 2 + [Outcome.ERROR] + [Outcome.RIGHT] * 5
+    detail = read_run(suite.parent / "out").samples[2].detail
+    assert detail and "\n" not in detail
+    if what == "status":
+        assert detail == "HTTP status 500: the model is not loaded"
+
+
+@pytest.mark.parametrize("what", ["hang", "drip"])
+def test_a_hang_is_a_time_out_and_the_run_goes_on(suite: Path, what: str) -> None:
+    with fake_endpoint(at(2, what)) as server:
+        assert run(server.url, suite, "--timeout", "1").exit_code == 0
+    found = outcomes(suite)
+    assert found[1] is Outcome.TIMEOUT
+    assert found.count(Outcome.RIGHT) == 7
+
+
+def test_an_endpoint_that_only_fails_ends_the_run_with_one_line(suite: Path) -> None:
+    with fake_endpoint("rubbish") as server:
+        message = failure(run(server.url, suite), EndpointError)
+    assert "failed 5 times in a row, last: not JSON" in message
+    assert "5 of 8 samples are kept" in message
+    assert outcomes(suite) == [Outcome.ERROR] * 5
+
+
+def test_an_endpoint_that_goes_away_loses_nothing(suite: Path) -> None:
+    with fake_endpoint() as server:
+        url = server.url
+
+        def leave(number: int, _prompt: str) -> str:
+            if number == 3:
+                server.socket.shutdown(socket.SHUT_RDWR)
+            return "right"
+
+        server.behaviour = leave
+        message = failure(run(url, suite), EndpointError)
+        assert "cannot be reached" in message and "3 of 8 samples are kept" in message
+    with fake_endpoint() as again:
+        assert run(again.url, suite).exit_code == 0
+    assert outcomes(suite) == [Outcome.RIGHT] * 8
+    assert len(again.prompts) == 5
+
+
+def test_nobody_listens(suite: Path) -> None:
+    with fake_endpoint() as server:
+        url = server.url
+    assert "cannot be reached: Connection refused" in failure(run(url, suite), EndpointError)
+    assert not (suite.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("models", "asked", "message"),
+    [
+        (("a", "b"), None, "serves 2 models; choose with --model: a, b"),
+        ((), None, "serves 0 models; choose with --model: none"),
+        (("a",), "b", "serves no model 'b'; it serves: a"),
+        (None, None, "does not list its models; name one with --model"),
+    ],
+)
+def test_the_wrong_model(suite: Path, models: Any, asked: str | None, message: str) -> None:
+    with fake_endpoint(models=models) as server:
+        assert message in failure(run(server.url, suite, *(["--model", asked] if asked else [])), UsageError)
+
+
+def test_a_list_of_models_that_is_none(suite: Path) -> None:
+    with fake_endpoint(models={"models": []}) as server:
+        assert "no list of models" in failure(run(server.url, suite), EndpointError)
+
+
+def test_an_endpoint_without_a_list_of_models(suite: Path) -> None:
+    with fake_endpoint(models=None) as server:
+        assert run(server.url, suite, "--model", "x").exit_code == 0
+        assert server.bodies[0]["model"] == "x"
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://x/v1", "http://", ""])
+def test_what_is_no_url(suite: Path, url: str) -> None:
+    assert "give a URL such as" in failure(run(url, suite), UsageError)
+
+
+def test_dry_run_asks_nothing(suite: Path) -> None:
+    result = run("http://127.0.0.1:9/v1", suite, "--dry-run", "--timeout", "90")
+    assert result.exit_code == 0
+    assert "8 samples, 0 of them finished" in result.stdout
+    assert "at most 0:12:00 at 90 s a sample" in result.stdout
+    assert not (suite.parent / "out").exists()
+    with fake_endpoint() as server:
+        run(server.url, suite)
+    assert "8 samples, 8 of them finished" in run("http://127.0.0.1:9/v1", suite, "--dry-run").stdout
+
+
+def test_a_larger_n_adds_samples(suite: Path) -> None:
+    with fake_endpoint() as server:
+        run(server.url, suite, "--n", "2")
+        assert len(server.prompts) == 4
+        run(server.url, suite, "--n", "5")
+        assert len(server.prompts) == 10
+        assert len(set(server.prompts)) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--seed", "1"], "another seed \\(0, now 1\\)"),
+        (["--model", "other"], "another model"),
+        (["--suite", "agent"], "another suite"),
+    ],
+)
+def test_a_folder_holds_one_run(suite: Path, changes: list[str], message: str) -> None:
+    with fake_endpoint(models=("fake", "other")) as server:
+        assert run(server.url, suite, "--model", "fake").exit_code == 0
+        before = (suite.parent / "out" / FILE_NAME).read_bytes()
+        result = run(server.url, suite, "--model", "fake", *changes)
+    with pytest.raises(UsageError, match=message):
+        raise result.exception or AssertionError
+    assert (suite.parent / "out" / FILE_NAME).read_bytes() == before
+
+
+def test_two_runs_in_one_folder_are_refused(suite: Path) -> None:
+    with fake_endpoint() as server:
+        run(server.url, suite)
+        out = suite.parent / "out"
+        with open_log(out, read_run(out).info):
+            assert "another kvquant runs in" in failure(run(server.url, suite), UsageError)
+        assert run(server.url, suite).exit_code == 0
+
+
+def test_a_torn_last_line_is_repeated_and_a_damaged_one_is_named(suite: Path) -> None:
+    with fake_endpoint() as server:
+        run(server.url, suite)
+        path = suite.parent / "out" / FILE_NAME
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-20])
+        assert len(read_run(path.parent).samples) == 7
+        run(server.url, suite)
+        assert len(server.prompts) == 9
+        assert outcomes(suite) == [Outcome.RIGHT] * 8
+        lines = path.read_bytes().splitlines(keepends=True)
+        for damage in (b"\0" * 30 + b"\n", b"[]\n", lines[3][:50] + b"\n"):
+            path.write_bytes(b"".join([*lines[:3], damage, *lines[4:]]))
+            message = failure(run(server.url, suite), KVQuantError)
+            assert "line 4 is damaged; remove that line" in message
+
+
+def test_a_file_of_a_later_version_is_refused_and_its_new_fields_are_passed_over(suite: Path) -> None:
+    with fake_endpoint() as server:
+        run(server.url, suite)
+        path = suite.parent / "out" / FILE_NAME
+        text = path.read_text()
+        path.write_text(text.replace('"kind": "sample"', '"kind": "sample", "new": 1'))
+        assert run(server.url, suite).exit_code == 0
+        path.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+        assert "schema version 2, this kvquant reads 1" in failure(run(server.url, suite), KVQuantError)
+
+
+def test_a_full_disk_keeps_what_is_measured(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(records.os, "fsync", fsync)
+    with fake_endpoint() as server:
+        message = failure(run(server.url, suite), KVQuantError)
+        assert "No space left on device; the 2 samples before this are kept" in message
+        monkeypatch.undo()
+        assert run(server.url, suite).exit_code == 0
+    assert outcomes(suite) == [Outcome.RIGHT] * 8
+
+
+def test_kill_9_loses_no_finished_sample_and_a_resumed_run_repeats_none(suite: Path) -> None:
+    out = suite.parent / "out"
+    with fake_endpoint(at(5, "hang")) as server:
+        command = [sys.executable, "-m", "kvquant", "eval", "--base-url", server.url]
+        program = subprocess.Popen(
+            [*command, "--suite", str(suite), "--out", str(out)], stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while len(server.prompts) < 5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        program.send_signal(signal.SIGKILL)
+        assert program.wait() == -signal.SIGKILL
+        assert outcomes(suite) == [Outcome.RIGHT] * 4
+        assert run(server.url, suite).exit_code == 0
+        assert len(server.prompts) == 9
+        assert outcomes(suite) == [Outcome.RIGHT] * 8
+        assert (out / FILE_NAME).read_text().count('"kind": "run"') == 2
+
+
+def test_no_progress_without_a_terminal(suite: Path) -> None:
+    with fake_endpoint() as server:
+        assert run(server.url, suite).stderr == ""
