@@ -78,10 +78,10 @@ def analyze(
     """Measure what ``policy`` costs and saves, per layer and in total, beside ``baselines`` on the same data.
 
     policy, baselines: policy text or preset names. shape, profile, capture, seed, sampling: `open_source`;
-    without any, a 32-layer model with the default profile. n_ctx: tokens of context to count bytes
-    for, rounded up as llama.cpp does.
-    rotation: "on" measures as llama.cpp stores, "off" without its rotation, "both" fills `unrotated` too.
-    progress: called with (layers done, layers) as each layer ends, from this thread.
+    without any, a 32-layer model with the default profile. n_ctx: tokens of context to count bytes for,
+    rounded up as llama.cpp does. rotation: "on" measures as llama.cpp stores, "off" without its rotation,
+    "both" fills `unrotated` too. progress: called with (layers done, layers) as each layer ends, from this
+    thread.
 
     Raises PolicyError, UsageError, ShapeError, CaptureError, and FormatError when a type of the policy cannot
     store the model's heads; a baseline that cannot is left out with a warning.

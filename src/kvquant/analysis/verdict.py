@@ -81,7 +81,7 @@ def dominating(total: Summary, baselines: Mapping[str, Summary]) -> str | None:
     better = [
         (other.errors.attn_output_rel_error, name)
         for name, other in baselines.items()
-        if other.runnable and other.policy != total.policy and _is_better(other, total)
+        if other.runnable and _is_better(other, total)
     ]
     return min((pair for pair in better if pair[0] is not None), default=(None, None))[1]
 
@@ -161,12 +161,12 @@ def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
         return saving
     if error == 0:
         return f"{saving} with no error at all"
-    others = "".join(
-        f", {name} {percent(other.errors.attn_output_rel_error)} at {other.ratio_vs_f16:.2f}x"
+    others = [
+        f"{name} {percent(other.errors.attn_output_rel_error)} at {other.ratio_vs_f16:.2f}x"
         for name, other in baselines.items()
         if name in REFERENCES and other.policy != total.policy and other.errors.attn_output_rel_error
-    )
-    compared = f" ({others[2:]})" if others else ""
+    ]
+    compared = f" ({', '.join(others)})" if others else ""
     return f"{saving} with {grade(error, kl)}: attention output off by {percent(error)}{compared}"
 
 
@@ -190,8 +190,7 @@ def _standing(total: Summary, baselines: Mapping[str, Summary]) -> str:
 def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[str, Summary]) -> str:
     worst, share = carriers(layers)
     if not worst or len(worst) > max(2, int(FEW_LAYERS * len(layers))) or len(worst) == len(layers):
-        side = _side(layers)
-        return f"the error is spread over the layers{side}"
+        return f"the error is spread over the layers{_side(layers)}"
     side = _side([layers[index] for index in worst])
     numbers = [layers[index].layer for index in worst]
     noun = "layer" if len(numbers) == 1 else "layers"
