@@ -95,6 +95,14 @@ def test_quantize_chunk_is_the_ref_function(name: str) -> None:
         check_same_bytes(oracle.quantize(x, name), oracle.quantize_ref(x, name), x, f"{name}, {group}")
 
 
+def test_a_block_that_tells_division_from_a_reciprocal() -> None:
+    # Torch computes number / tensor as number * reciprocal, an ulp off: of 786,432 blocks this one shows it.
+    x = np.random.default_rng(1).standard_normal((76547, 32)).astype(np.float32)[-1:]
+    fmt = get_format("iq4_nl")
+    check_same_bytes(fmt.quantize(torch.from_numpy(x)).numpy(), fmt.quantize(x), x, "iq4_nl in Torch")
+    check_same_bytes(fmt.quantize(x), libggml().quantize(x, "iq4_nl"), x, "iq4_nl")
+
+
 def test_the_two_iq4_nl_encoders_differ() -> None:
     # If upstream makes them one, the cache variant has to go.
     oracle, x = libggml(), edge_blocks(50)["normal"]

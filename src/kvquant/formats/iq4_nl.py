@@ -53,7 +53,7 @@ class IQ4NL(ScaledBlockFormat):
             weighted = weights * levels
             return ops.sum_rows(weighted * places), ops.sum_rows(weighted * levels)
 
-        factor = ops.inverse(ops.divide(peak, 127 if self.searches else -127))
+        factor = ops.inverse(ops.divide(peak, 127.0 if self.searches else -127.0))
         scale = self._best_scale(ops, fit, factor[:, 0], peak[:, 0])[:, None]
         # Overflow in the sums gives inf / inf; x86 makes that NaN negative, other machines do not.
         scale = ops.where(tiny, 0.0, ops.where(scale != scale, -math.nan, scale))
@@ -66,7 +66,7 @@ class IQ4NL(ScaledBlockFormat):
         scale = ops.where(qq > 0, qx / qq, 0.0)
         best = scale * qx
         for level in range(-134, -119) if self.searches else ():
-            qx, qq = fit(level / peak)
+            qx, qq = fit(ops.divide(float(level), peak))
             better = (qq > 0) & (qx * qx > best * qq)
             scale = ops.where(better, qx / qq, scale)
             best = ops.where(better, scale * qx, best)

@@ -38,8 +38,8 @@ class Ops(Protocol):
     def magnitude(self, low: Any, high: Any) -> Any:
         """Return max(|low|, |high|)."""
 
-    def divide(self, x: Any, by: float) -> Any:
-        """Return x / by, rounded once (not a product with a rounded reciprocal)."""
+    def divide(self, x: Any, by: Any) -> Any:
+        """Return x / by, rounded once (not a product with a rounded reciprocal); one may be a float."""
 
     def inverse(self, scale: Any) -> Any:
         """Return 1 / scale, and 0 where the scale is zero."""

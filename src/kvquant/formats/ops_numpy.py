@@ -71,8 +71,8 @@ class NumpyOps:
     def magnitude(self, low: Any, high: Any) -> Any:
         return np.maximum(np.abs(low), np.abs(high))
 
-    def divide(self, x: Any, by: float) -> Any:
-        return x / np.float32(by)
+    def divide(self, x: Any, by: Any) -> Any:
+        return np.divide(x, by, dtype=np.float32)
 
     def inverse(self, scale: Any) -> Any:
         inverse = np.float32(1) / scale

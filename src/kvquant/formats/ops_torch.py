@@ -1,7 +1,7 @@
 """The operations of `ops.Ops` in Torch, on any device, without moving data between devices.
 
-Floats are divided by tensors on the device, never by Python numbers: Torch multiplies by the number's rounded
-reciprocal on a GPU, which is a different result.
+Division is always tensor by tensor. With a Python number on either side Torch may multiply by a rounded
+reciprocal: `1 / tensor` everywhere, `tensor / 3` on a GPU.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class TorchOps:
         return x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
 
     def peak(self, x: Any, low: Any, high: Any) -> Any:
-        # The first place that reaches the magnitude. Comparing gives equal ones, of which argmax takes the
-        # first.
+        # argmax takes the first of the places that reach the magnitude.
         reaches = x.abs() == self.magnitude(low, high)
         return x.gather(1, reaches.byte().argmax(dim=1, keepdim=True)) + 0.0
 
@@ -43,11 +42,13 @@ class TorchOps:
     def magnitude(self, low: Any, high: Any) -> Any:
         return torch.maximum(low.abs(), high.abs())
 
-    def divide(self, x: Any, by: float) -> Any:
-        return x / self._float(by).expand_as(x)
+    def divide(self, x: Any, by: Any) -> Any:
+        if isinstance(x, float):
+            x = torch.full_like(by, x)
+        return x / (torch.full_like(x, by) if isinstance(by, float) else by)
 
     def inverse(self, scale: Any) -> Any:
-        return torch.where(scale != 0, torch.ones_like(scale) / scale, torch.zeros_like(scale))
+        return torch.where(scale != 0, self.divide(1.0, scale), 0.0)
 
     def broken(self, low: Any, high: Any) -> Any:
         # Always a mask: looking whether it is empty would make a GPU wait.
@@ -112,8 +113,7 @@ class TorchOps:
     def bfloat(self, x: Any) -> Any:
         bits = x.contiguous().view(torch.int32)
         top = bits >> 16
-        # Adding before the shift could overflow int32, so carry the rounding of the low half into the top
-        # half.
+        # Adding before the shift could overflow int32, so the low half's rounding is carried by itself.
         low = bits & 0xFFFF
         carry = (low + (0x7FFF + (top & 1))) >> 16
         halves = torch.where(x.isnan(), top | 64, top + carry)

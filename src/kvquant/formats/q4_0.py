@@ -22,7 +22,7 @@ class Q4_0(ScaledBlockFormat):
     block_bytes = 2 + 16
 
     def _fields(self, ops: Ops, x: Any, low: Any, high: Any) -> tuple[Any, ...]:
-        scale = ops.divide(ops.peak(x, low, high), -8)
+        scale = ops.divide(ops.peak(x, low, high), -8.0)
         return scale, ops.nibbles(ops.codes(x, None, ops.inverse(scale), 8.5, top=15))
 
     def _decode(self, ops: Ops, packed: Any, out: Any) -> None:

@@ -21,7 +21,7 @@ class Q5_0(ScaledBlockFormat):
     block_bytes = 2 + 4 + 16
 
     def _fields(self, ops: Ops, x: Any, low: Any, high: Any) -> tuple[Any, ...]:
-        scale = ops.divide(ops.peak(x, low, high), -16)
+        scale = ops.divide(ops.peak(x, low, high), -16.0)
         codes = ops.codes(x, None, ops.inverse(scale), 16.5, top=31)
         return scale, ops.fifth_bits(codes), ops.nibbles(codes)
 

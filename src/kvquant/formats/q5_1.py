@@ -19,7 +19,7 @@ class Q5_1(ScaledBlockFormat):
 
     def _fields(self, ops: Ops, x: Any, low: Any, high: Any) -> tuple[Any, ...]:
         low = ops.first_low(x, low)
-        scale = ops.divide(abs(high - low), 31)
+        scale = ops.divide(abs(high - low), 31.0)
         codes = ops.codes(x, low, ops.inverse(scale), 0.5, top=31)
         return scale, ops.half(low), ops.fifth_bits(codes), ops.nibbles(codes)
 

@@ -18,7 +18,7 @@ class Q8_0(ScaledBlockFormat):
     block_bytes = 2 + 32
 
     def _fields(self, ops: Ops, x: Any, low: Any, high: Any) -> tuple[Any, ...]:
-        scale = ops.divide(ops.magnitude(low, high), 127)
+        scale = ops.divide(ops.magnitude(low, high), 127.0)
         return scale, ops.bytes(ops.signed_codes(x, ops.inverse(scale)))
 
     def _decode(self, ops: Ops, packed: Any, out: Any) -> None:
