@@ -7,6 +7,7 @@ sdist's own PKG-INFO. It runs inside pip's process, in the unpacked sdist, and i
 
 from __future__ import annotations
 
+from email.parser import HeaderParser
 from pathlib import Path
 
 
@@ -16,9 +17,14 @@ def get_requires_for_build_wheel(_config_settings: object = None) -> list[str]:
 
 
 def prepare_metadata_for_build_wheel(metadata_directory: str, _config_settings: object = None) -> str:
-    """Copy PKG-INFO as the metadata; the name of the folder made for it."""
-    name = "source.dist-info"
+    """Copy PKG-INFO as the metadata; the name of the folder made for it.
+
+    pip before 24 takes the distribution's name and version from the folder, later ones from the file.
+    """
+    text = Path("PKG-INFO").read_text(encoding="utf-8")
+    fields = HeaderParser().parsestr(text)
+    name = f"{fields['Name'].replace('-', '_')}-{fields['Version']}.dist-info"
     folder = Path(metadata_directory, name)
     folder.mkdir()
-    (folder / "METADATA").write_bytes(Path("PKG-INFO").read_bytes())
+    (folder / "METADATA").write_text(text, encoding="utf-8")
     return name
