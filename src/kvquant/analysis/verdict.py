@@ -218,9 +218,10 @@ def _side(layers: Sequence[LayerResult]) -> str:
 def _trust(source: SourceInfo) -> str:
     if source.kind == "profile":
         return (
-            "synthetic K/V can rank policies, not predict quality: confirm on the model with kvquant validate"
+            "synthetic K/V can rank policies, not predict quality: "
+            "confirm on the model with llama-perplexity --kl-divergence"
         )
-    return "one capture is one text: confirm on the model with kvquant validate"
+    return "one capture is one text: confirm on the model with llama-perplexity --kl-divergence"
 
 
 def _described(name: str, baselines: Mapping[str, Summary]) -> str:

@@ -64,7 +64,7 @@ def analyze(
     """What a policy costs and saves: bytes, error of K and V, error of attention, beside uniform caches.
 
     Without a model, a profile or a capture: a 32-layer model and synthetic K and V. Synthetic data rank
-    policies; whether a model still works is for kvquant validate to say.
+    policies; whether a model still works only its own output says.
 
     \b
     Example:
