@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from kvquant.reference.gguf_file import load_gguf
 from kvquant.reference.train import read_plan, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=ROOT / "eval/reference-model/plan.toml")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / ".cache/reference/seed-1")
+    parser.add_argument("--start-from", type=Path, help="an exported GGUF file to train further by --plan")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, saved, after so long")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -41,6 +43,7 @@ def main() -> None:
         read_plan(options.plan),
         options.seed,
         options.out,
+        start=load_gguf(options.start_from) if options.start_from else None,
         should_stop=lambda: asked_to_stop.is_set() or time.monotonic() > deadline,
     )
 

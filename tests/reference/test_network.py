@@ -210,6 +210,18 @@ def test_a_stopped_run_ends_like_one_that_was_not(tmp_path):
     assert len(rows[0]) == 8
 
 
+def test_a_trained_model_can_be_trained_further(tmp_path, tiny_model):
+    before = {name: values.clone() for name, values in tiny_model.state_dict().items()}
+    plan = replace(PLAN, stages=PLAN.stages[:1], model={"n_embd": 128, "n_ff": 32})
+    trained = train(plan, 1, tmp_path, start=tiny_model)
+    moved = [
+        float((values - before[name]).norm() / before[name].norm())
+        for name, values in trained.state_dict().items()
+        if float(before[name].norm())
+    ]
+    assert 0 < max(moved) < 0.5
+
+
 def test_another_seed_does_not_take_up_a_run(tmp_path):
     train(PLAN, 1, tmp_path, should_stop=lambda: True)
     with pytest.raises(UsageError, match="seed 1, not 2"):

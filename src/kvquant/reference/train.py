@@ -107,8 +107,8 @@ class _State:
     score: float = 0.0
 
 
-def _start(plan: TrainingPlan, seed: int) -> _State:
-    model = new_model(plan.config(plan.stages[0].n_layer), seed)
+def _start(plan: TrainingPlan, seed: int, start: ReferenceModel | None) -> _State:
+    model = new_model(plan.config(plan.stages[0].n_layer), seed) if start is None else start
     return _State(model, Optimizer(model))
 
 
@@ -183,11 +183,15 @@ def train(
     seed: int,
     folder: Path,
     *,
+    start: ReferenceModel | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     save_every_s: float = 120.0,
     log_every: int = 50,
 ) -> ReferenceModel:
     """Train by ``plan`` from ``seed``, or go on from ``folder``/checkpoint.npz, and return the model.
+
+    ``start`` is trained further in place of a new model; it has the layers of the first stage, or that stage says
+    how they grow.
 
     Appends one JSON object per ``log_every`` steps to ``folder``/log.jsonl; rows written after the last
     checkpoint and before a kill are dropped when training resumes. Ends early, saved, when ``should_stop``
@@ -195,7 +199,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.npz", folder / "log.jsonl"
-    state = _resume(checkpoint, plan, seed) if checkpoint.exists() else _start(plan, seed)
+    state = _resume(checkpoint, plan, seed) if checkpoint.exists() else _start(plan, seed, start)
     _drop_rows_after(log, state.n_tokens)
     begun, saved = time.monotonic(), time.monotonic()
     before = state.seconds
