@@ -190,8 +190,8 @@ def train(
 ) -> ReferenceModel:
     """Train by ``plan`` from ``seed``, or go on from ``folder``/checkpoint.npz, and return the model.
 
-    ``start`` is trained further in place of a new model; it has the layers of the first stage, or that stage says
-    how they grow.
+    ``start`` is trained further in place of a new model. It has the layers of the first stage, or that stage
+    says how they grow.
 
     Appends one JSON object per ``log_every`` steps to ``folder``/log.jsonl; rows written after the last
     checkpoint and before a kill are dropped when training resumes. Ends early, saved, when ``should_stop``
