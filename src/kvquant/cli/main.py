@@ -16,6 +16,7 @@ from kvquant.errors import KVQuantError
 COMMANDS = {
     "analyze": "kvquant.cli.analyze:analyze",
     "capture": "kvquant.cli.capture:capture",
+    "compare": "kvquant.cli.compare:compare_runs",
     "eval": "kvquant.cli.eval:evaluate",
     "formats": "kvquant.cli.formats:formats",
     "llama": "kvquant.cli.llama:llama",
@@ -23,6 +24,7 @@ COMMANDS = {
     "patch": "kvquant.cli.patch:patch",
     "policy": "kvquant.cli.policy:policy",
     "published": "kvquant.cli.published:published",
+    "rank": "kvquant.cli.rank:rank_runs",
     "search": "kvquant.cli.search:search",
     "shape": "kvquant.cli.shape:shape",
 }
