@@ -9,6 +9,7 @@
 // exit:  0 all hold, 1 some do not
 
 // for the models: the functions of that test are static
+int upstream_main(int argc, char ** argv);
 #define main upstream_main
 #include "../../tests/test-llama-archs.cpp"
 #undef main
