@@ -56,6 +56,11 @@ export: $(VENV)/run.stamp ## Write the patches as diffs for the pinned tree
 matrix: $(VENV)/run.stamp ## Hold the patches to every pinned tree: apply, export, build, run
 	$(BIN)/python tools/patch_matrix.py --jobs $(JOBS) --out benchmarks/results/patch-matrix.json
 
+.PHONY: archs
+archs: $(VENV)/run.stamp ## Hold every architecture upstream's tests can make to its results without a policy
+	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program llama-kv-layers-archs) && \
+		$$bin/llama-kv-layers-archs > benchmarks/results/kv-layers-archs.txt
+
 .PHONY: rk3588
 rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions, run it under qemu
 	tools/build_rk.sh --jobs $(JOBS) --prefix build/rk3588
