@@ -166,8 +166,8 @@ def test_composite_score() -> None:
 
 
 def test_the_published_row_that_is_known_fits_these_weights() -> None:
-    """Qwen2.5-3B on the NPU: 11 of 14 tests right, 45 s, score 29.5 (the RK3588 write-up's abstract; its table
-    is not at hand). Only a sum of weights can give that score, neither a share nor a percentage.
+    """Qwen2.5-3B on the NPU: 11 of 14 tests right, 45 s, score 29.5 (the RK3588 write-up's abstract; its
+    table is not at hand). Only a sum of weights can give that score, neither a share nor a percentage.
     """
     weights = [test.weight for test in load_suite("agent").tests]
     qualities = {sum(weights) - sum(failed) for failed in itertools.combinations(weights, 3)}

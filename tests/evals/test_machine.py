@@ -36,12 +36,13 @@ def board(root: Path, governor: str = "performance", temperature: int = 45000) -
     path = root / "proc/device-tree/model"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"Radxa ROCK 5B Plus\0")
+    path.with_name("compatible").write_bytes(b"radxa,rock-5b-plus\0rockchip,rk3588\0")
     return root
 
 
 def test_a_board(tmp_path: Path) -> None:
     machine = read_machine(board(tmp_path))
-    assert machine.board == "Radxa ROCK 5B Plus"
+    assert (machine.board, machine.soc) == ("Radxa ROCK 5B Plus", "rk3588")
     assert machine.cores[3:5] == (Core(3, 1800000, "performance"), Core(4, 2400000, "performance"))
     assert machine.zones == (Zone("soc-thermal", 45.0, 75.0),)
     assert machine.clocks == (Clock("dmc", "performance", 2112000000, 2112000000),)
@@ -50,7 +51,8 @@ def test_a_board(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_none(tmp_path: Path) -> None:
     machine = read_machine(tmp_path)
-    assert (machine.board, machine.cores, machine.zones, machine.clocks) == (None, (), (), ())
+    assert (machine.board, machine.soc) == (None, None)
+    assert (machine.cores, machine.zones, machine.clocks) == ((), (), ())
     assert machine.memory_n_bytes is None and machine.available_n_bytes is None
     (tmp_path / "sys/devices/system/cpu/cpu0").mkdir(parents=True)
     write(tmp_path, sys__class__thermal__thermal_zone0__temp="hot", proc__meminfo="MemTotal: many kB")

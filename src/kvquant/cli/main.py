@@ -17,6 +17,7 @@ COMMANDS = {
     "analyze": "kvquant.cli.analyze:analyze",
     "capture": "kvquant.cli.capture:capture",
     "compare": "kvquant.cli.compare:compare_runs",
+    "doctor": "kvquant.cli.doctor:doctor",
     "eval": "kvquant.cli.eval:evaluate",
     "formats": "kvquant.cli.formats:formats",
     "llama": "kvquant.cli.llama:llama",

@@ -85,7 +85,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run against the baseline: its categories, then the total. n_unpaired: samples only one of them has."""
+    """One run against the baseline: its categories, then the total. n_unpaired: samples only one has."""
 
     run: Run
     rows: tuple[Paired, ...]
@@ -123,7 +123,6 @@ def check_comparable(first: Run, second: Run) -> None:
     )
     for name, one, other in checks:
         if one != other:
-            values = f"{str(one)[:12]}, {str(other)[:12]}"
             both = f"{first.folder} and {second.folder} differ in the {name}"
             raise UsageError(
                 f"{both} ({str(one)[:12]}, {str(other)[:12]}); only answers to the same questions compare"

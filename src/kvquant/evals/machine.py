@@ -37,11 +37,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine at one moment; board is None where there is no device tree, byte counts where unknown."""
+    """A machine at one moment. soc: such as rk3588. What is not known is None, such as board and soc where
+    there is no device tree.
+    """
 
     arch: str
     kernel: str
     board: str | None
+    soc: str | None
     cores: tuple[Core, ...]
     zones: tuple[Zone, ...]
     clocks: tuple[Clock, ...]
@@ -56,6 +59,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         arch=platform.machine(),
         kernel=platform.release(),
         board=_text(root / "proc/device-tree/model"),
+        soc=_soc(root / "proc/device-tree/compatible"),
         cores=tuple(_core(path) for path in _numbered(root / "sys/devices/system/cpu", "cpu")),
         zones=tuple(
             zone
@@ -73,6 +77,12 @@ def _text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
     except OSError:
         return None
+
+
+def _soc(path: Path) -> str | None:
+    """The chip: the last of the device tree's names, which go from the board to what it is built on."""
+    names = (_text(path) or "").split("\0")
+    return names[-1].rpartition(",")[2] or None
 
 
 def _number(path: Path) -> int | None:
