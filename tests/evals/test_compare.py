@@ -25,6 +25,7 @@ INFO = RunInfo(
     seed=0,
     n=10,
     model="m",
+    model_report=None,
     base_url="http://127.0.0.1:1/v1",
     tests=(CountedTest("easy", "math", 1.0), CountedTest("hard", "code", 2.0)),
     argv=("kvquant",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -86,6 +87,7 @@ def test_a_model_that_is_always_right(suite: Path) -> None:
     assert 0.6 < low < 0.7 and high == 1.0
     info = document["run"]
     assert (info["model"], info["seed"], info["suite"]) == ("fake", 0, "small")
+    assert info["model_report"] == {"id": "fake"}
     assert len(info["suite_digest"]) == 64 and info["kvquant_version"] and info["machine"]["kernel"]
     with_tools = [body for body in server.bodies if "tools" in body]
     assert len(with_tools) == 4
@@ -201,7 +203,7 @@ def test_an_endpoint_without_a_list_of_models(suite: Path) -> None:
         assert server.bodies[0]["model"] == "x"
 
 
-@pytest.mark.parametrize("url", ["localhost:8080", "ftp://x/v1", "http://", ""])
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://x/v1", "http://", "http://[", "http://x:y/v1", ""])
 def test_what_is_no_url(suite: Path, url: str) -> None:
     assert "give a URL such as" in failure(run(url, suite), UsageError)
 
@@ -316,6 +318,43 @@ def test_kill_9_loses_no_finished_sample_and_a_resumed_run_repeats_none(suite: P
         assert len(server.prompts) == 9
         assert outcomes(suite) == [Outcome.RIGHT] * 8
         assert (out / FILE_NAME).read_text().count('"kind": "run"') == 2
+
+
+def test_ctrl_c_keeps_what_is_finished(suite: Path) -> None:
+    with fake_endpoint(at(3, "hang")) as server:
+        command = [sys.executable, "-m", "kvquant", "eval", "--base-url", server.url]
+        program = subprocess.Popen(
+            [*command, "--suite", str(suite), "--out", str(suite.parent / "out")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while len(server.prompts) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=30)
+    assert program.returncode == 130
+    assert said.strip() == "kvquant: interrupted"
+    assert outcomes(suite) == [Outcome.RIGHT] * 2
+
+
+def test_progress_on_a_terminal(suite: Path) -> None:
+    ours, terminal = pty.openpty()
+    with fake_endpoint() as server, os.fdopen(ours, "rb", buffering=0) as shown:
+        command = [sys.executable, "-m", "kvquant", "eval", "--base-url", server.url, "--suite", str(suite)]
+        done = subprocess.run(
+            [*command, "--out", str(suite.parent / "out")],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            timeout=60,
+            check=True,
+        )
+        os.close(terminal)
+        text = shown.read(2**16).decode()
+    assert text.count("\r\x1b[K") == 8
+    assert "8/8 samples, 8 of 8 right, 0:00:00 left" in text
+    assert done.stdout.startswith(b"fake at ")
 
 
 def test_no_progress_without_a_terminal(suite: Path) -> None:

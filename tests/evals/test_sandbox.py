@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kvquant.evals import sandbox_runner
 from kvquant.evals.sandbox import Called, Failure, call_function
+
+RUNNER = Path(sandbox_runner.__file__)
 
 
 def called(body: str, argument: object = 3, wall_seconds: float = 20.0) -> Called:
@@ -63,10 +73,11 @@ def test_time_and_memory_are_limited() -> None:
     assert called("return 'a' * 2**20").failure is Failure.LIMITS
 
 
-def test_what_waits_is_ended() -> None:
+def test_what_waits_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = called("import time; time.sleep(60)", wall_seconds=1.0)
     assert result == Called(None, Failure.LIMITS, "did not end within 1 s")
-    assert "sandbox_runner" not in "".join(_own_children())
+    assert not running(str(tmp_path))
 
 
 def test_output_cannot_be_mistaken_for_a_result() -> None:
@@ -80,13 +91,81 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def _own_children() -> list[str]:
+WITHOUT_THE_HOOK = """
+import encodings.idna, importlib.util, sys
+spec = importlib.util.spec_from_file_location("runner", sys.argv[1])
+runner = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+import os, socket
+sys.addaudithook = lambda hook: None
+runner.confine(2, 512 * 2**20, 64 * 2**10)
+try:
+    exec(sys.argv[2])
+except (OSError, MemoryError) as error:
+    print("refused", type(error).__name__)
+else:
+    print("done")
+"""
+
+
+def without_the_hook(code: str, cwd: Path) -> str:
+    """Run code behind the limits alone."""
+    argv = [sys.executable, "-I", "-S", "-c", WITHOUT_THE_HOOK, str(RUNNER), code]
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip() or f"ended with {done.returncode}"
+
+
+def test_the_limits_hold_without_the_hook(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("secret")
+    (tmp_path / "mine").chmod(0o600)
+    assert without_the_hook("1 + 1", tmp_path) == "done"
+    assert without_the_hook("os.fork()", tmp_path) == "refused BlockingIOError"
+    assert without_the_hook("bytearray(2**30)", tmp_path) == "refused MemoryError"
+    assert without_the_hook("while True: pass", tmp_path) == f"ended with {-signal.SIGKILL}"
+    tmp_path.chmod(0o777)
+    big = without_the_hook("with open('big', 'wb', 0) as f:\n  while True: f.write(bytes(4096))", tmp_path)
+    assert big == "refused OSError"
+    if os.geteuid() == 0:
+        assert without_the_hook("open('mine')", tmp_path) == "refused PermissionError"
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+def test_no_network_without_the_hook(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "--user", "--net", "true"], check=False).returncode:
+        pytest.skip("this machine allows no name space of one's own")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert without_the_hook(f"socket.create_connection(('127.0.0.1', {port}), 5)", tmp_path) == (
+            "refused OSError"
+        )
+
+
+def test_kill_9_of_kvquant_ends_the_code_too(tmp_path: Path) -> None:
+    program = "from kvquant.evals.sandbox import call_function as c\n"
+    program += "c('import time\\ndef f(): time.sleep(120)', 'f', [[]], 100)"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    harness = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    wait_until(lambda: len(running(str(tmp_path))) >= 2)
+    harness.kill()
+    harness.wait()
+    wait_until(lambda: not running(str(tmp_path)))
+
+
+def running(mark: str) -> list[str]:
+    """The command lines of processes that name ``mark``."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid():
-                found.append((status.parent / "cmdline").read_text())
+            text = path.read_text()
         except OSError:
             continue
+        if mark in text:
+            found.append(text)
     return found
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -10,11 +10,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kvquant.errors import EndpointError, UsageError
-from kvquant.evals.answers import shown
-from kvquant.evals.reply import Reply, ToolCall
+from kvquant.evals.completion import parse_completion, parse_json
+from kvquant.evals.reply import Reply
 
 MODELS_SECONDS = 30.0
 _MAX_ANSWER_BYTES = 16 * 2**20
@@ -28,48 +29,55 @@ class EndpointUnreachable(EndpointError):
     """Nobody listens there."""
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    """A model and what the endpoint's list says about it, None without a list."""
+
+    name: str
+    report: Mapping[str, Any] | None
+
+
 class Endpoint:
     """One endpoint. base_url: up to and including the version, such as http://127.0.0.1:8080/v1."""
 
     def __init__(self, base_url: str, timeout_seconds: float) -> None:
         """Raises UsageError for anything that is not an http or https URL."""
-        parts = urllib.parse.urlsplit(base_url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        host = _host(base_url)
+        if host is None:
             raise UsageError(f"--base-url {base_url!r}: give a URL such as http://127.0.0.1:8080/v1")
         self.base_url = base_url.rstrip("/")
         self.timeout_seconds = timeout_seconds
         # No proxy is asked for an address on this machine, whatever the environment says.
-        handlers = [urllib.request.ProxyHandler({})] if _is_loopback(parts.hostname) else []
+        handlers = [urllib.request.ProxyHandler({})] if _is_loopback(host) else []
         self._opener = urllib.request.build_opener(*handlers)
 
-    def models(self) -> list[str] | None:
-        """Return the names of the models it serves; None when it has no such list (HTTP 404 or 405)."""
+    def models(self) -> list[ServedModel] | None:
+        """Return the models it serves; None when it has no such list (HTTP 404 or 405)."""
         request = urllib.request.Request(f"{self.base_url}/models")
         try:
             document = self._json(request, min(MODELS_SECONDS, self.timeout_seconds))
-            return [str(entry["id"]) for entry in document["data"]]
+            return [ServedModel(str(entry["id"]), dict(entry)) for entry in document["data"]]
         except _NoSuchPath:
             return None
-        except (KeyError, TypeError) as error:
-            raise EndpointError(
-                f"{self.base_url}/models answers something that is no list of models"
-            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise EndpointError(f"{self.base_url}/models answers with no list of models") from error
 
-    def choose_model(self, name: str | None) -> str:
-        """Return ``name`` if it is served, or the only model when no name is given. Raises UsageError."""
+    def choose_model(self, name: str | None) -> ServedModel:
+        """Return the model called ``name``, or the only one when no name is given. Raises UsageError."""
         served = self.models()
         if served is None:
             if name is None:
                 raise UsageError(f"{self.base_url} does not list its models; name one with --model")
-            return name
-        known = ", ".join(served) or "none"
+            return ServedModel(name, None)
+        known = ", ".join(model.name for model in served) or "none"
         if name is None:
             if len(served) != 1:
                 raise UsageError(f"{self.base_url} serves {len(served)} models; choose with --model: {known}")
             return served[0]
-        if name not in served:
+        chosen = next((model for model in served if model.name == name), None)
+        if chosen is None:
             raise UsageError(f"{self.base_url} serves no model {name!r}; it serves: {known}")
-        return name
+        return chosen
 
     def chat(
         self, model: str, prompt: str, tools: Sequence[Mapping[str, Any]], max_tokens: int, seed: int
@@ -87,11 +95,7 @@ class Endpoint:
             body["tools"] = list(tools)
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.base_url}/chat/completions", data, headers)
-        document = self._json(request, self.timeout_seconds)
-        try:
-            return _reply(document)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise EndpointError(f"not a chat completion: {shown(json.dumps(document))}") from error
+        return parse_completion(self._json(request, self.timeout_seconds))
 
     def _json(self, request: urllib.request.Request, seconds: float) -> Any:
         deadline = time.monotonic() + seconds
@@ -105,10 +109,7 @@ class Endpoint:
                 raise EndpointError(f"HTTP status {error.code}: {_message(error)}") from error
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error, seconds) from error
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise EndpointError(f"not JSON: {shown(data[:100].decode('utf-8', 'replace'))}") from error
+        return parse_json(data)
 
     def _broken(self, error: Exception, seconds: float) -> EndpointError:
         reason = getattr(error, "reason", error)
@@ -123,6 +124,16 @@ class Endpoint:
 
 class _NoSuchPath(Exception):
     """The endpoint does not offer what was asked for."""
+
+
+def _host(url: str) -> str | None:
+    """The host of a usable http or https URL."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        # Asking for the port checks it.
+        return parts.hostname if parts.scheme in {"http", "https"} and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def _is_loopback(host: str) -> bool:
@@ -159,27 +170,3 @@ def _message(error: urllib.error.HTTPError) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         text = data.decode("utf-8", "replace") or error.reason
     return " ".join(text.split())[:200]
-
-
-def _reply(document: Any) -> Reply:
-    choice = document["choices"][0]
-    message = choice["message"]
-    text = message.get("content")
-    if not isinstance(text, str | None):
-        raise TypeError("content")
-    calls = tuple(_tool_call(call["function"]) for call in message.get("tool_calls") or ())
-    reason, usage = choice.get("finish_reason"), document.get("usage") or {}
-    n_prompt, n_completion = (_count(usage, f"{what}_tokens") for what in ("prompt", "completion"))
-    return Reply(text or "", calls, None if reason is None else str(reason), n_prompt, n_completion)
-
-
-def _count(usage: Any, key: str) -> int | None:
-    """A count the endpoint reports, if it does."""
-    found = usage.get(key) if isinstance(usage, dict) else None
-    return found if isinstance(found, int) else None
-
-
-def _tool_call(function: Any) -> ToolCall:
-    """A call; some endpoints send the arguments as an object instead of its text."""
-    arguments = function["arguments"]
-    return ToolCall(str(function["name"]), arguments if isinstance(arguments, str) else json.dumps(arguments))

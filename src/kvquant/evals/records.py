@@ -37,8 +37,10 @@ class CountedTest:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What was asked of what, where and by which version. started: UTC, ISO 8601. git_commit: kvquant's own,
-    None outside a clone. machine: `kvquant.evals.machine.Machine` as JSON.
+    """What was asked of what, where and by which version.
+
+    model_report: what the endpoint's list says about the model. started: UTC, ISO 8601. git_commit: kvquant's
+    own, None outside a clone. machine: `kvquant.evals.machine.Machine` as JSON.
     """
 
     suite: str
@@ -46,6 +48,7 @@ class RunInfo:
     seed: int
     n: int
     model: str
+    model_report: Mapping[str, Any] | None
     base_url: str
     tests: tuple[CountedTest, ...]
     argv: tuple[str, ...]

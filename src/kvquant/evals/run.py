@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from kvquant.errors import EndpointError
-from kvquant.evals.endpoint import Endpoint, EndpointTimeout, EndpointUnreachable
+from kvquant.evals.endpoint import Endpoint, EndpointTimeout, EndpointUnreachable, ServedModel
 from kvquant.evals.machine import read_machine
 from kvquant.evals.outcome import Graded, Outcome
 from kvquant.evals.records import CountedTest, RunInfo, RunLog, SampleRecord
@@ -23,7 +23,9 @@ ERRORS_IN_A_ROW = 5
 """So many failures of the endpoint one after the other end the run: it would only go on recording them."""
 
 
-def run_info(suite: Suite, n: int, seed: int, model: str, base_url: str, argv: Sequence[str]) -> RunInfo:
+def run_info(
+    suite: Suite, n: int, seed: int, model: ServedModel, base_url: str, argv: Sequence[str]
+) -> RunInfo:
     """Describe a run that starts now, on this machine."""
     root = checkout_root()
     return RunInfo(
@@ -31,7 +33,8 @@ def run_info(suite: Suite, n: int, seed: int, model: str, base_url: str, argv: S
         suite_digest=suite.digest,
         seed=seed,
         n=n,
-        model=model,
+        model=model.name,
+        model_report=model.report,
         base_url=base_url,
         tests=tuple(CountedTest(test.name, test.category, test.weight) for test in suite.tests),
         argv=tuple(argv),
