@@ -124,7 +124,7 @@ _SOLVERS: tuple[tuple[str, Callable[[re.Match[str]], str | Reply]], ...] = (
     (r"Which country has (.*) as its capital", lambda m: str(_row("countries", 1, m[1])[0])),
     (r"On which continent is (.*?):", lambda m: f"**{_row('countries', 0, m[1])[2]}**"),
     (r"Who designed the programming language (.*?)\?", lambda m: str(_row("languages", 0, m[1])[1])),
-    (r"released first, (.*) or (.*?)\?", _first_language),
+    (r"appeared first, (.*) or (.*?)\?", _first_language),
     (r"chemical symbol of (\w+)", lambda m: f"`{_row('elements', 2, m[1])[1]}`."),
     (r"element has the symbol (\w+)", lambda m: str(_row("elements", 1, m[1])[2]).title()),
     (r"atomic number of (\w+)", lambda m: str(_row("elements", 2, m[1])[0])),

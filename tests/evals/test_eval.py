@@ -266,7 +266,12 @@ def test_a_torn_last_line_is_repeated_and_a_damaged_one_is_named(suite: Path) ->
         assert len(server.prompts) == 9
         assert outcomes(suite) == [Outcome.RIGHT] * 8
         lines = path.read_bytes().splitlines(keepends=True)
-        for damage in (b"\0" * 30 + b"\n", b"[]\n", lines[3][:50] + b"\n"):
+        for damage in (
+            b"\0" * 30 + b"\n",
+            b"[]\n",
+            lines[3][:50] + b"\n",
+            lines[3].replace(b'"right"', b'"rihgt"'),
+        ):
             path.write_bytes(b"".join([*lines[:3], damage, *lines[4:]]))
             message = failure(run(server.url, suite), KVQuantError)
             assert "line 4 is damaged; remove that line" in message

@@ -105,7 +105,7 @@ def _ranked(run: Run) -> Ranked:
 def _quality(run: Run) -> float | None:
     by_test: dict[str, list[SampleRecord]] = {test.name: [] for test in run.info.tests}
     for sample in run.samples:
-        by_test[sample.test].append(sample)
+        by_test.setdefault(sample.test, []).append(sample)
     if not all(by_test.values()):
         return None
     return sum(test.weight * _rate(by_test[test.name]) for test in run.info.tests)

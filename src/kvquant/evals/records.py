@@ -217,8 +217,12 @@ def _run_info(document: dict[str, Any], path: Path) -> RunInfo:
 
 def _sample(document: dict[str, Any]) -> SampleRecord:
     calls = tuple((str(name), str(arguments)) for name, arguments in document.pop("tool_calls"))
-    outcome = Outcome(document.pop("outcome"))
-    return _built(SampleRecord, {**document, "outcome": outcome, "tool_calls": calls})
+    checked = {
+        "outcome": Outcome(document.pop("outcome")),
+        "tool_calls": calls,
+        "wall_seconds": float(document.pop("wall_seconds")),
+    }
+    return _built(SampleRecord, {**document, **checked})
 
 
 def _built(kind: type[_T], document: dict[str, Any]) -> _T:

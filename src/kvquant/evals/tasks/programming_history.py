@@ -24,7 +24,7 @@ def _generate(rng: random.Random, _: Parameters) -> Question:
             break
     earlier, later = sorted((first, second), key=lambda row: int(row[2]))
     prompt = (
-        f"Which programming language was released first, {first[0]} or {second[0]}? "
+        f"Which programming language appeared first, {first[0]} or {second[0]}? "
         "Answer with the name of that language only."
     )
     return Question(prompt, text_check(lambda answer: check_choice(answer, earlier[0], (later[0],))))
