@@ -1,7 +1,7 @@
 """Choose a KV-cache type per layer for llama.cpp, and know what it costs.
 
-The names below are the public API. They load on first use: importing the package touches no file and loads neither
-torch, matplotlib nor click.
+The names below are the public API. They load on first use: importing the package touches no file and loads
+neither torch, matplotlib nor click.
 """
 
 from __future__ import annotations
