@@ -38,8 +38,10 @@ def reference() -> str:
     """Return the whole page."""
     sections = []
     for name, command in commands("kvquant", kvquant):
+        # A user reaches a command through the group and so gets the group's settings, such as -h.
+        settings = {**kvquant.context_settings, **command.context_settings}
         context = click.Context(
-            command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH, **command.context_settings
+            command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH, **settings
         )
         sections.append(f"\n## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return HEAD + "".join(sections)
