@@ -30,7 +30,7 @@ from write_random_gguf import RandomModel, write_random_gguf
 CASES = (
     (RandomModel(arch="llama", n_layer=5, n_ff=128), "0-1:q8_0,2-:k=q4_0/v=q5_1"),
     (RandomModel(arch="qwen3", n_layer=4, head_dim=128, n_ff=128), "0:f16,1-:q4_0"),
-    (RandomModel(arch="gemma3", n_layer=7, window=64, n_ff=128), "kv0-2:q8_0,kv3-:iq4_nl"),
+    (RandomModel(arch="gemma3", n_layer=7, window=64, n_ff=128), "kv0-kv2:q8_0,kv3-:iq4_nl"),
     (RandomModel(arch="qwen35", n_layer=8, n_ff=128), "kv0:q8_0"),
 )
 PROMPT = "Permission is hereby granted, free of charge, to any person obtaining a copy of this software"
