@@ -23,8 +23,16 @@ import torch
 from kvquant.files import write_atomic
 from kvquant.reference.figures import read_log, response_figure, sensitivity_figure, training_figure
 from kvquant.reference.gguf_file import load_gguf
+from kvquant.reference.model import ReferenceModel
 from kvquant.reference.tables import page
-from kvquant.torch.curves import ablations, draw_material, layer_settings, measure, uniform_settings
+from kvquant.torch.curves import (
+    ablations,
+    draw_documents,
+    draw_prompts,
+    layer_settings,
+    measure,
+    uniform_settings,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "eval/reference-model"
@@ -40,47 +48,52 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
         "commit": commit or None,
         "model_sha256": hashlib.sha256(options.gguf.read_bytes()).hexdigest(),
         "torch": torch.__version__,
-        "seed": options.seed,
         "arguments": {
             key: value for key, value in vars(options).items() if isinstance(value, int | str | list)
         },
     }
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the record of one run over all settings."""
-    begun = time.monotonic()
-    model = load_gguf(options.gguf)
+def report(line: str) -> None:
+    """Tell how far the measuring is."""
+    print(f"{time.process_time():7.0f} s  {line}", file=sys.stderr, flush=True)
 
-    def report(line: str) -> None:
-        print(f"{time.monotonic() - begun:7.0f} s  {line}", file=sys.stderr, flush=True)
 
-    material = draw_material(
-        options.seed, options.pairs, options.n_tokens, options.prompts, options.documents
+def measure_uniform(options: argparse.Namespace, model: ReferenceModel) -> dict[str, Any]:
+    """Return the response to one type for all layers."""
+    prompts = draw_prompts(options.seed, options.pairs, options.n_tokens, options.prompts)
+    documents = draw_documents(options.seed, options.documents, options.document_tokens, max(options.pairs))
+    return {"results": measure(model, uniform_settings(), prompts, documents, report)}
+
+
+def measure_layers(options: argparse.Namespace, model: ReferenceModel) -> dict[str, Any]:
+    """Return the response to one layer's K or V in `layer_type`, and to leaving parts of a layer out."""
+    documents = draw_documents(
+        options.seed, options.layer_documents, options.document_tokens, max(options.pairs)
     )
-    uniform = measure(model, uniform_settings(), material, report)
-    few = draw_material(options.seed + 1, options.pairs[:1], options.n_tokens, 1, options.layer_documents)
-    layers = measure(model, layer_settings(model.config.n_layer, options.layer_type), few, report)
     return {
-        "provenance": provenance(options),
-        "n_tokens": options.n_tokens,
-        "layer_type": options.layer_type,
-        "uniform": uniform,
-        "layers": layers,
-        "ablations": list(ablations(model, few.documents)),
+        "type": options.layer_type,
+        "ablations": list(ablations(model, documents)),
+        "results": measure(
+            model, layer_settings(model.config.n_layer, options.layer_type), {}, documents, report
+        ),
     }
+
+
+PARTS = {"uniform": measure_uniform, "layers": measure_layers}
 
 
 def publish(record: dict[str, Any]) -> None:
     """Write the tables and figures of ``record``, and the figure of the training log."""
+    layers = record["layers"]
     write_atomic(FOLDER / "curves.md", page(record))
     FIGURES.mkdir(parents=True, exist_ok=True)
     rows = read_log((FOLDER / "log.jsonl").read_text())
     write_atomic(FIGURES / "reference-training.svg", training_figure(rows))
-    write_atomic(FIGURES / "reference-response.svg", response_figure(record["uniform"]))
+    write_atomic(FIGURES / "reference-response.svg", response_figure(record["uniform"]["results"]))
     write_atomic(
         FIGURES / "reference-layers.svg",
-        sensitivity_figure(record["layers"], record["ablations"], record["layer_type"]),
+        sensitivity_figure(layers["results"], layers["ablations"], layers["type"]),
     )
 
 
@@ -91,7 +104,9 @@ def main() -> None:
     )
     parser.add_argument("--gguf", type=Path, default=FOLDER / "kvquant-reference-f16.gguf")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--n-tokens", type=int, default=1024, help="tokens of a prompt or document")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--n-tokens", type=int, default=1024, help="tokens of a recall prompt")
+    parser.add_argument("--document-tokens", type=int, default=1024, help="tokens of a document")
     parser.add_argument("--pairs", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--prompts", type=int, default=16, help="recall prompts per number of pairs")
     parser.add_argument("--documents", type=int, default=16, help="documents for perplexity and divergence")
@@ -104,9 +119,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     target = FOLDER / "curves.json"
-    if not options.only_publish:
-        write_atomic(target, json.dumps(measured(options), indent=1) + "\n")
-    publish(json.loads(target.read_text()))
+    for part in [] if options.only_publish else options.parts:
+        measured = {"provenance": provenance(options), **PARTS[part](options, load_gguf(options.gguf))}
+        record = json.loads(target.read_text()) if target.exists() else {}
+        write_atomic(target, json.dumps({**record, part: measured}, indent=1) + "\n")
+    record = json.loads(target.read_text())
+    if set(record) == set(PARTS):
+        publish(record)
 
 
 if __name__ == "__main__":

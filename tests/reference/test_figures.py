@@ -55,19 +55,14 @@ def test_the_page_has_a_row_for_every_setting_and_layer():
     settings = [
         {**result(name), "perplexity": 2.0, "answer_perplexity": 1.5, "same_top": 0.75} for name in "ab"
     ]
-    text = page(
-        {
-            "provenance": {
-                "commit": "c0ffee", "model_sha256": "beef", "torch": "2", "seed": 1,
-                "arguments": {"documents": 16, "layer_documents": 8},
-            },
-            "n_tokens": 1024,
-            "layer_type": "q4_0",
-            "uniform": settings,
-            "layers": [result(f"{side}{layer}") for layer in range(2) for side in "kv"],
-            "ablations": [{"layer": n, "without_attention": 0.1, "without_layer": 0.2} for n in range(2)],
-        }
-    )  # fmt: skip
+    source = {"commit": "c0ffee", "model_sha256": "beef", "torch": "2", "arguments": {"pairs": [32]}}
+    layers = {
+        "provenance": source,
+        "type": "q4_0",
+        "results": [result(f"{side}{layer}") for layer in range(2) for side in "kv"],
+        "ablations": [{"layer": n, "without_attention": 0.1, "without_layer": 0.2} for n in range(2)],
+    }
+    text = page({"uniform": {"provenance": source, "results": settings}, "layers": layers})
     assert (
         "| a | 93.8 % (80.0–98.0) | 2.000 | 1.500 | 0.01000 ± 0.00100 | 0.02000 ± 0.00100 | 75.00 % |" in text
     )

@@ -12,7 +12,8 @@ from kvquant.torch.curves import (  # noqa: E402
     BASELINE,
     Setting,
     ablations,
-    draw_material,
+    draw_documents,
+    draw_prompts,
     layer_settings,
     measure,
     uniform_settings,
@@ -20,15 +21,17 @@ from kvquant.torch.curves import (  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def material():
-    return draw_material(seed=1, pairs=[4, 8], n_tokens=32, n_prompts=2, n_documents=3)
+def documents():
+    return draw_documents(seed=1, n_documents=3, n_tokens=32, most_pairs=8)
 
 
 @pytest.fixture(scope="module")
-def results(tiny_model, material):
+def results(tiny_model, documents):
     told: list[str] = []
     settings = [Setting(BASELINE, "*:f16"), Setting("exact", "*:f32"), Setting("coarse", "*:q4_0")]
-    found = measure(tiny_model, settings, material, told.append)
+    found = measure(
+        tiny_model, settings, draw_prompts(1, [4, 8], n_tokens=32, n_prompts=2), documents, told.append
+    )
     assert len(told) == len(settings)
     return {result["name"]: result for result in found}
 
@@ -48,9 +51,9 @@ def test_recall_counts_every_pair_asked(results):
         assert cell["low"] <= cell["n_right"] / cell["n"] <= cell["high"]
 
 
-def test_perplexities_are_those_of_the_text(tiny_model, material, results):
+def test_perplexities_are_those_of_the_text(tiny_model, documents, results):
     losses = []
-    for reading in material.documents:
+    for reading in documents:
         with torch.inference_mode():
             logits = tiny_model(reading.tokens[None, :-1])[0]
         losses.append(torch.nn.functional.cross_entropy(logits, reading.tokens[1:], reduction="none"))
@@ -65,9 +68,9 @@ def test_every_setting_has_a_name_of_its_own():
     assert "q4_0 unrotated" in names
 
 
-def test_leaving_out_a_layer_matters_and_is_undone(tiny_model, material):
+def test_leaving_out_a_layer_matters_and_is_undone(tiny_model, documents):
     before = {name: values.clone() for name, values in tiny_model.state_dict().items()}
-    rows = list(ablations(tiny_model, material.documents))
+    rows = list(ablations(tiny_model, documents))
     assert [row["layer"] for row in rows] == [0, 1]
     assert all(row["without_attention"] > 0 and row["without_layer"] > 0 for row in rows)
     assert all(torch.equal(values, before[name]) for name, values in tiny_model.state_dict().items())

@@ -55,37 +55,46 @@ def layer_table(layers: Sequence[Mapping[str, Any]], ablations: Sequence[Mapping
     return _table(["layer", "K quantized", "V quantized", "without attention", "without the layer"], rows)
 
 
+def _source(part: Mapping[str, Any]) -> str:
+    source = part["provenance"]
+    arguments = " ".join(f"{name}={value}" for name, value in sorted(source["arguments"].items()))
+    return (
+        f"Model SHA-256 `{source['model_sha256']}`, commit `{source['commit']}`, torch {source['torch']}, "
+        f"arguments `{arguments}`."
+    )
+
+
 def page(record: Mapping[str, Any]) -> str:
     """Return the whole page of a record of `tools/measure_reference_model.py`."""
-    source = record["provenance"]
-    asked = source["arguments"]
-    first = record["uniform"][0]
-    n_asked = {n: cell["n"] for n, cell in first["recall"].items()}
+    uniform, layers = record["uniform"], record["layers"]
+    asked = ", ".join(
+        f"{cell['n']} questions at {n} pairs" for n, cell in uniform["results"][0]["recall"].items()
+    )
     return "\n".join(
         [
             "# Response of the reference model to its KV cache",
             "",
             "Written by `tools/measure_reference_model.py` from `curves.json`; edit neither by hand.",
-            "",
-            f"Model SHA-256 `{source['model_sha256']}`, commit `{source['commit']}`, "
-            f"torch {source['torch']}, seed {source['seed']}. Test split, {record['n_tokens']} tokens each; "
-            "recall over "
-            + ", ".join(f"{n} questions at {pairs} pairs" for pairs, n in n_asked.items())
-            + f"; everything else over {asked['documents']} documents. KL in nats per token. Intervals are "
-            "95 % Wilson intervals over questions; ± is the standard error over documents.",
+            "All on the test split. KL in nats per token. Brackets are 95 % Wilson intervals over questions,",
+            "± is the standard error over documents.",
             "",
             "## Uniform caches",
             "",
-            "`unrotated` is LLAMA_ATTN_ROT_DISABLE; `tq_mse_*` are TurboQuant without its residual stage.",
+            f"Recall over {asked}. `unrotated` is LLAMA_ATTN_ROT_DISABLE; `tq_mse_*` are TurboQuant without",
+            "its residual stage.",
             "",
-            response_table(record["uniform"]),
+            response_table(uniform["results"]),
+            "",
+            _source(uniform),
             "",
             "## One layer at a time",
             "",
-            f"KL from an f16 cache over {asked['layer_documents']} documents, with K or V of one layer in "
-            f"{record['layer_type']} and all else f16, and with a layer's attention, or all of it, left out.",
+            f"KL from an f16 cache with K or V of one layer in {layers['type']} and all else f16; KL from",
+            "the whole model with a layer's attention, or all of it, left out.",
             "",
-            layer_table(record["layers"], record["ablations"]),
+            layer_table(layers["results"], layers["ablations"]),
+            "",
+            _source(layers),
             "",
         ]
     )

@@ -69,23 +69,17 @@ def layer_settings(n_layer: int, type_name: str) -> tuple[Setting, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Material:
-    """What every setting reads: recall prompts by number of pairs, documents for the rest."""
+def draw_prompts(
+    seed: int, pairs: Sequence[int], n_tokens: int, n_prompts: int
+) -> dict[int, Sequence[Reading]]:
+    """Return, for each number of pairs, ``n_prompts`` recall prompts of the test split that ask them all."""
+    return {n: recall_readings(seed, Split.TEST, n, n_tokens, n_prompts) for n in pairs}
 
-    prompts: Mapping[int, Sequence[Reading]]
-    documents: Sequence[Reading]
 
-
-def draw_material(
-    seed: int, pairs: Sequence[int], n_tokens: int, n_prompts: int, n_documents: int
-) -> Material:
-    """Return test material: for each count in ``pairs``, ``n_prompts`` prompts of ``n_tokens`` tokens."""
-    size = Size(n_tokens, most_pairs=max(pairs))
-    return Material(
-        {n: recall_readings(seed, Split.TEST, n, n_tokens, n_prompts) for n in pairs},
-        [read(document) for document in held_out_documents(seed, Split.TEST, n_documents, size)],
-    )
+def draw_documents(seed: int, n_documents: int, n_tokens: int, most_pairs: int) -> list[Reading]:
+    """Return ``n_documents`` documents of the test split, the tasks in turn."""
+    documents = held_out_documents(seed, Split.TEST, n_documents, Size(n_tokens, most_pairs))
+    return [read(document) for document in documents]
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,8 @@ def _divergence(baseline: Tensor, other: Tensor) -> Tensor:
 def measure(
     model: ReferenceModel,
     settings: Sequence[Setting],
-    material: Material,
+    prompts: Mapping[int, Sequence[Reading]],
+    documents: Sequence[Reading],
     report: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Return one JSON object per setting.
@@ -129,13 +124,13 @@ def measure(
     is done.
     """
     baseline = Setting(BASELINE, f"*:{BASELINE}").writer(model)
-    reference = [log_probabilities(model, reading, baseline) for reading in material.documents]
+    reference = [log_probabilities(model, reading, baseline) for reading in documents]
     results = []
     for setting in settings:
         write = setting.writer(model)
         result: dict[str, Any] = {"name": setting.name, "policy": setting.policy, "rotate": setting.rotate}
-        result["recall"] = {str(n): _recall(model, write, prompts) for n, prompts in material.prompts.items()}
-        result |= _documents(model, write, material.documents, reference)
+        result["recall"] = {str(n): _recall(model, write, readings) for n, readings in prompts.items()}
+        result |= _documents(model, write, documents, reference)
         report(f"{setting.name}: {result['recall']} KL {result['divergence']['mean']:.5f}")
         results.append(result)
     return results
