@@ -1,10 +1,14 @@
-"""Hypothesis profiles: one seeded for CI and everyday runs, one that explores."""
+"""Hypothesis profiles (one seeded for CI and everyday runs, one that explores), and one thread a worker."""
 
 from __future__ import annotations
 
 import os
 
 from hypothesis import HealthCheck, settings
+
+# The suite's own workers take the cores: thread pools inside them, of Torch or BLAS, would wait for each other.
+# Both read this when they are first imported, which is after this file.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile(
     "seeded", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
