@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# The suite's own workers take the cores: thread pools inside them, of Torch or BLAS, would wait for each other.
+# The suite's own workers take the cores: pools of threads inside them, Torch's or BLAS's, would only wait.
 # Both read this when they are first imported, which is after this file.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
