@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kvquant.errors import KVQuantError
+from kvquant.errors import KVQuantError, LlamaError
 from kvquant.files import write_atomic
 from kvquant.llama.build import Build, BuildRequest, build
 from kvquant.llama.cache import cache_folder
@@ -30,7 +30,7 @@ from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import Plan
 from kvquant.llama.patching.recipe import Series, checkout_patches, load_series
 from kvquant.llama.patching.transaction import apply_series, plan_tree, revert_series
-from kvquant.llama.pin import Pin, Sdist, load_pin
+from kvquant.llama.pin import Sdist, load_pin
 from kvquant.llama.tree import digest_tree, source_files
 
 PROGRAMS = ("llama-server", "llama-bench")
@@ -61,11 +61,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def prove_tree(pin: Pin, sdist: Sdist, series: Series, archives: Path | None, jobs: int) -> Row:
-    """Take one tree through everything. Raises KVQuantError when something other than an edit fails."""
-    say(f"== {sdist.name} {sdist.version}, commit {sdist.commit[:12]}")
-    archive = archives / sdist.filename if archives and not default_dest(sdist.commit).exists() else None
-    tree = fetch_tree(pin, version=sdist.version, archive=archive, say=say)
+def prove_patches(series: Series, sdist: Sdist, tree: Path) -> Row:
+    """What takes seconds: whether every edit fits, and what git, apply and revert make of the series."""
     plan = plan_tree(series, tree)
     status = Counter(outcome.status for outcome in plan.outcomes)
     row = Row(
@@ -80,20 +77,26 @@ def prove_tree(pin: Pin, sdist: Sdist, series: Series, archives: Path | None, jo
     if plan.failures:
         return row
     git_applies, same, reverts = prove_diffs(series, plan, tree)
+    return replace(row, git_applies=git_applies, same_as_apply=same, reverts=reverts)
+
+
+def prove_build(series: Series, row: Row, version: str, tree: Path, jobs: int) -> Row:
+    """What takes minutes: whether the patched tree compiles, and what its programs say."""
     work = cache_folder() / "llama.cpp" / "matrix"
-    copy = work / f"tree-{sdist.version}"
+    copy = work / f"tree-{version}"
     shutil.rmtree(copy, ignore_errors=True)
     copy_sources(tree, copy)
     apply_series(series, copy)
     programs = (*PROGRAMS, *series.programs)
-    done = build(
-        BuildRequest(copy, "native", programs, UNOPTIMIZED, work / f"build-{sdist.version}", jobs), say
-    )
+    try:
+        done = build(
+            BuildRequest(copy, "native", programs, UNOPTIMIZED, work / f"build-{version}", jobs), say
+        )
+    except LlamaError as error:
+        say(str(error))
+        return row
     return replace(
         row,
-        git_applies=git_applies,
-        same_as_apply=same,
-        reverts=reverts,
         built=done.info.programs,
         kv_layers=done.info.features.kv_layers,
         vectors_hold=run_vectors(done),
@@ -137,6 +140,31 @@ def run_vectors(done: Build) -> bool:
     return subprocess.run([program, vectors], check=False, timeout=60).returncode == 0
 
 
+def prove(archives: Path | None, jobs: int, out: Path) -> list[Row]:
+    """All trees; the record is written after every step, so that a run cut short leaves what it proved.
+
+    Raises KVQuantError when a tree cannot be fetched or the record cannot be written.
+    """
+    pin, series = load_pin(checkout_patches()), load_series(checkout_patches())
+    trees, rows = [], []
+
+    def write() -> None:
+        head = {"schema_version": 1, "series_digest": series.digest, "cmake_args": UNOPTIMIZED}
+        write_atomic(out, json.dumps({**head, "trees": [asdict(row) for row in rows]}, indent=1) + "\n")
+
+    for sdist in pin.sdists:
+        archive = archives / sdist.filename if archives and not default_dest(sdist.commit).exists() else None
+        trees.append(fetch_tree(pin, version=sdist.version, archive=archive, say=say))
+        rows.append(prove_patches(series, sdist, trees[-1]))
+    write()
+    # The oldest first: where something is wrong, it is likeliest there.
+    for number, (sdist, tree) in reversed(list(enumerate(zip(pin.sdists, trees, strict=True)))):
+        if rows[number].same_as_apply:
+            rows[number] = prove_build(series, rows[number], sdist.version, tree, jobs)
+            write()
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,15 +174,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
     arguments = parser.parse_args()
     try:
-        pin, series = load_pin(checkout_patches()), load_series(checkout_patches())
-        rows = [prove_tree(pin, sdist, series, arguments.archives, arguments.jobs) for sdist in pin.sdists]
-        record = {
-            "schema_version": 1,
-            "series_digest": series.digest,
-            "cmake_args": UNOPTIMIZED,
-            "trees": [asdict(row) for row in rows],
-        }
-        write_atomic(arguments.out, json.dumps(record, indent=1) + "\n")
+        rows = prove(arguments.archives, arguments.jobs, arguments.out)
     except KVQuantError as error:
         say(f"patch_matrix.py: error: {error}")
         return error.exit_code
