@@ -146,7 +146,8 @@ def prove(archives: Path | None, jobs: int, out: Path) -> list[Row]:
     Raises KVQuantError when a tree cannot be fetched or the record cannot be written.
     """
     pin, series = load_pin(checkout_patches()), load_series(checkout_patches())
-    trees, rows = [], []
+    trees: list[Path] = []
+    rows: list[Row] = []
 
     def write() -> None:
         head = {"schema_version": 1, "series_digest": series.digest, "cmake_args": UNOPTIMIZED}
