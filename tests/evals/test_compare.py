@@ -217,6 +217,9 @@ def test_compare_command(folders: list[str]) -> None:
         ("total", 20, "broken"),
     ]
     assert document["rules"]["alpha"] == 0.05
+    assert [entry["rate"] for entry in document["summary"]] == [1.0, 1.0, 1.0]
+    assert document["comparisons"][0]["summary"][0]["rate"] == 1 / 3
+    assert "19.2% to 51.2%" in text
     assert "against the baseline" not in invoke("compare", folders[0]).stdout
 
 

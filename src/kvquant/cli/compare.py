@@ -11,7 +11,7 @@ import click
 from kvquant.cli.eval import table
 from kvquant.cli.options import json_option
 from kvquant.evals.compare import Comparison, Paired, compare
-from kvquant.evals.records import read_run
+from kvquant.evals.records import Run, read_run
 from kvquant.evals.statistics import Interval
 from kvquant.evals.suite import Rules, load_suite
 from kvquant.evals.summary import summarise
@@ -37,7 +37,7 @@ def compare_runs(runs: tuple[Path, ...], suite: str | None, as_json: bool) -> No
     rules = load_suite(suite or baseline.info.suite).rules
     found = compare(baseline, others, rules) if others else []
     if as_json:
-        click.echo(json.dumps(_document(baseline.folder, found, rules), indent=1))
+        click.echo(json.dumps(_document(baseline, found, rules), indent=1))
         return
     click.echo(f"baseline {baseline.folder}: {baseline.info.model}, suite {baseline.info.suite}")
     click.echo(table(summarise(baseline)))
@@ -46,25 +46,33 @@ def compare_runs(runs: tuple[Path, ...], suite: str | None, as_json: bool) -> No
         click.echo(_text(comparison, rules))
 
 
-def _document(baseline: Path, found: list[Comparison], rules: Rules) -> dict[str, object]:
+def _document(baseline: Run, found: list[Comparison], rules: Rules) -> dict[str, object]:
     comparisons = [
         {
             "run": str(comparison.run.folder),
             "n_unpaired": comparison.n_unpaired,
+            "summary": _summary(comparison.run),
             "rows": [row.document() for row in comparison.rows],
         }
         for comparison in found
     ]
-    summary = [entry.document() for entry in summarise(read_run(baseline))]
-    document = {"baseline": str(baseline), "rules": asdict(rules), "summary": summary}
-    return {**document, "comparisons": comparisons}
+    return {
+        "baseline": str(baseline.folder),
+        "rules": asdict(rules),
+        "summary": _summary(baseline),
+        "comparisons": comparisons,
+    }
+
+
+def _summary(run: Run) -> list[dict[str, object]]:
+    return [entry.document() for entry in summarise(run)]
 
 
 def _text(comparison: Comparison, rules: Rules) -> str:
     run = comparison.run
-    lines = [f"{run.folder}: {run.info.model}, against the baseline"]
+    lines = [f"{run.folder}: {run.info.model}", table(summarise(run)), "against the baseline"]
     if comparison.n_unpaired:
-        lines[0] += f"; left out, as only one of the two has them: {comparison.n_unpaired} samples"
+        lines[-1] += f"; left out, as only one of the two has them: {comparison.n_unpaired} samples"
     lines.append(
         f"{'category':<16} {'n':>5} {'lost':>5} {'gained':>6} {'change':>7}  {'95 % interval':<17} "
         f"{'p (Holm)':>8} {'finds':>6}  verdict"
