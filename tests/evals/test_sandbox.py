@@ -30,6 +30,17 @@ def test_values_come_back() -> None:
     ) == Called(([1, "a", True], [None, 2.5, True]))
 
 
+def test_common_modules_can_be_imported() -> None:
+    code = """from __future__ import annotations
+import bisect, collections, copy, datetime, functools, itertools
+import math, operator, random, re, string, unicodedata
+from dataclasses import dataclass
+from typing import List
+def f(values: List[int]) -> List[int]:
+    return copy.copy(values)"""
+    assert call_function(code, "f", [[[1]]]).values == ([1],)
+
+
 @pytest.mark.parametrize(
     "code", ["def f(x) return x", "g = 1", "raise SystemExit(0)", "import no_such", "1/0", ""]
 )

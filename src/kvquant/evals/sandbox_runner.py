@@ -11,10 +11,14 @@ so that careless code fails at once and with a name.
 """
 
 # These are loaded before the limits, because the code may import them and the files may then be out of reach.
+import __future__  # noqa: F401
+
 import bisect  # noqa: F401
 import collections  # noqa: F401
 import contextlib
+import copy  # noqa: F401
 import ctypes
+import dataclasses  # noqa: F401
 import datetime  # noqa: F401
 import functools  # noqa: F401
 import io
@@ -23,6 +27,7 @@ import json
 import math  # noqa: F401
 import operator  # noqa: F401
 import os
+import random  # noqa: F401
 import re  # noqa: F401
 import resource
 import signal
