@@ -100,14 +100,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER / "llama_cpp.json")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--questions", type=int, default=20, help="chat questions of each kind")
+    parser.add_argument("--threads", type=int, default=1, help="more only slow it down on a busy machine")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--n-tokens", type=int, default=900, help="tokens of the facts of a chat question")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     model = load_gguf(options.gguf)
     texts = [document.text for document in held_out_documents(options.seed, Split.TEST, 32, Size(200, 32))]
     texts += ["", "\n", "été \U0001f600 \\n\x01", " babo=1000->kobu"]
-    with LlamaServer(options.programs, ServerOptions(model=options.gguf, n_ctx=4096, n_threads=2)) as server:
+    with LlamaServer(
+        options.programs, ServerOptions(model=options.gguf, n_ctx=4096, n_threads=options.threads)
+    ) as server:
         record = {
             "model_sha256": hashlib.sha256(options.gguf.read_bytes()).hexdigest(),
             "build": server.get("/props").get("build_info"),
