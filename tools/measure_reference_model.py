@@ -49,7 +49,9 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
         "model_sha256": hashlib.sha256(options.gguf.read_bytes()).hexdigest(),
         "torch": torch.__version__,
         "arguments": {
-            key: value for key, value in vars(options).items() if isinstance(value, int | str | list)
+            key: value
+            for key, value in vars(options).items()
+            if key not in ("gguf", "only_publish") and value is not None
         },
     }
 

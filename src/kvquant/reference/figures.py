@@ -100,15 +100,11 @@ def sensitivity_figure(
     """Return the divergence when one K or V alone is kept in ``type_name``, and when a layer is left out."""
     figure, (left, right) = _figure(2)
     n_layer = len(ablations)
-    for side, offset in (("k", -0.2), ("v", 0.2)):
-        chosen = {result["name"]: result["divergence"]["mean"] for result in layers}
-        left.bar(
-            [layer + offset for layer in range(n_layer)],
-            [chosen[f"{side}{layer}"] for layer in range(n_layer)],
-            width=0.4,
-            label=side.upper(),
-        )
-    left.set(xlabel="layer", ylabel=f"KL, one side in {type_name} (nats per token)")
+    divergence = {result["name"]: result["divergence"]["mean"] for result in layers}
+    for side in ("k", "v"):
+        values = [divergence[f"{side}{layer}"] for layer in range(n_layer)]
+        left.plot(values, marker="o", markersize=3, linestyle="none", label=side.upper())
+    left.set(xlabel="layer", ylabel=f"KL, one side in {type_name} (nats per token)", yscale="log")
     left.legend(fontsize=7)
     for part in ("attention", "layer"):
         right.plot(
