@@ -10,6 +10,7 @@ import pytest
 
 from kvquant.cli import main as cli
 from kvquant.errors import CheckFailed, KVQuantError, UsageError
+from write_cli_reference import commands, help_text
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,34 +23,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def commands() -> list[tuple[str, click.Command]]:
-    """Return every command and sub-command with its full name."""
-    found: list[tuple[str, click.Command]] = []
-    group = cli.kvquant
-    context = click.Context(group)
-    queue = [(name, group.get_command(context, name)) for name in group.list_commands(context)]
-    while queue:
-        name, command = queue.pop(0)
-        assert command is not None, name
-        found.append((name, command))
-        if isinstance(command, click.Group):
-            queue += [
-                (f"{name} {child}", command.get_command(context, child))
-                for child in command.list_commands(context)
-            ]
-    return found
-
-
 @pytest.mark.parametrize(
-    ("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "command"),
+    list(commands("kvquant", cli.kvquant)),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_command_has_help_with_an_example(name: str, command: click.Command) -> None:
-    text = command.get_help(click.Context(command, info_name=f"kvquant {name}"))
-    assert "Example" in text, f"kvquant {name} --help shows no example"
-    assert f"kvquant {name.split()[0]}" in text.partition("Example")[2]
+    text = help_text(name, command)
+    assert "Example" in text, f"{name} --help shows no example"
+    assert name in text.partition("Example")[2]
     for parameter in command.params:
         if isinstance(parameter, click.Option):
-            assert parameter.help, f"kvquant {name} {parameter.opts} has no help"
+            assert parameter.help, f"{name} {parameter.opts} has no help"
 
 
 def test_version_and_help() -> None:

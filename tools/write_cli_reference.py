@@ -34,16 +34,21 @@ def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Com
             yield from commands(f"{name} {child_name}", child)
 
 
+def help_text(name: str, command: click.Command) -> str:
+    """Return a command's help as the user sees it: reached through the group, with the group's -h."""
+    settings = {**kvquant.context_settings, **command.context_settings}
+    context = click.Context(
+        command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH, **settings
+    )
+    return command.get_help(context).rstrip()
+
+
 def reference() -> str:
     """Return the whole page."""
-    sections = []
-    for name, command in commands("kvquant", kvquant):
-        # A user reaches a command through the group and so gets the group's settings, such as -h.
-        settings = {**kvquant.context_settings, **command.context_settings}
-        context = click.Context(
-            command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH, **settings
-        )
-        sections.append(f"\n## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    sections = (
+        f"\n## {name}\n\n```text\n{help_text(name, command)}\n```\n"
+        for name, command in commands("kvquant", kvquant)
+    )
     return HEAD + "".join(sections)
 
 
