@@ -38,8 +38,8 @@ TOLERANCE = 0.02
 """Largest difference allowed, in nats, between log-probabilities of tokens more likely than LIKELY.
 
 Weights are the same float16 numbers on both sides and both keep K and V in float16. llama.cpp's CPU kernels
-also round the other factor of a product with a float16 matrix to float16, which Torch here does not: 11 bits of
-mantissa through 32 layers. The rest is the order of summation.
+also round the other factor of a product with a float16 matrix to float16, which Torch here does not: 11 bits
+of mantissa through 32 layers. The rest is the order of summation.
 """
 
 

@@ -222,6 +222,17 @@ def test_a_trained_model_can_be_trained_further(tmp_path, tiny_model):
     assert 0 < max(moved) < 0.5
 
 
+def test_steps_leave_out_the_layers_they_are_told_to():
+    stage = replace(STAGE, n_layer=8, skip=0.5)
+    seen = [stage.skipped((1, step)) for step in range(200)]
+    assert stage.skipped((1, 0)) == seen[0]
+    assert {layer for layers in seen for layer in layers} == set(range(8))
+    assert 3.5 < sum(map(len, seen)) / len(seen) < 4.5
+    only = replace(stage, skip_layers=[2, 5])
+    assert {layer for step in range(50) for layer in only.skipped((1, step))} == {2, 5}
+    assert replace(stage, skip=0.0).skipped((1, 0)) == []
+
+
 def test_another_seed_does_not_take_up_a_run(tmp_path):
     train(PLAN, 1, tmp_path, should_stop=lambda: True)
     with pytest.raises(UsageError, match="seed 1, not 2"):

@@ -38,11 +38,12 @@ class Stage:
     """One lesson.
 
     n_layer: layers of the network from here on. copies: how many of them each layer of the stage before
-    becomes, when there are more now. n_tokens, most_pairs, n_words: see `tasks.Size`.
-    n_rows: documents a step. n_steps: steps at most. until: end early when this share of the answer tokens is
-    right (running mean over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with
-    `decay` they fall to zero over the stage. skip: share of the layers that a step leaves out at random
-    (stochastic depth), so that no layer can do a job alone. tasks: task name to share of the documents.
+    becomes, when there are more now. n_tokens, most_pairs, n_words: see `tasks.Size`. n_rows: documents a
+    step. n_steps: steps at most. until: end early when this share of the answer tokens is right (running mean
+    over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with `decay` they fall to
+    zero over the stage. skip: share of the layers that a step leaves out at random (stochastic depth), so
+    that no layer can do a job alone; only among skip_layers when there are any. tasks: task name to share of
+    the documents.
     """
 
     name: str
@@ -60,10 +61,17 @@ class Stage:
     n_warmup: int = 50
     decay: bool = False
     skip: float = 0.0
+    skip_layers: Sequence[int] = ()
 
     def size(self) -> Size:
         """Return what the stage's documents are like."""
         return Size(self.n_tokens, self.most_pairs, self.n_words)
+
+    def skipped(self, seed: tuple[int, ...]) -> list[int]:
+        """Return the layers that the step of ``seed`` leaves out."""
+        candidates = self.skip_layers or range(self.n_layer)
+        left_out = np.random.default_rng(seed).random(len(candidates)) < self.skip
+        return [layer for layer, out in zip(candidates, left_out, strict=True) if out]
 
     def rate(self, step: int) -> float:
         """Return the share of the learning rates that ``step`` (from 0) uses."""
@@ -217,8 +225,8 @@ def train(
         batch = draw_batch(
             (seed, state.stage, state.step), Split.TRAIN, stage.tasks, stage.n_rows, stage.size()
         )
-        skipped = np.random.default_rng((seed, state.stage, state.step, 1)).random(stage.n_layer) < stage.skip
-        loss = batch_loss(state.model, batch, plan.other_weight, np.flatnonzero(skipped).tolist())
+        skipped = stage.skipped((seed, state.stage, state.step, 1))
+        loss = batch_loss(state.model, batch, plan.other_weight, skipped)
         torch.autograd.backward(loss.value)
         rate = stage.rate(state.step)
         state.optimizer.step(stage.matrix_rate * rate, stage.vector_rate * rate)
