@@ -228,8 +228,6 @@ def test_steps_leave_out_the_layers_they_are_told_to():
     assert stage.skipped((1, 0)) == seen[0]
     assert {layer for layers in seen for layer in layers} == set(range(8))
     assert 3.5 < sum(map(len, seen)) / len(seen) < 4.5
-    only = replace(stage, skip_layers=[2, 5])
-    assert {layer for step in range(50) for layer in only.skipped((1, step))} == {2, 5}
     assert replace(stage, skip=0.0).skipped((1, 0)) == []
 
 

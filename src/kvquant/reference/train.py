@@ -42,8 +42,7 @@ class Stage:
     step. n_steps: steps at most. until: end early when this share of the answer tokens is right (running mean
     over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with `decay` they fall to
     zero over the stage. skip: share of the layers that a step leaves out at random (stochastic depth), so
-    that no layer can do a job alone; only among skip_layers when there are any. tasks: task name to share of
-    the documents.
+    that no layer can do a job alone. tasks: task name to share of the documents.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Stage:
     n_warmup: int = 50
     decay: bool = False
     skip: float = 0.0
-    skip_layers: Sequence[int] = ()
 
     def size(self) -> Size:
         """Return what the stage's documents are like."""
@@ -69,9 +67,8 @@ class Stage:
 
     def skipped(self, seed: tuple[int, ...]) -> list[int]:
         """Return the layers that the step of ``seed`` leaves out."""
-        candidates = self.skip_layers or range(self.n_layer)
-        left_out = np.random.default_rng(seed).random(len(candidates)) < self.skip
-        return [layer for layer, out in zip(candidates, left_out, strict=True) if out]
+        left_out = np.random.default_rng(seed).random(self.n_layer) < self.skip
+        return [int(layer) for layer in np.flatnonzero(left_out)]
 
     def rate(self, step: int) -> float:
         """Return the share of the learning rates that ``step`` (from 0) uses."""
