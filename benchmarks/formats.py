@@ -17,15 +17,11 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 
 import argparse
 import json
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +29,14 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import kvquant  # noqa: E402
 from kvquant.files import write_atomic  # noqa: E402
 from kvquant.formats.ggml import COMMIT  # noqa: E402
 from libggml import LibGGML, find_library  # noqa: E402
+from provenance import provenance  # noqa: E402
 
 FORMATS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "f16", "bf16")
 WIDTH = 128
@@ -93,33 +90,6 @@ def peak_extra_mib(x: npt.NDArray[np.float32]) -> float:
     return round((after - before) / 1024 - packed.nbytes / 2**20, 1)
 
 
-def provenance(library: Path) -> dict[str, Any]:
-    """Return where, with what and from which sources the numbers come."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    build = library.parent / "build.json"
-    return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": ["benchmarks/formats.py", *sys.argv[1:]],
-        "commit": commit or None,
-        "llama_cpp_commit": COMMIT,
-        "libggml": json.loads(build.read_text()) if build.exists() else None,
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()},
-        "load_average_at_start": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("numpy", "gguf", "kvquant")}
-        | {"python": platform.python_version()},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -133,7 +103,10 @@ def main() -> None:
         sys.exit(
             'formats: error: no libggml; run tools/build_libggml.py --source "$(kvquant llama fetch)" first'
         )
-    record = provenance(library)
+    build = library.parent / "build.json"
+    record = provenance("benchmarks/formats.py", ("numpy", "gguf", "kvquant"))
+    record["llama_cpp_commit"] = COMMIT
+    record["libggml"] = json.loads(build.read_text()) if build.exists() else None
     x = np.random.default_rng(0).standard_normal((arguments.mib * 2**18 // WIDTH, WIDTH), np.float32)
     record["data"] = {"values": "N(0,1), float32, seed 0", "shape": list(x.shape), "rounds": arguments.rounds}
     record["temporary_mib_q8_0"] = peak_extra_mib(x)
