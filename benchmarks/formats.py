@@ -29,14 +29,13 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-import kvquant  # noqa: E402
-from kvquant.files import write_atomic  # noqa: E402
-from kvquant.formats.ggml import COMMIT  # noqa: E402
-from libggml import LibGGML, find_library  # noqa: E402
-from provenance import provenance  # noqa: E402
+import kvquant
+from kvquant.files import write_atomic
+from kvquant.formats.ggml import COMMIT
+from libggml import LibGGML, find_library
+from provenance import provenance
 
 FORMATS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "f16", "bf16")
 WIDTH = 128
