@@ -14,6 +14,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,15 @@ def token_agreement(server: LlamaServer, texts: list[str]) -> dict[str, int]:
 
 
 def logits_agreement(
-    server: LlamaServer, model: ReferenceModel, lengths: list[int], seed: int
+    server: LlamaServer, model: ReferenceModel, lengths: list[int], seed: int, cache_type: str = "f16"
 ) -> dict[str, Any]:
-    """Return how far the log-probabilities of the next token differ after prompts of ``lengths`` tokens."""
-    write = Setting("f16", "*:f16").writer(model)
-    largest, mean, same_top = [], [], 0
+    """Return how far the log-probabilities of the next token differ after prompts of ``lengths`` tokens.
+
+    ``cache_type`` is what the server keeps K and V in; `effect` is how far it moves Torch from an f16 cache.
+    """
+    write = Setting(cache_type, f"*:{cache_type}").writer(model)
+    exact = Setting("f16", "*:f16").writer(model)
+    largest, mean, effect, same_top = [], [], [], 0
     documents = held_out_documents(seed, Split.TEST, len(lengths), Size(max(lengths) + 1, 64))
     for document, n_tokens in zip(documents, lengths, strict=True):
         reading = read(document)
@@ -69,12 +74,15 @@ def logits_agreement(
         difference = np.abs(found - expected)[likely]
         largest.append(float(difference.max()))
         mean.append(float(difference.mean()))
+        unquantized = log_probabilities(model, reading, exact)[n_tokens - 1].numpy()
+        effect.append(float(np.abs(unquantized - expected)[likely].mean()))
         same_top += int(np.nanargmax(found) == expected.argmax())
     return {
         "prompts": len(lengths),
         "tokens_with_probability_above": LIKELY,
         "largest_difference": max(largest),
         "mean_difference": float(np.mean(mean)),
+        "effect": float(np.mean(effect)),
         "same_top": same_top,
     }
 
@@ -123,15 +131,20 @@ def main() -> int:
     model = load_gguf(options.gguf)
     texts = [document.text for document in held_out_documents(options.seed, Split.TEST, 32, Size(200, 32))]
     texts += ["", "\n", "été \U0001f600 \\n\x01", " babo=1000->kobu"]
-    with LlamaServer(
-        options.programs, ServerOptions(model=options.gguf, n_ctx=4096, n_threads=options.threads)
-    ) as server:
+    lengths = [1, 16, 64, 200, 400, 600, 800, 1000]
+    started = ServerOptions(model=options.gguf, n_ctx=4096, n_threads=options.threads)
+    quantized = {}
+    for name in ("q8_0", "q4_0"):
+        with LlamaServer(options.programs, replace(started, k_type=name, v_type=name)) as server:
+            quantized[name] = logits_agreement(server, model, lengths, options.seed, name)
+    with LlamaServer(options.programs, started) as server:
         record = {
             "model_sha256": hashlib.sha256(options.gguf.read_bytes()).hexdigest(),
             "build": server.get("/props").get("build_info"),
             "seed": options.seed,
             "tokens": token_agreement(server, texts),
-            "logits": logits_agreement(server, model, [1, 16, 64, 200, 400, 600, 800, 1000], options.seed),
+            "logits": logits_agreement(server, model, lengths, options.seed),
+            "quantized": quantized,
             "chat": {
                 "n_pairs": options.pairs,
                 "n_tokens": options.n_tokens,

@@ -90,8 +90,8 @@ def publish(record: dict[str, Any]) -> None:
     layers = record["layers"]
     write_atomic(FOLDER / "curves.md", page(record))
     FIGURES.mkdir(parents=True, exist_ok=True)
-    rows = read_log((FOLDER / "log.jsonl").read_text())
-    write_atomic(FIGURES / "reference-training.svg", training_figure(rows))
+    logs = [read_log((FOLDER / name).read_text()) for name in ("log.jsonl", "log-seed-2.jsonl")]
+    write_atomic(FIGURES / "reference-training.svg", training_figure(*logs))
     write_atomic(FIGURES / "reference-response.svg", response_figure(record["uniform"]["results"]))
     write_atomic(
         FIGURES / "reference-layers.svg",

@@ -29,7 +29,7 @@ def result(name: str) -> dict[str, object]:
 
 
 FIGURES = {
-    "training": lambda: training_figure(read_log(LOG)),
+    "training": lambda: training_figure(read_log(LOG), read_log(LOG)),
     "response": lambda: response_figure([result("f16"), result("q4_0")]),
     "layers": lambda: sensitivity_figure(
         [result(f"{side}{layer}") for layer in range(2) for side in "kv"],
@@ -38,7 +38,7 @@ FIGURES = {
     ),
 }
 SHOWN = {
-    "training": ["recall", "chat", "second (4)", "tokens read (million)"],
+    "training": ["another seed", "recall", "chat", "second (4)", "tokens read (million)"],
     "response": ["q4_0", "32 pairs", "answers"],
     "layers": ["K", "V", "layer", "without its attention"],
 }

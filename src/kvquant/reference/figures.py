@@ -43,11 +43,18 @@ def read_log(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def training_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return the loss and the share of right answer tokens by task, against tokens read."""
+def training_figure(rows: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]] = ()) -> bytes:
+    """Return the loss and the share of right answer tokens by task, against tokens read.
+
+    ``again`` is the log of another seed, whose loss is drawn beside the first one's.
+    """
     figure, (left, right) = _figure(2)
     millions = [row["n_tokens"] / 1e6 for row in rows]
-    left.plot(millions, [row["loss"] for row in rows], color="black")
+    left.plot(millions, [row["loss"] for row in rows], color="black", label="shipped")
+    if again:
+        read = [row["n_tokens"] / 1e6 for row in again]
+        left.plot(read, [row["loss"] for row in again], "--", color="tab:red", label="another seed")
+        left.legend(fontsize=7)
     left.set(xlabel="tokens read (million)", ylabel="training loss (nats)", yscale="log")
     for task in _TASK_ORDER:
         points = [(row["n_tokens"] / 1e6, row["right"][task]) for row in rows if task in row["right"]]
