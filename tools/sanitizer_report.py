@@ -62,7 +62,7 @@ def main() -> int:
     info = json.loads(arguments.build_info.read_text())
     record = {
         "schema_version": 1,
-        "tests": arguments.tests.read_text().strip().splitlines()[-1],
+        "tests": arguments.tests.read_text().strip().splitlines()[-1].strip("= "),
         "series_digest": info["series_digest"],
         "compiler": info["compiler"],
         "cmake_args": info["cmake_args"],
