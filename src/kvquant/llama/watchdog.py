@@ -20,17 +20,24 @@ import sys
 import threading
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(grace_seconds: float, argv: list[str]) -> int:
     """Run ``argv`` until it ends or standard input closes; return its exit status."""
     libc = ctypes.CDLL(None)
 
-    def die_with_the_watchdog() -> None:
-        # Linux only, and only against a SIGKILL of the watchdog itself; elsewhere the call is not there.
+    def prctl(option: int, value: int) -> None:
+        # Linux only; elsewhere the call is not there and what it adds is missing.
         with contextlib.suppress(AttributeError):
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            libc.prctl(option, value)
 
+    def die_with_the_watchdog() -> None:
+        # Against a SIGKILL of the watchdog itself.
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    # What the program leaves behind becomes the watchdog's child, so that its end can be waited for.
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         # No thread runs yet, so preexec_fn is safe here.
         program = subprocess.Popen(
@@ -62,6 +69,10 @@ def main(grace_seconds: float, argv: list[str]) -> int:
     with lock:
         ended.set()
     status = program.wait()
+    # A killed process is gone only once it is reaped; until then it may still hold its port and its memory.
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-program.pid, 0)
     return status if status >= 0 else 128 - status
 
 
