@@ -32,10 +32,9 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import kvquant
-from kvquant.files import write_atomic
 from kvquant.formats.ggml import COMMIT
 from libggml import LibGGML, find_library
-from provenance import provenance
+from provenance import provenance, write_record
 
 FORMATS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "f16", "bf16")
 WIDTH = 128
@@ -121,11 +120,7 @@ def main() -> None:
             rates = result["gb_per_s"]
             line = "".join(f"{rates.get(who, float('nan')):9.2f}" for who in ("kvquant", "gguf_py", "c"))
             print(f"{name:8} {direction:12}{line}", file=sys.stderr)
-    text = json.dumps(record, indent=2) + "\n"
-    if arguments.out:
-        write_atomic(arguments.out, text)
-    else:
-        print(text, end="")
+    write_record(record, arguments.out)
 
 
 if __name__ == "__main__":

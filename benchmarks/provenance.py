@@ -1,7 +1,8 @@
-"""Where, with what and from which sources a benchmark's numbers come."""
+"""A benchmark's record: where, with what and from which sources its numbers come, and where it is written."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -10,6 +11,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from kvquant.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +30,15 @@ def provenance(script: str, packages: tuple[str, ...]) -> dict[str, Any]:
         "load_average_at_start": os.getloadavg()[0],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
+
+
+def write_record(record: dict[str, Any], path: Path | None) -> None:
+    """Write the record as JSON to ``path``, or to stdout when there is none."""
+    text = json.dumps(record, indent=1) + "\n"
+    if path is None:
+        print(text, end="")
+    else:
+        write_atomic(path, text)
 
 
 def _cpu() -> str:

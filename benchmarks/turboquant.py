@@ -19,7 +19,6 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -29,12 +28,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvquant.files import write_atomic
 from kvquant.formats.registry import get_format
 from kvquant.formats.turboquant.codebook import lloyd_max
 from kvquant.formats.turboquant.mse import TurboQuantMSE
 from kvquant.formats.turboquant.prod import TurboQuantProd
-from provenance import provenance
+from provenance import provenance, write_record
 
 TARGET_MB_PER_S = 150
 SPEED_FORMATS = (*(f"tq_mse_{b}b" for b in (1, 2, 3, 4, 8)), "tq_mse_4b-nc", "tq_mse_4b-qr", "tq_prod_4b")
@@ -171,11 +169,7 @@ def main() -> None:
             f"{entry['encode']['ns_per_value']:6.2f} ns  decode {entry['decode']['mb_per_s']:7.1f} MB/s",
             file=sys.stderr,
         )
-    text = json.dumps(record, indent=1) + "\n"
-    if arguments.out:
-        write_atomic(arguments.out, text)
-    else:
-        print(text, end="")
+    write_record(record, arguments.out)
 
 
 if __name__ == "__main__":
