@@ -1,0 +1,69 @@
+"""What the folder of a validation holds, and what its files are called.
+
+validation.jsonl            what is asked and every finished part, a line each, appended and synced
+results.json                the result document, rewritten whole after every part
+tasks/POLICY/samples.jsonl  answers under that policy: a run as `kvquant eval` writes it
+tasks/POLICY.repeat/        the baseline asked once more
+divergence/, speed/         raw records of those parts
+logs/POLICY.PART.log        what a program printed that failed
+lock                        held while a kvquant works here
+work/                       temporary files of running programs, gone at the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+JOURNAL = "validation.jsonl"
+RESULT = "results.json"
+
+_LONGEST_NAME = 80
+
+
+def folder_name(policy: str) -> str:
+    """Return a file name for a canonical policy text: different texts have different names."""
+    name = policy.removeprefix("*:").replace("*", "all").replace(":", "=").replace("/", "+")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 13]}-{hashlib.sha256(policy.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The paths inside the folder of a validation."""
+
+    root: Path
+
+    @property
+    def journal(self) -> Path:
+        """The append-only record."""
+        return self.root / JOURNAL
+
+    @property
+    def result(self) -> Path:
+        """The result document."""
+        return self.root / RESULT
+
+    @property
+    def work(self) -> Path:
+        """Where running programs keep their temporary files."""
+        return self.root / "work"
+
+    def tasks(self, policy: str, *, repeat: bool = False) -> Path:
+        """The run of a policy (canonical text)."""
+        return self.root / "tasks" / (folder_name(policy) + (".repeat" if repeat else ""))
+
+    def divergence(self, policy: str) -> Path:
+        """The per-token records of a policy's divergence."""
+        return self.root / "divergence" / f"{folder_name(policy)}.jsonl"
+
+    def log(self, policy: str, part: str) -> Path:
+        """Where the log of a failed part is kept."""
+        return self.root / "logs" / f"{folder_name(policy)}.{part}.log"
+
+
+def is_validation(root: Path) -> bool:
+    """Whether ``root`` is the folder of a validation."""
+    return (root / JOURNAL).is_file() or (root / RESULT).is_file()
