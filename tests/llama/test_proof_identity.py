@@ -1,19 +1,26 @@
 """Proof: without a policy the patched server is the stock server, and a uniform policy is -ctk and -ctv.
 
 Compared are the log probabilities of the whole vocabulary for each generated token as the server prints
-them, every byte of the saved slot, and the cache sizes in the log.
+them, every byte of the saved slot, and the cache sizes in the log. Attention is computed by llama.cpp's own
+code, also in the patched server: kv-attn adds in another order, `test_proof_attention.py` is about that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvquant.llama.server import ServerOptions
 from llama.proof import MODELS, PATCHED, STOCK, WITH_V, Outcome, needs_both, run, small
 
 Model = Callable[[str], Path]
+
+
+def plain_attention(model: Path, **changes: Any) -> ServerOptions:
+    return small(model, kv_attention=False, **changes)
 
 
 def differences(left: Outcome, right: Outcome) -> list[str]:
@@ -43,7 +50,7 @@ def differences(left: Outcome, right: Outcome) -> list[str]:
     ],
 )
 def test_no_policy_no_change(arch: str, k_type: str, v_type: str, proof_model: Model) -> None:
-    options = small(proof_model(arch), k_type=k_type, v_type=v_type)
+    options = plain_attention(proof_model(arch), k_type=k_type, v_type=v_type)
     assert not differences(run(STOCK, options), run(PATCHED, options))
 
 
@@ -55,7 +62,7 @@ def test_no_policy_no_change(arch: str, k_type: str, v_type: str, proof_model: M
 def test_no_policy_no_change_under_other_options(
     arch: str, extra: tuple[str, ...], proof_model: Model
 ) -> None:
-    options = small(proof_model(arch), extra=extra)
+    options = plain_attention(proof_model(arch), extra=extra)
     assert not differences(run(STOCK, options), run(PATCHED, options))
 
 
@@ -64,14 +71,14 @@ def test_no_policy_no_change_under_other_options(
 @pytest.mark.parametrize(("k_type", "v_type"), [("q8_0", "q8_0"), ("q5_1", "q4_0"), ("f16", "iq4_nl")])
 def test_a_uniform_policy_is_the_two_types(arch: str, k_type: str, v_type: str, proof_model: Model) -> None:
     model = proof_model(arch)
-    plain = run(STOCK, small(model, k_type=k_type, v_type=v_type))
+    plain = run(STOCK, plain_attention(model, k_type=k_type, v_type=v_type))
     policies = (
         f"*:k={k_type}/v={v_type}",
         f"kv0-:v={v_type}/k={k_type}",
         f"0-1:k={k_type}/v={v_type},2-:k={k_type}/v={v_type}",
     )
     for policy in policies:
-        found = run(PATCHED, small(model, kv_layers=policy))
+        found = run(PATCHED, plain_attention(model, kv_layers=policy))
         left = [difference for difference in differences(plain, found) if not difference.startswith("logged")]
         assert not left, f"{policy}: {left}"
         assert plain.log.buffers_mib == found.log.buffers_mib
@@ -80,8 +87,8 @@ def test_a_uniform_policy_is_the_two_types(arch: str, k_type: str, v_type: str, 
 @needs_both
 def test_meta_a_difference_is_seen(proof_model: Model) -> None:
     model = proof_model("llama")
-    plain = run(STOCK, small(model))
-    for changed in (small(model, kv_layers="4:q8_0"), small(model, k_type="q8_0")):
+    plain = run(STOCK, plain_attention(model))
+    for changed in (plain_attention(model, kv_layers="4:q8_0"), plain_attention(model, k_type="q8_0")):
         found = differences(plain, run(PATCHED, changed))
         assert any("probabilities" in difference for difference in found)
         assert any("saved slots" in difference for difference in found)

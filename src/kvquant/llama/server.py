@@ -34,8 +34,9 @@ class ServerOptions:
     """What a server is started with. n_ctx counts all sequences together, as llama.cpp's ``-c`` does.
 
     kv_layers: a policy, which needs a patched build; k_type and v_type are then the types of unnamed layers.
-    rotation: False stores quantized K and V without the Hadamard rotation. n_threads: None leaves it to
-    llama.cpp. extra: further arguments as they are.
+    rotation: False stores quantized K and V without the Hadamard rotation. kv_attention: False computes
+    attention on the CPU with llama.cpp's own code, which is all that a stock build has. n_threads: None leaves
+    it to llama.cpp. extra: further arguments as they are.
     """
 
     model: Path
@@ -45,6 +46,7 @@ class ServerOptions:
     v_type: str = "f16"
     kv_layers: str | None = None
     rotation: bool = True
+    kv_attention: bool = True
     n_threads: int | None = None
     extra: tuple[str, ...] = ()
 
@@ -67,7 +69,12 @@ class ServerOptions:
 
     def environment(self) -> dict[str, str]:
         """Return the whole environment the server runs in."""
-        return clean_environment(**({} if self.rotation else {"LLAMA_ATTN_ROT_DISABLE": "1"}))
+        added = {}
+        if not self.rotation:
+            added["LLAMA_ATTN_ROT_DISABLE"] = "1"
+        if not self.kv_attention:
+            added["GGML_KV_ATTN"] = "0"
+        return clean_environment(**added)
 
 
 class LlamaServer:
@@ -137,6 +144,10 @@ class LlamaServer:
     def kv_log(self) -> KVLog:
         """Return what its log says about the KV cache."""
         return parse_kv_log(self.log_text())
+
+    def peak_n_bytes(self) -> int | None:
+        """Return the most memory the server has had resident so far, the model's file included."""
+        return self._program.peak_n_bytes()
 
     def stop(self) -> None:
         """End the server and remove its files."""
