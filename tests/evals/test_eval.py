@@ -19,7 +19,6 @@ from click.testing import CliRunner, Result
 from evals.fake_endpoint import Behaviour, fake_endpoint
 from kvquant.cli.main import kvquant
 from kvquant.errors import EndpointError, KVQuantError, UsageError
-from kvquant.evals import records
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.records import FILE_NAME, open_log, read_run
 
@@ -297,7 +296,7 @@ def test_a_full_disk_keeps_what_is_measured(suite: Path, monkeypatch: pytest.Mon
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(records.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with fake_endpoint() as server:
         message = failure(run(server.url, suite), KVQuantError)
         assert "No space left on device; the 2 samples before this are kept" in message

@@ -7,21 +7,18 @@ cut off by a kill or a full disk: it is passed over by readers and removed when 
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from kvquant.errors import KVQuantError, UsageError
+from kvquant.evals.append_only import LineWriter, alone_in, appending, parse_lines, whole_lines
 from kvquant.evals.outcome import Outcome
 
 SCHEMA_VERSION = 1
 FILE_NAME = "samples.jsonl"
-LOCK_NAME = "lock"
 
 _T = TypeVar("_T")
 
@@ -96,9 +93,8 @@ class Run:
 class RunLog:
     """The file of a run that is going on; `open_log` makes one."""
 
-    def __init__(self, file: BinaryIO, path: Path, finished: Mapping[str, SampleRecord]) -> None:
-        self._file = file
-        self._path = path
+    def __init__(self, lines: LineWriter, finished: Mapping[str, SampleRecord]) -> None:
+        self._lines = lines
         self.finished = dict(finished)
 
     def append(self, record: SampleRecord) -> None:
@@ -111,16 +107,7 @@ class RunLog:
         self._write({"kind": "run", "schema_version": SCHEMA_VERSION, **asdict(info)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n"
-        try:
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise KVQuantError(
-                f"cannot write {self._path}: {error.strerror}; the {len(self.finished)} samples before this "
-                "are kept, run the same command again to go on"
-            ) from error
+        self._lines.write(line, f"the {len(self.finished)} samples before this are kept")
 
 
 def read_run(folder: Path) -> Run:
@@ -132,7 +119,7 @@ def read_run(folder: Path) -> Run:
         raise KVQuantError(
             f"{folder} holds no run: {path.name}: {error.strerror}; kvquant eval --out makes one"
         ) from error
-    run = _parse(data[: _whole(data)], path)
+    run = _parse(whole_lines(data), path)
     if run is None:
         raise KVQuantError(f"{folder} holds no run: {path.name} has no complete line")
     return run
@@ -146,30 +133,18 @@ def open_log(folder: Path, info: RunInfo) -> Iterator[RunLog]:
     KVQuantError when a line is damaged or the folder cannot be written.
     """
     path = folder / FILE_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK_NAME).open("ab")
-    except OSError as error:
-        raise KVQuantError(f"cannot write in {folder}: {error.strerror}; name a writable folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another kvquant runs in {folder}; wait for it or name another --out") from None
-        try:
-            file = path.open("a+b")
-        except OSError as error:
-            raise KVQuantError(f"cannot write {path}: {error.strerror}") from error
-        with file:
-            file.seek(0)
-            data = file.read()
-            run = _parse(data[: _whole(data)], path)
-            if run is not None:
-                check_same(run, info)
-            file.truncate(_whole(data))
-            log = RunLog(file, path, {} if run is None else {s.id: s for s in run.samples})
-            log.start(info)
-            yield log
+    finished: dict[str, SampleRecord] = {}
+
+    def check(data: bytes) -> None:
+        run = _parse(data, path)
+        if run is not None:
+            check_same(run, info)
+            finished.update({sample.id: sample for sample in run.samples})
+
+    with alone_in(folder), appending(path, check) as lines:
+        log = RunLog(lines, finished)
+        log.start(info)
+        yield log
 
 
 def check_same(run: Run, info: RunInfo) -> None:
@@ -183,27 +158,20 @@ def check_same(run: Run, info: RunInfo) -> None:
             )
 
 
-def _whole(data: bytes) -> int:
-    """How many bytes of ``data`` are complete lines."""
-    return data.rfind(b"\n") + 1
-
-
 def _parse(data: bytes, path: Path) -> Run | None:
     info: RunInfo | None = None
     samples: dict[str, SampleRecord] = {}
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            fields_of = json.loads(line)
-            kind = fields_of.pop("kind")
-            if kind == "run":
-                info = _run_info(fields_of, path)
-            elif kind == "sample":
-                record = _sample(fields_of)
-                samples.setdefault(record.id, record)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise KVQuantError(
-                f"{path}: line {number} is damaged; remove that line to go on without it"
-            ) from error
+
+    def read(document: dict[str, Any]) -> None:
+        nonlocal info
+        kind = document.pop("kind")
+        if kind == "run":
+            info = _run_info(document, path)
+        elif kind == "sample":
+            record = _sample(document)
+            samples.setdefault(record.id, record)
+
+    parse_lines(data, path, read)
     return None if info is None else Run(path.parent, info, tuple(samples.values()))
 
 
