@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     **{part: FOUNDATION | set(CORE[: depth + 1]) for depth, part in enumerate(CORE)},
     "llama": FOUNDATION | {"model", "formats", "policy", "llama"},
-    "evals": FOUNDATION | {"model", "policy", "llama", "evals"},
+    "evals": FOUNDATION | {"model", "policy", "memory", "llama", "reference", "evals"},
     "reference": FOUNDATION | {"model", "formats", "policy", "reference"},
     "torch": FOUNDATION | {"model", "formats", "policy", "reference", "torch"},
 }
@@ -74,6 +74,12 @@ def test_the_check_sees_a_wrong_import() -> None:
     assert violations("formats", "from kvquant.policy import parse_policy") == ["policy"]
     assert violations("formats", "def f():\n    import kvquant.cli.main") == ["cli"]
     assert violations("llama", "from kvquant import analysis") == ["analysis"]
+
+
+def test_evals_need_no_torch() -> None:
+    # They import the reference model's task generator, which stands beside modules that do.
+    program = "import sys, kvquant.evals.suite\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_import_is_light() -> None:

@@ -67,6 +67,28 @@ def check_holm(holm: Callable[[Sequence[float]], list[float]], p_values: list[fl
     assert all(adjusted >= min(1.0, p) for adjusted, p in zip(found, p_values, strict=True))
 
 
+def check_median_interval(
+    interval: Callable[[Sequence[float]], Interval | None], values: list[float]
+) -> None:
+    """Two of the values, as many below the one as above the other; the miss of that pair is at most 5 %, that
+    of the next inner pair is more; None where no pair is wide enough.
+    """
+    found = interval(values)
+    n = len(values)
+    ordered = sorted(values)
+
+    def miss(cut: int) -> Fraction:
+        """How often the median lies outside the values left after cutting ``cut`` at each end."""
+        return 2 * Fraction(sum(math.comb(n, k) for k in range(cut + 1)), 2**n)
+
+    allowed = [cut for cut in range(n // 2) if miss(cut) <= Fraction(5, 100)]
+    if not allowed:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.low, found.high) == (ordered[allowed[-1]], ordered[n - 1 - allowed[-1]])
+
+
 def check_bootstrap(
     bootstrap: Callable[[Sequence[float], int], Interval | None], values: list[float], block: int
 ) -> None:

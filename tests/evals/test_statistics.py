@@ -16,6 +16,7 @@ from kvquant.evals.statistics import (
     bootstrap_mean,
     holm,
     mcnemar,
+    median_interval,
     minimum_detectable_effect,
     paired_difference,
     wilson,
@@ -55,6 +56,11 @@ def test_bootstrap(drawn: list[float], block: int) -> None:
     checks.check_bootstrap(lambda sample, width: bootstrap_mean(sample, width), drawn, block)
 
 
+@given(values)
+def test_median_interval(drawn: list[float]) -> None:
+    checks.check_median_interval(median_interval, drawn)
+
+
 SPREAD = [float(i % 7) for i in range(60)]
 
 BROKEN: list[tuple[str, Callable[[], None]]] = [
@@ -70,6 +76,9 @@ BROKEN: list[tuple[str, Callable[[], None]]] = [
     ),
     ("not monotone", lambda: checks.check_holm(_without_maximum, [0.02, 0.021, 0.022])),
     ("standard deviation", lambda: checks.check_bootstrap(lambda v, _b: _shifted(v), SPREAD, 1)),
+    ("a width from five", lambda: checks.check_median_interval(_range, [1.0, 2.0, 3.0, 4.0, 5.0])),
+    ("wider than need be", lambda: checks.check_median_interval(_range, SPREAD)),
+    ("quartiles", lambda: checks.check_median_interval(_quartiles, SPREAD)),
     ("a width from nothing", lambda: checks.check_bootstrap(lambda v, _b: Interval(v[0], v[0]), [1.0], 1)),
 ]
 
@@ -89,6 +98,15 @@ def _wald_difference(n_lost: int, n_gained: int, n: int) -> Interval:
 def _without_maximum(p: Any) -> list[float]:
     order = sorted(range(len(p)), key=lambda i: p[i])
     return [min(1.0, (len(p) - order.index(i)) * p[i]) for i in range(len(p))]
+
+
+def _range(drawn: Any) -> Interval:
+    return Interval(min(drawn), max(drawn))
+
+
+def _quartiles(drawn: Any) -> Interval:
+    ordered = sorted(drawn)
+    return Interval(ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4])
 
 
 def _shifted(drawn: Any) -> Interval:

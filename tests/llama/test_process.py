@@ -120,6 +120,23 @@ def test_it_ends_when_its_watchdog_is_killed(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
 
 
+def test_waiting_ends_with_the_program_or_the_time(tmp_path: Path) -> None:
+    with BackgroundProgram([sys.executable, "-c", "raise SystemExit(7)"], tmp_path / "log") as program:
+        assert program.wait() == 7 and program.wait(0) == 7
+    with BackgroundProgram(["sleep", "600"], tmp_path / "log") as program:
+        assert program.wait(0.05) is None and program.exit_status() is None
+
+
+def test_peak_memory_is_that_of_the_program_while_it_runs(tmp_path: Path) -> None:
+    code = "x = b'1' * 2**26; del x; print(1, flush=True); import time; time.sleep(600)"
+    with BackgroundProgram([sys.executable, "-c", code], tmp_path / "log") as program:
+        _pids(tmp_path / "log", 1)
+        peak = program.peak_n_bytes()
+        # 64 MiB that it no longer has; its watchdog never had them.
+        assert peak is not None and 2**26 < peak < 2**28
+    assert program.peak_n_bytes() is None
+
+
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(0)", 0), ("raise SystemExit(7)", 7)])
 def test_exit_status_and_output(tmp_path: Path, code: str, status: int) -> None:
     with BackgroundProgram([sys.executable, "-c", f"print('so'); {code}"], tmp_path / "log") as program:

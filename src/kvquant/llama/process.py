@@ -7,6 +7,7 @@ exception, or because kvquant was interrupted, terminated or killed.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,28 @@ class BackgroundProgram:
     def exit_status(self) -> int | None:
         """Return None while it runs, then its exit status, 128 + N when signal N ended it."""
         return self._watchdog.poll()
+
+    def wait(self, timeout_seconds: float | None = None) -> int | None:
+        """Wait for its end and return its exit status; None when it still runs after ``timeout_seconds``."""
+        try:
+            return self._watchdog.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def peak_n_bytes(self) -> int | None:
+        """Return the most memory it has had resident so far, mapped files included; None where unknown.
+
+        VmHWM of /proc. Once the program has ended nobody knows it any more.
+        """
+        watchdog = self._watchdog.pid
+        try:
+            # Orphans of the program become the watchdog's children after it.
+            pid = Path(f"/proc/{watchdog}/task/{watchdog}/children").read_text().split()[0]
+            status = Path(f"/proc/{pid}/status").read_text()
+        except (OSError, IndexError):
+            return None
+        peak = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+        return int(peak[1]) * 1024 if peak else None
 
     def stop(self) -> None:
         """End the program and whatever it started, if it still runs, and wait until it is gone."""
