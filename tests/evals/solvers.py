@@ -116,7 +116,18 @@ def _calculator(m: re.Match[str]) -> Reply:
     return _call("calculator", "expression", f"{m[1]} * {m[2]} {'+' if m[3] == 'plus' else '-'} {m[4]}")
 
 
+def _fact_list(m: re.Match[str]) -> str:
+    return "\n".join(f"- {key}={_fact(m[1], key)}" for key in m[2].split())
+
+
+def _fact(facts_text: str, key: str) -> str:
+    return dict(re.findall(r" (\w+)=(\d+)", facts_text))[key]
+
+
 _SOLVERS: tuple[tuple[str, Callable[[re.Match[str]], str | Reply]], ...] = (
+    (r"^ Facts:(.*)\nWhat is (\w+)\?$", lambda m: f"It is {_fact(m[1], m[2])}."),
+    (r"\nLook up (\w+) with", lambda m: json.dumps({"name": "lookup", "arguments": {"key": m[1]}})),
+    (r"^ Facts:(.*)\nList (.*)\.$", _fact_list),
     (r"cost \$([\d.]+) together.*costs \$([\d.]+) more", _bat_and_ball),
     (r"Premises: (.*) Conclusion: (.*?\.) Does", _syllogism),
     (r"(\d+) \w+ take (\d+) minutes to make (\d+).* do (\d+) \w+ take to make (\d+)", _rate),

@@ -133,7 +133,9 @@ def _sources() -> dict[str, str]:
     """SHA-256 of every file that decides what is asked and how an answer is graded."""
     package = Path(__file__).parent
     graders = [package / f"{name}.py" for name in ("answers", "reply", "task", "sandbox", "sandbox_runner")]
-    files = [*graders, *(package / "tasks").glob("*.py"), *(eval_folder() / "facts").glob("*.toml")]
+    made_up = [package.parent / "reference" / f"{name}.py" for name in ("tasks", "tokenizer", "vocabulary")]
+    facts = (eval_folder() / "facts").glob("*.toml")
+    files = [*graders, *made_up, *(package / "tasks").glob("*.py"), *facts]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
