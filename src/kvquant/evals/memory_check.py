@@ -37,7 +37,7 @@ class MemoryCheck:
 
     kv_bytes_logged: None for a stock build, which does not print exact sizes. kv_bytes_slot: every layer's
     saved row bytes times its cells. n_slot_tokens: tokens the slot held. peak_rss_bytes: of the whole server,
-    the model's file included. findings: where the sources disagree, a line each.
+    the model's file included. findings: where the sources disagree, a line each. layers: as computed.
     """
 
     kv_bytes_logged: int | None
@@ -46,6 +46,7 @@ class MemoryCheck:
     n_slot_tokens: int | None
     peak_rss_bytes: int | None
     findings: tuple[str, ...]
+    layers: tuple[LayerMemory, ...] = ()
 
     @property
     def kv_bytes(self) -> int:
@@ -62,6 +63,16 @@ class MemoryCheck:
             "peak_rss_bytes": self.peak_rss_bytes,
             "ratio": None if baseline is None or not baseline.kv_bytes else self.kv_bytes / baseline.kv_bytes,
             "findings": list(self.findings),
+            "layers": [
+                {
+                    "layer": layer.layer,
+                    "k_type": layer.k_type,
+                    "v_type": layer.v_type,
+                    "k_bytes": layer.k_bytes,
+                    "v_bytes": layer.v_bytes,
+                }
+                for layer in self.layers
+            ],
         }
 
 
@@ -94,6 +105,7 @@ def check_memory(
         n_slot_tokens=None if state is None else len(state.tokens),
         peak_rss_bytes=server.peak_n_bytes(),
         findings=tuple(findings),
+        layers=computed.layers,
     )
 
 

@@ -90,9 +90,21 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class LayerBytes:
+    """The cache of one layer. v_bytes is 0 where V is not stored."""
+
+    layer: int
+    k_type: str
+    v_type: str
+    k_bytes: int
+    v_bytes: int
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes of the KV cache as llama.cpp logged them, as `kvquant memory` computes them and as a saved slot
-    holds them, and the server's largest resident size. ratio: of the logged bytes.
+    holds them, and the server's largest resident size. ratio: of the logged bytes. findings: where these
+    sources disagree. layers: as computed, those that keep a cache.
     """
 
     kv_bytes_logged: int | None
@@ -100,6 +112,8 @@ class Memory:
     kv_bytes_slot: int | None
     peak_rss_bytes: int | None
     ratio: float | None = None
+    findings: tuple[str, ...] = ()
+    layers: tuple[LayerBytes, ...] = ()
 
 
 @dataclass(frozen=True)
