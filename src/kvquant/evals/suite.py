@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from kvquant.errors import UsageError
 from kvquant.evals.location import eval_folder, read_toml
+from kvquant.evals.suite_parts import TABLES, Parts, parse_parts
 from kvquant.evals.task import Question, Task, questions
 from kvquant.evals.tasks import TASKS
+from kvquant.evals.toml_table import only, positive_at, table_at, text_at
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class SuiteTest:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a paired comparison becomes a verdict (docs/evaluation.md).
+    """How what was measured becomes a verdict (docs/evaluation.md).
 
     alpha: largest p that counts as a difference. power: chance of finding the minimum detectable effect.
     disagreement: least share of samples assumed to differ between two runs of equal quality. safe_loss: a
-    loss of rate that does not matter. broken_loss: one from which a policy is called broken.
+    loss of rate that does not matter. broken_loss: one from which a policy is called broken. safe_kl: mean KL
+    above the floor, in nats, that does not matter. broken_kl: one from which a policy is called broken.
+    safe_speed: ratio to the baseline's speed from which a policy is not called slower.
     """
 
     alpha: float
@@ -40,11 +44,16 @@ class Rules:
     disagreement: float
     safe_loss: float
     broken_loss: float
+    safe_kl: float = 0.01
+    broken_kl: float = 0.5
+    safe_speed: float = 0.9
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Tests in order. n: samples per category unless asked otherwise. max_tokens: length of an answer.
+    """Tests in order, none in a suite of parts only.
+
+    n: samples per category unless asked otherwise. max_tokens: length of an answer.
 
     digest: SHA-256 of everything that decides what is asked and how it is graded, the package's version of
     the tasks and the facts included; runs with different digests cannot be compared.
@@ -56,6 +65,7 @@ class Suite:
     max_tokens: int
     tests: tuple[SuiteTest, ...]
     rules: Rules
+    parts: Parts
     digest: str
 
     @property
@@ -91,24 +101,27 @@ def load_suite(name: str) -> Suite:
 
 def parse_suite(document: Mapping[str, Any], where: str) -> Suite:
     """Build a suite from its TOML document. Raises UsageError naming the file and the key at fault."""
-    _only(document, {"suite", "rules", "test"}, where)
-    head = _table(document, "suite", where)
-    _only(head, {"name", "about", "n", "max_tokens"}, f"{where}: [suite]")
-    entries = document.get("test")
-    if not isinstance(entries, list) or not entries:
+    only(document, {"suite", "rules", "test", *TABLES}, where)
+    head = table_at(document, "suite", where)
+    only(head, {"name", "about", "n", "max_tokens"}, f"{where}: [suite]")
+    parts = parse_parts(document, where)
+    entries = document.get("test", [] if parts.any else None)
+    if not isinstance(entries, list) or not (entries or parts.any):
         raise UsageError(f"{where}: has no [[test]]; name at least one")
     tests = tuple(_test(entry, f"{where}: test {index + 1}") for index, entry in enumerate(entries))
     names = [test.name for test in tests]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{where}: two tests are called {twice!r}; give one of them a name of its own")
-    n, max_tokens = (_positive(head, key, f"{where}: [suite]") for key in ("n", "max_tokens"))
-    rules = _rules(_table(document, "rules", where), where)
+    n, max_tokens = (
+        int(positive_at(head, key, f"{where}: [suite]")) if tests else 0 for key in ("n", "max_tokens")
+    )
+    rules = _rules(table_at(document, "rules", where), where)
     # The rules judge runs and do not change them: they are left out of the digest.
     asked = {"max_tokens": max_tokens, "tests": entries, "tasks": _sources()}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    name, about = (_text(head, key, f"{where}: [suite]") for key in ("name", "about"))
-    return Suite(name, about, int(n), int(max_tokens), tests, rules, digest)
+    name, about = (text_at(head, key, f"{where}: [suite]") for key in ("name", "about"))
+    return Suite(name, about, n, max_tokens, tests, rules, parts, digest)
 
 
 def samples(suite: Suite, n: int, seed: int) -> list[Sample]:
@@ -117,6 +130,8 @@ def samples(suite: Suite, n: int, seed: int) -> list[Sample]:
     Categories alternate, so that a run cut short has some of each. Raises UsageError when a test has too few
     questions.
     """
+    if not suite.tests:
+        raise UsageError(f"the suite {suite.name} has no tests to ask; kvquant validate measures its parts")
     if n < 1:
         raise UsageError(f"--n {n}: give a positive number of samples per category")
     by_category: list[list[Sample]] = []
@@ -142,51 +157,27 @@ def _sources() -> dict[str, str]:
 def _test(entry: object, where: str) -> SuiteTest:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: is not a table; write [[test]]")
-    task_name = _text(entry, "task", where)
+    task_name = text_at(entry, "task", where)
     if task_name not in TASKS:
         raise UsageError(f"{where}: no task {task_name!r}; known: {', '.join(TASKS)}")
     task = TASKS[task_name]
     own = {"task", "name", "category", "weight"}
-    _only(entry, own | set(task.parameters), where)
+    only(entry, own | set(task.parameters), where)
     parameters = {key: item for key, item in entry.items() if key not in own}
-    name = _text(entry, "name", where) if "name" in entry else task_name
+    name = text_at(entry, "name", where) if "name" in entry else task_name
     return SuiteTest(
-        name, _text(entry, "category", where), task, _positive(entry, "weight", where), parameters
+        name, text_at(entry, "category", where), task, positive_at(entry, "weight", where), parameters
     )
 
 
 def _rules(table: Mapping[str, Any], where: str) -> Rules:
-    names = [field.name for field in fields(Rules)]
-    _only(table, set(names), f"{where}: [rules]")
-    values = {name: _positive(table, name, f"{where}: [rules]") for name in names}
-    above = next((name for name, value in values.items() if value >= 1), None)
+    where = f"{where}: [rules]"
+    names = {field.name for field in fields(Rules)}
+    needed = {field.name for field in fields(Rules) if field.default is MISSING}
+    only(table, names, where)
+    values = {name: positive_at(table, name, where) for name in sorted(needed | set(table))}
+    # KL has no upper end.
+    above = next((name for name, value in values.items() if value >= 1 and not name.endswith("_kl")), None)
     if above is not None:
-        raise UsageError(f"{where}: [rules]: {above} is {values[above]:g}, it must lie between 0 and 1")
+        raise UsageError(f"{where}: {above} is {values[above]:g}, it must lie between 0 and 1")
     return Rules(**values)
-
-
-def _only(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = next((key for key in table if key not in known), None)
-    if unknown is not None:
-        raise UsageError(f"{where}: unknown key {unknown!r}; known: {', '.join(sorted(known))}")
-
-
-def _table(document: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    table = document.get(key)
-    if not isinstance(table, dict):
-        raise UsageError(f"{where}: has no [{key}]")
-    return table
-
-
-def _text(table: Mapping[str, Any], key: str, where: str) -> str:
-    value = table.get(key)
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"{where}: {key} must be a text")
-    return value
-
-
-def _positive(table: Mapping[str, Any], key: str, where: str) -> float:
-    value = table.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UsageError(f"{where}: {key} must be a positive number")
-    return float(value)

@@ -80,10 +80,20 @@ class ServerOptions:
 class LlamaServer:
     """A running llama-server; as a context manager it ends with the block, and its files go with it."""
 
-    def __init__(self, programs: Path, options: ServerOptions, start_seconds: float = START_SECONDS) -> None:
+    def __init__(
+        self,
+        programs: Path,
+        options: ServerOptions,
+        start_seconds: float = START_SECONDS,
+        *,
+        log: Path | None = None,
+        scratch: Path | None = None,
+    ) -> None:
         """Start ``programs``/llama-server and wait until it has loaded the model.
 
-        Raises LlamaError with the line of its log that explains a failure.
+        log: a file for its output that outlives it, by default one of its temporary files. scratch: the
+        folder for these, by default the system's. Raises LlamaError with the line of its log that explains a
+        failure.
         """
         program = programs / "llama-server"
         if not program.is_file():
@@ -91,11 +101,12 @@ class LlamaServer:
         if not options.model.is_file():
             raise LlamaError(f"{options.model}: there is no such model file")
         self.options = options
-        self._folder = tempfile.TemporaryDirectory(prefix="kvquant-server-")
+        self._folder = tempfile.TemporaryDirectory(prefix="kvquant-server-", dir=scratch)
         self.slot_folder = Path(self._folder.name)
         argv = [str(program), *options.arguments(self.slot_folder)]
         try:
-            self._program = BackgroundProgram(argv, self.slot_folder / "log", env=options.environment())
+            log = log or self.slot_folder / "log"
+            self._program = BackgroundProgram(argv, log, env=options.environment())
             try:
                 self.port = self._wait(start_seconds)
             except BaseException:
@@ -148,6 +159,11 @@ class LlamaServer:
     def peak_n_bytes(self) -> int | None:
         """Return the most memory the server has had resident so far, the model's file included."""
         return self._program.peak_n_bytes()
+
+    def check_running(self) -> None:
+        """Raise LlamaError, with the line of its log that says why, when the server has ended."""
+        self._wait_briefly_for_its_end()
+        self._raise_if_ended()
 
     def stop(self) -> None:
         """End the server and remove its files."""
@@ -202,8 +218,7 @@ class LlamaServer:
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
                 raise LlamaError(f"llama-server did not answer within {timeout_seconds:g} s") from error
-            self._wait_briefly_for_its_end()
-            self._raise_if_ended()
+            self.check_running()
             raise LlamaError(f"llama-server: the connection broke ({error})") from error
         except ValueError as error:
             raise LlamaError("llama-server answered with something that is not JSON") from error
