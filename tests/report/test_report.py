@@ -16,17 +16,8 @@ import pytest
 from analysis.strategies import HYBRID, SMALL
 from kvquant.analysis import Analysis, MeanErrors, Sampling, Summary, analyze
 from kvquant.errors import KVQuantError
-from kvquant.report.figures import (
-    DARK,
-    LIGHT,
-    FigureSize,
-    Palette,
-    css_variables,
-    front_svg,
-    layers_svg,
-    pareto_front,
-    write_plot,
-)
+from kvquant.report.drawing import DARK, LIGHT, SERIES, FigureSize, Palette, css_variables
+from kvquant.report.figures import front_svg, layers_svg, pareto_front, write_plot
 from kvquant.report.page import analysis_page, command_line, write_page
 from kvquant.report.tables import columns, decibels, share, small
 from kvquant.report.text import analysis_text
@@ -150,7 +141,9 @@ def test_text_and_marks_stand_out_from_the_background(palette: Palette) -> None:
         high, low = sorted((luminance(color), luminance(palette.background)), reverse=True)
         return (high + 0.05) / (low + 0.05)
 
-    assert min(contrast(palette.text), contrast(palette.policy), contrast(palette.rival)) >= 4.5
+    written = ("text", "policy", "rival", "good", "caution", "bad", *SERIES)
+    assert min(contrast(getattr(palette, role)) for role in written) >= 4.5
+    assert len({getattr(palette, role) for role in SERIES}) == len(SERIES)
     assert min(contrast(palette.k), contrast(palette.v)) >= 1.8
 
 
