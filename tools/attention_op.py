@@ -1,0 +1,209 @@
+"""ggml's flash attention on the CPU, one operation at a time, and the same operation in float64.
+
+`llama-kv-attention-op`, which the patch series adds, computes cases that it reads from a pipe: natively,
+under sanitizers, or on another processor behind an emulator. GGML_KV_ATTN=0 makes it compute as stock
+llama.cpp does.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType
+
+from kvquant.formats.registry import get_format
+
+PROGRAM = "llama-kv-attention-op"
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+
+_FLOAT32 = np.finfo(np.float32)
+_SUM_ULPS = 32
+_SCORE_ULPS = 4
+
+_HEADER = struct.Struct("=16i3f")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionCase:
+    """One attention over a cache.
+
+    q: float32 (n_stream, n_tokens, n_head, head_dim_k). k, v: packed rows, uint8 (n_stream, n_rows,
+    n_head_kv, bytes of a head); rows from n_kv on must not matter. v None: V is the first head_dim_v values
+    of each K row, as in models with a latent cache. mask: float16 (mask_streams, mask_heads, n_tokens,
+    n_kv), added to the scores, times the head's slope when max_bias > 0. sinks: float32 (n_head,).
+    softcap: 0 is off.
+    """
+
+    k_type: str
+    v_type: str
+    q: Float32Array
+    k: Bytes
+    v: Bytes | None
+    head_dim_v: int
+    n_kv: int
+    scale: float
+    mask: npt.NDArray[np.float16] | None = None
+    sinks: Float32Array | None = None
+    max_bias: float = 0.0
+    softcap: float = 0.0
+
+    def __repr__(self) -> str:
+        masked = None if self.mask is None else f"{self.mask.shape}, {np.isinf(self.mask).mean():.0%} -inf"
+        return (
+            f"<{self.k_type}/{self.v_type} q {self.q.shape} n_kv {self.n_kv} k {self.k.shape} head_dim_v "
+            f"{self.head_dim_v}{' in k' if self.v is None else ''} scale {self.scale} mask {masked} "
+            f"sinks {self.sinks} max_bias {self.max_bias} softcap {self.softcap}>"
+        )
+
+    def message(self, n_threads: int, n_runs: int) -> bytes:
+        """Return the case as the program reads it."""
+        n_stream, n_tokens, n_head, head_dim_k = self.q.shape
+        _, n_rows, n_head_kv, _ = self.k.shape
+        mask_streams, mask_heads = (0, 0) if self.mask is None else self.mask.shape[:2]
+        types = (int(GGMLQuantizationType[name.upper()]) for name in (self.k_type, self.v_type))
+        sizes = (head_dim_k, self.head_dim_v, n_head, n_head_kv, n_tokens, self.n_kv, n_rows, n_stream)
+        flags = (self.v is None, mask_heads, mask_streams, self.sinks is not None)
+        arrays = (self.q, self.k, self.v, self.mask, self.sinks)
+        return b"".join(
+            (
+                _HEADER.pack(
+                    *types, *sizes, *flags, n_threads, n_runs, self.scale, self.max_bias, self.softcap
+                ),
+                *(np.ascontiguousarray(array).tobytes() for array in arrays if array is not None),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An output, float32 (n_stream, n_tokens, n_head, head_dim_v), and the seconds of the fastest run."""
+
+    output: Float32Array
+    seconds: float
+
+
+class AttentionProgram:
+    """A running `llama-kv-attention-op`; as a context manager it ends with the block."""
+
+    def __init__(self, command: Sequence[str | Path], *, kv_attention: bool = True) -> None:
+        """Start ``command``: the program's path, behind the emulator's and its arguments where needed."""
+        environment = {**os.environ, "GGML_KV_ATTN": "1" if kv_attention else "0"}
+        self._process = subprocess.Popen(
+            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+
+    def compute(self, case: AttentionCase, *, n_threads: int = 1, n_runs: int = 1) -> Computed:
+        """Compute a case. Raises RuntimeError when the program does not answer."""
+        pipe_in, pipe_out = self._process.stdin, self._process.stdout
+        if pipe_in is None or pipe_out is None:
+            raise RuntimeError(f"{PROGRAM} has no pipes")
+        n_stream, n_tokens, n_head, _ = case.q.shape
+        shape = (n_stream, n_tokens, n_head, case.head_dim_v)
+        n_bytes = 8 + 4 * n_stream * n_tokens * n_head * case.head_dim_v
+        try:
+            pipe_in.write(case.message(n_threads, n_runs))
+            pipe_in.flush()
+        except BrokenPipeError:
+            pass  # what it exited with says more
+        answer = pipe_out.read(n_bytes)
+        if len(answer) != n_bytes:
+            raise RuntimeError(f"{PROGRAM} ended with status {self._process.wait()} in the middle of a case")
+        return Computed(
+            np.frombuffer(answer, np.float32, offset=8).reshape(shape), struct.unpack_from("=d", answer)[0]
+        )
+
+    def close(self) -> int:
+        """End the input and return the program's exit status."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A case in float64. output: (n_stream, n_tokens, n_head, head_dim_v). tolerance, of the same shape: by
+    how much an implementation may be off that rounds every product, sum and exponential to float32 once.
+    """
+
+    output: Float64Array
+    tolerance: Float64Array
+
+
+def exact_attention(case: AttentionCase) -> Exact:
+    """Compute attention head by head over the dequantized cache. A row without any score is zero."""
+    n_stream, n_tokens, n_head, head_dim_k = case.q.shape
+    n_head_kv = case.k.shape[2]
+    k = _values(case.k[:, : case.n_kv], case.k_type, head_dim_k)
+    v = (
+        k[..., : case.head_dim_v]
+        if case.v is None
+        else _values(case.v[:, : case.n_kv], case.v_type, case.head_dim_v)
+    )
+    slopes = _slopes(n_head, case.max_bias)
+    output = np.zeros((n_stream, n_tokens, n_head, case.head_dim_v))
+    tolerance = np.zeros_like(output)
+    for stream, head in np.ndindex(n_stream, n_head):
+        keys, values = (
+            k[stream, :, head // (n_head // n_head_kv)],
+            v[stream, :, head // (n_head // n_head_kv)],
+        )
+        q = case.q[stream, :, head].astype(np.float64)
+        scores = q @ keys.T * case.scale
+        spread = np.abs(q) @ np.abs(keys).T * abs(case.scale)
+        if case.softcap:
+            scores = case.softcap * np.tanh(scores / case.softcap)
+        if case.mask is not None:
+            mask = case.mask[stream % len(case.mask), head % case.mask.shape[1]].astype(np.float64)
+            bias = slopes[head] * mask
+            scores = scores + bias
+            spread = np.where(np.isinf(mask), 0.0, spread + np.abs(bias))
+        sink = -np.inf if case.sinks is None else float(case.sinks[head])
+        top = np.maximum(scores.max(axis=1, initial=-np.inf), sink)[:, None]
+        weights = np.exp(scores - np.where(np.isinf(top), 0.0, top))
+        total = weights.sum(axis=1, keepdims=True) + np.exp(sink - np.where(np.isinf(top), 0.0, top))
+        weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+        output[stream, :, head] = weights @ values
+        # A score is off by a few units in the last place of what was summed to it, its weight by as much
+        # relatively, and the sum over the cache by some more; what is subnormal has no relative precision.
+        relative = _FLOAT32.eps * (_SUM_ULPS + _SCORE_ULPS * spread.max(axis=1, initial=0.0))
+        underflow = (case.n_kv + 1) * _FLOAT32.smallest_subnormal
+        tolerance[stream, :, head] = relative[:, None] * (weights @ np.abs(values)) + underflow
+    return Exact(output, tolerance)
+
+
+def _values(packed: Bytes, type_name: str, width: int) -> Float64Array:
+    return np.asarray(get_format(type_name).dequantize(packed, width), np.float64)
+
+
+def _slopes(n_head: int, max_bias: float) -> Float64Array:
+    """ALiBi's slope of each head: powers of 2^(-max_bias/n) for the first n heads, n the largest power of two
+    that fits, and every second power of its square root for the rest.
+    """
+    if max_bias <= 0:
+        return np.ones(n_head)
+    n = 1 << (n_head.bit_length() - 1)
+    heads = np.arange(n_head)
+    exponents = np.where(heads < n, heads + 1, (2 * (heads - n) + 1) / 2)
+    return np.asarray(2.0 ** (-max_bias / n * exponents))
