@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kvquant.analysis.captures import REFERENCE_CAPTURE
 from kvquant.files import write_atomic
 from kvquant.model.capture import save_capture
 from kvquant.reference.gguf_file import export_gguf, load_gguf
@@ -21,6 +22,7 @@ from kvquant.torch.capture import capture
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "eval/reference-model"
+CAPTURE = ROOT / f"src/kvquant/analysis/captures/{REFERENCE_CAPTURE}.npz"
 N_QUERIES = 16
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoint.npz", help="the file in the folder to export")
     parser.add_argument("--plan", type=Path, default=FOLDER / "plan.toml")
     parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--capture", type=Path, default=CAPTURE)
     options = parser.parse_args()
     gguf = options.out / "kvquant-reference-f16.gguf"
     model = load_model(options.run / options.checkpoint, read_plan(options.plan))
@@ -48,7 +51,7 @@ def main() -> None:
     # The prompt ends with questions of two tokens each; the first of each is the query that must recall.
     save_capture(
         capture(load_gguf(gguf), text, range(n_tokens - 2 * N_QUERIES, n_tokens, 2), half=True),
-        options.out / "capture.npz",
+        options.capture,
     )
 
 

@@ -30,7 +30,7 @@ def failure(*arguments: str) -> KVQuantError:
 
 
 def test_text_has_every_layer_every_rival_and_the_verdict() -> None:
-    result = run("--layers", "0-10:q8_0,11-31:q4_0", *QUICK)
+    result = run("--layers", "0-10:q8_0,11-31:q4_0", "--profile", "typical", *QUICK)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "0-10:q8_0,11-31:q4_0 on Llama 3.1 8B, bytes at 4096 tokens"
@@ -48,6 +48,14 @@ def test_text_has_every_layer_every_rival_and_the_verdict() -> None:
     ]
     assert lines[-1].startswith("Verdict: 0-10:q8_0,11-31:q4_0 takes 0.37x of f16's bytes")
     assert result.stderr == ""
+
+
+def test_without_a_source_the_reference_models_capture_is_analysed() -> None:
+    """What README and docs/analysis.md show: the first command anybody runs, on real K, V and Q."""
+    lines = run("--layers", "0-10:q8_0,11-31:q4_0", *QUICK).stdout.splitlines()
+    assert lines[1].startswith("data: capture reference: K and V of ")
+    assert lines[2].endswith("4 captured queries, 1 of 2 KV heads, 2 of 4 query heads")
+    assert lines[-1].startswith("Verdict: 0-10:q8_0,11-31:q4_0 takes 0.37x of f16's bytes (23.50 MiB, not ")
 
 
 def test_json_is_one_document_on_stdout_and_warnings_go_to_stderr() -> None:

@@ -41,10 +41,30 @@ def small_capture(queries: bool = True, dtype: type = np.float32) -> KVCapture:
     )
 
 
-def test_the_default_is_a_32_layer_model_with_the_typical_profile() -> None:
+def test_the_default_is_the_capture_of_the_reference_model_with_its_own_queries() -> None:
     source = open_source()
+    assert (source.info.kind, source.info.name, source.info.seed) == ("capture", "reference", None)
+    assert (source.info.queries, source.info.n_query, source.info.n_head_kv) == ("captured", 16, "2 of 2")
+    assert source.shape.kv_layers == tuple(range(32)) and source.layer(31).k.shape[1:] == (2, 64)
+    again = open_source(capture="reference")
+    np.testing.assert_array_equal(again.layer(4).q, source.layer(4).q)
+
+
+def test_the_shipped_capture_is_of_the_shape_of_the_shipped_model() -> None:
+    path = Path(__file__).parents[2] / "eval/reference-model/kvquant-reference-f16.gguf"
+    assert open_source(ModelShape.from_gguf(path), capture="reference").shape.n_layer == 32
+
+
+def test_a_file_called_like_a_shipped_capture_is_named_by_its_path(tmp_path: Path) -> None:
+    save_capture(small_capture(), tmp_path / "reference")
+    assert open_source(capture=tmp_path / "reference").shape.name == "small"
+
+
+def test_a_shape_alone_gets_the_typical_profile_and_a_profile_alone_a_32_layer_model() -> None:
+    alone = open_source(ModelShape.preset(DEFAULT_SHAPE))
+    assert (alone.info.kind, alone.info.name, alone.info.seed) == ("profile", "typical", 0)
+    source = open_source(profile="typical")
     assert source.shape == ModelShape.preset(DEFAULT_SHAPE) and source.shape.n_layer == 32
-    assert (source.info.kind, source.info.name, source.info.seed) == ("profile", "typical", 0)
     assert (source.info.n_tokens, source.info.n_head_kv, source.info.n_head) == (512, "2 of 8", "8 of 32")
 
 

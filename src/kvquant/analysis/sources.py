@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kvquant.analysis.captures import REFERENCE_CAPTURE, capture_names, load_shipped_capture
 from kvquant.analysis.profiles import LayerPlan, draw_layer, get_profile
 from kvquant.analysis.queries import query_positions as spread_positions
 from kvquant.analysis.queries import synthetic_queries
@@ -18,8 +19,8 @@ from kvquant.model.capture import KVCapture, LayerCapture, load_capture
 from kvquant.model.presets import load_preset, preset_names
 from kvquant.model.shape import LayerShape, ModelShape, WindowKind
 
-DEFAULT_SOURCE: str | Path = "typical"
-"""What is analysed when no model, profile or capture is named: a profile's name or a capture file."""
+DEFAULT_CAPTURE = REFERENCE_CAPTURE
+"""What is analysed when no model, profile or capture is named."""
 
 DEFAULT_PROFILE = "typical"
 """The profile for a model without a capture."""
@@ -55,26 +56,31 @@ def open_source(
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> Source:
-    """Return the source that the arguments name; without any, the default one.
+    """Return the source that the arguments name.
 
-    A profile is drawn on ``shape``, else on the model it is named after, else on DEFAULT_SHAPE. A capture
-    brings its shape; one given beside it must fit, and supplies what a capture does not hold. Raises
-    UsageError for an unknown profile or two sources, CaptureError for a capture that is damaged or does not
-    fit, ShapeError for a model whose V is not stored.
+    Without any it is DEFAULT_CAPTURE, with a shape alone DEFAULT_PROFILE. A profile is drawn on ``shape``, else
+    on the model it is named after, else on DEFAULT_SHAPE. A capture is given as it is, by the name of a
+    shipped one, or as a file. It brings its shape; one given beside it must fit, and supplies what a capture
+    does not hold. Raises UsageError for an unknown profile, two sources or a negative seed, CaptureError for
+    a capture that is damaged or does not fit, ShapeError for a model whose V is not stored.
     """
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; choose 0 or more")
     sampling = sampling or Sampling()
     if profile is not None and capture is not None:
         raise UsageError("a profile and a capture are both named; choose one source of K and V")
     if profile is None and capture is None:
-        if shape is not None or DEFAULT_SOURCE == DEFAULT_PROFILE:
+        if shape is not None:
             profile = DEFAULT_PROFILE
         else:
-            capture = DEFAULT_SOURCE
+            capture = DEFAULT_CAPTURE
     if profile is not None:
         own_shape = profile if profile in preset_names() else DEFAULT_SHAPE
         return ProfileSource(shape or load_preset(own_shape), profile, seed, sampling)
     if isinstance(capture, KVCapture):
         return CaptureSource(capture, capture.model, shape, seed, sampling)
+    if capture in capture_names():
+        return CaptureSource(load_shipped_capture(str(capture)), str(capture), shape, seed, sampling)
     path = Path(str(capture))
     return CaptureSource(load_capture(path), path.name, shape, seed, sampling)
 
@@ -90,8 +96,6 @@ class ProfileSource:
 
     def __post_init__(self) -> None:
         get_profile(self.profile)
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed} is negative; choose 0 or more")
         if self.shape.mla:
             raise ShapeError(
                 f"{self.shape.name} caches a latent K and no V (MLA), which no profile imitates; "

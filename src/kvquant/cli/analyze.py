@@ -18,7 +18,7 @@ from kvquant.report.text import analysis_text
 @click.command()
 @policy_options
 @shape_options
-@click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture).")
+@click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture), or 'reference'.")
 @click.option("--profile", type=click.Choice(tuple(PROFILES)), help="Synthetic K and V to use.")
 @click.option(
     "--ctx", default=DEFAULT_N_CTX, show_default=True, metavar="N", help="Tokens to count bytes for."
@@ -63,8 +63,8 @@ def analyze(
 ) -> None:
     """What a policy costs and saves: bytes, error of K and V, error of attention, beside uniform caches.
 
-    Without a model, a profile or a capture: a 32-layer model and synthetic K and V. Synthetic data rank
-    policies; whether a model still works only its own output says.
+    Without a model, a profile or a capture: K, V and Q of the 32-layer reference model. A model without a
+    capture gets synthetic K and V. Both rank policies; whether a model still works only its own output says.
 
     \b
     Example:
