@@ -58,8 +58,8 @@ def open_source(
 ) -> Source:
     """Return the source that the arguments name.
 
-    Without any it is DEFAULT_CAPTURE, with a shape alone DEFAULT_PROFILE. A profile is drawn on ``shape``, else
-    on the model it is named after, else on DEFAULT_SHAPE. A capture is given as it is, by the name of a
+    Without any it is DEFAULT_CAPTURE, with a shape alone DEFAULT_PROFILE. A profile is drawn on ``shape``,
+    else on the model it is named after, else on DEFAULT_SHAPE. A capture is given as it is, by the name of a
     shipped one, or as a file. It brings its shape; one given beside it must fit, and supplies what a capture
     does not hold. Raises UsageError for an unknown profile, two sources or a negative seed, CaptureError for
     a capture that is damaged or does not fit, ShapeError for a model whose V is not stored.
