@@ -43,8 +43,9 @@ class RandomModel:
     """What to write. Architectures that have no use for a field ignore it.
 
     n_layer: all layers, the nextn (MTP) ones included.
-    head_dim: values per head of K and V; the embedding is n_head * head_dim wide. deepseek2 stores a latent
-        of 2 * head_dim values and head_dim rotary values per token instead.
+    head_dim: values per head of K and V. deepseek2 stores a latent of 2 * head_dim values and head_dim
+        rotary values per token instead.
+    width: values of the embedding; None is n_head * head_dim.
     window: sliding-window tokens, where the architecture reads them; None is 256, and no window in lfm2.
     full_every: every full_every-th layer has full attention (a sliding-window model) or attention at all
         (a hybrid model); None leaves it to the architecture's default, or to 4 where that is not a period.
@@ -58,6 +59,7 @@ class RandomModel:
     n_head: int = 4
     n_head_kv: int = 2
     head_dim: int = 64
+    width: int | None = None
     n_ff: int = 256
     n_ctx_train: int = 32768
     window: int | None = None
@@ -69,7 +71,7 @@ class RandomModel:
 
     @property
     def n_embd(self) -> int:
-        return self.n_head * self.head_dim
+        return self.width or self.n_head * self.head_dim
 
     @property
     def n_trunk(self) -> int:
@@ -708,6 +710,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--heads", "n_head", "query heads"),
         ("--kv-heads", "n_head_kv", "KV heads"),
         ("--head-dim", "head_dim", "values per head"),
+        ("--width", "width", "values of the embedding; left out: heads x head dim"),
         ("--ff", "n_ff", "feed-forward width"),
         ("--ctx-train", "n_ctx_train", "training context"),
         ("--window", "window", f"sliding-window tokens; left out: {DEFAULT_WINDOW}, none in lfm2"),
