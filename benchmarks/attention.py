@@ -1,0 +1,217 @@
+"""Attention over the cache: the patched llama-server against the stock one, in turn, in tokens per second.
+
+Two random models whose other parts cost little. A slot is restored to each depth, then timed are: 4, 32 and
+256 further prompt tokens, each in one batch, and the decoding that follows the 4. Every round runs all types
+on both builds in turn, the next round the other way round. A piece ends before it is longer than --seconds;
+the same command goes on with the next round until there are --rounds of each model.
+
+    python benchmarks/attention.py --patched "$(kvquant llama build)" \\
+        --stock "$(kvquant llama build --stock --program llama-server)" \\
+        --out benchmarks/results/attention.json --figure docs/figures/attention.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+from attention_figure import write_figure
+from attention_op import PROGRAM
+from attention_summary import summarize
+from deep_slot import write_deep_slot
+from kvquant.formats.registry import get_format
+from kvquant.llama.server import LlamaServer, ServerOptions
+from kvquant.model.shape import ModelShape
+from kvquant.policy import ResolvedPolicy, parse_policy
+from provenance import provenance, write_record
+from write_random_gguf import RandomModel, write_random_gguf
+
+MODELS = {
+    "gqa2-128": RandomModel(n_layer=28, n_head=16, n_head_kv=8, head_dim=128, width=256),
+    "gqa8-256": RandomModel(n_layer=28, n_head=16, n_head_kv=2, head_dim=256, width=256),
+}
+MIXED = "0-10:q8_0,11-27:q4_0"
+RUNS = (
+    *(("stock", "f16"), ("patched", "f16"), ("stock", "q8_0"), ("patched", "q8_0")),
+    *(("stock", "q4_0"), ("patched", "q4_0"), ("patched", MIXED)),
+)
+"""Build and policy in the order of a round; a stock build has no mixed policies."""
+
+DEPTHS = {8192: 12, 2048: 24, 512: 32, 0: 48}
+"""Depth to how many tokens are decoded there."""
+
+BATCHES = (4, 32, 256)
+TOO_SLOW = {(8192, 256), (8192, 32)}
+"""Depth and batch that stock is not asked for with a quantized cache: one takes more than a minute."""
+
+N_CTX = 8192 + 512
+BANDWIDTH_MIB = 512
+
+
+@dataclass(frozen=True)
+class Point:
+    """Speeds at one depth. batches: tokens in the batch -> tokens per second; decode: tokens per second."""
+
+    depth: int
+    batches: dict[int, float]
+    decode: float
+
+
+def filler(first: int, n: int) -> list[int]:
+    """``n`` tokens of the random models' vocabulary, all of which differ from those of another ``first``."""
+    return [first + i % 20 for i in range(n)]
+
+
+SLOT_TOKENS = filler(10, max(DEPTHS))
+
+
+def measure_point(server: LlamaServer, depth: int, batches: Sequence[int], n_decode: int) -> Point:
+    """Time batches behind the first ``depth`` tokens of the slot, and decoding behind the smallest."""
+    speeds, decode = {}, 0.0
+    for number, n_batch in enumerate(batches):
+        prompt = SLOT_TOKENS[:depth] + filler(40 + 20 * number, n_batch)
+        n_predict = n_decode if number == 0 else 1
+        times = server.completion(prompt, n_predict, ignore_eos=True, cache_prompt=True)["timings"]
+        if times["prompt_n"] != n_batch or times["predicted_n"] != n_predict:
+            raise SystemExit(f"attention: error: asked for {n_batch} and {n_predict} tokens, got {times}")
+        speeds[n_batch] = 1e3 * n_batch / times["prompt_ms"]
+        if number == 0:  # the clock starts with the first token, which the prompt's batch gives
+            decode = 1e3 * (n_predict - 1) / times["predicted_ms"]
+    return Point(depth, speeds, decode)
+
+
+def measure(programs: Path, arm: str, policy: str, model: Path, slot: Path, n_threads: int) -> list[Point]:
+    """Start a server, restore ``slot``, and measure every depth from the deepest on."""
+    options = ServerOptions(
+        model, N_CTX, n_threads=n_threads, extra=("--flash-attn", "on", "--ubatch-size", "512")
+    )
+    mixed = {"kv_layers": policy} if ":" in policy else {"k_type": policy, "v_type": policy}
+    points = []
+    with LlamaServer(programs, ServerOptions(**{**vars(options), **mixed})) as server:
+        (server.slot_folder / "slot").symlink_to(slot.resolve())
+        server.restore_slot()
+        server.completion(SLOT_TOKENS, 1)  # the first run of anything waits for memory
+        for depth, n_decode in DEPTHS.items():
+            slow = arm == "stock" and policy != "f16"
+            batches = [n for n in BATCHES if not (slow and (depth, n) in TOO_SLOW)]
+            points.append(measure_point(server, depth, batches, n_decode))
+    return points
+
+
+def resolve(policy: str, shape: ModelShape) -> ResolvedPolicy:
+    return parse_policy(policy if ":" in policy else f"*:{policy}").resolve(shape)
+
+
+def bandwidth(programs: Path, n_threads: int) -> float:
+    """Bytes per second that ``n_threads`` read from memory."""
+    argv = [programs / PROGRAM, "--bandwidth", str(BANDWIDTH_MIB), str(n_threads)]
+    return float(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+
+
+def describe_model(model: RandomModel, shape: ModelShape, path: Path) -> dict[str, Any]:
+    """The model, the bytes of its file, and those of one token's K and V in the cache."""
+    described = {key: value for key, value in asdict(model).items() if value is not None}
+    cache = {policy: cache_bytes(shape, resolve(policy, shape)) for policy in ("f16", "q8_0", "q4_0", MIXED)}
+    return {**described, "file_bytes": path.stat().st_size, "cache_bytes_per_token": cache}
+
+
+def cache_bytes(shape: ModelShape, policy: ResolvedPolicy) -> int:
+    return sum(
+        get_format(layer.k_type).n_bytes(shape.layers[layer.layer].n_embd_k)
+        + get_format(layer.v_type).n_bytes(shape.layers[layer.layer].n_embd_v)
+        for layer in policy.layers
+    )
+
+
+def rounds_to_do(record: dict[str, Any], models: Sequence[str], n_rounds: int) -> Iterator[tuple[int, str]]:
+    done = {(entry["round"], entry["model"]) for entry in record["rounds"]}
+    for index in range(n_rounds):
+        yield from ((index, name) for name in models if (index, name) not in done)
+
+
+def run_round(name: str, index: int, builds: dict[str, Path], folder: Path, n_threads: int) -> dict[str, Any]:
+    """One round of one model, as the record holds it."""
+    model = write_random_gguf(folder / f"{name}.gguf", MODELS[name])
+    shape = ModelShape.from_gguf(model)
+    entry: dict[str, Any] = {
+        "round": index,
+        "model": name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average": os.getloadavg()[0],
+        "bandwidth": [bandwidth(builds["patched"], n_threads)],
+        "runs": [],
+    }
+    slot = folder / "slot"
+    for arm, policy in RUNS if index % 2 == 0 else reversed(RUNS):
+        write_deep_slot(slot, shape, resolve(policy, shape), SLOT_TOKENS)
+        points = measure(builds[arm], arm, policy, model, slot, n_threads)
+        entry["runs"].append({"build": arm, "policy": policy, "points": [asdict(point) for point in points]})
+        decode = "  ".join(f"{point.depth}: {point.decode:.1f}" for point in points)
+        print(f"{name} round {index} {arm:8}{policy:22} decode {decode}", file=sys.stderr, flush=True)
+    entry["bandwidth"].append(bandwidth(builds["patched"], n_threads))
+    return entry
+
+
+def start_record(builds: dict[str, Path], folder: Path) -> dict[str, Any]:
+    record = provenance("benchmarks/attention.py", ("numpy", "gguf", "kvquant"))
+    kept = ("commit", "series_digest", "patches", "target", "cmake_args", "compiler")
+    record["builds"] = {
+        arm: {key: json.loads((programs.parent / "build-info.json").read_text())[key] for key in kept}
+        for arm, programs in builds.items()
+    }
+    record["models"] = {}
+    for name, model in MODELS.items():
+        path = write_random_gguf(folder / f"{name}.gguf", model)
+        record["models"][name] = describe_model(model, ModelShape.from_gguf(path), path)
+    return {**record, "n_threads": None, "rounds": []}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--patched", type=Path, required=True, metavar="DIR", help="folder of the programs")
+    parser.add_argument("--stock", type=Path, required=True, metavar="DIR", help="folder of stock ones")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="how long one piece may take")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="all (%(default)s)")
+    parser.add_argument("--model", choices=tuple(MODELS), action="append", help="one model; may be repeated")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON, continued when there")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the result as SVG")
+    arguments = parser.parse_args()
+    builds = {"stock": arguments.stock, "patched": arguments.patched}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.out.exists():
+            record = json.loads(arguments.out.read_text())
+        else:
+            record = {**start_record(builds, folder), "n_threads": arguments.threads}
+        began, longest = time.monotonic(), 0.0
+        for index, model in rounds_to_do(record, arguments.model or tuple(MODELS), arguments.rounds):
+            start = time.monotonic()
+            if start - began + longest > arguments.seconds:
+                break
+            record["rounds"].append(run_round(model, index, builds, folder, record["n_threads"]))
+            longest = max(longest, time.monotonic() - start)
+            record["summary"] = summarize(record)
+            write_record(record, arguments.out)
+    if arguments.figure:
+        write_figure(record, arguments.figure)
+    for target in record["summary"]["targets"]:
+        print(f"{'met   ' if target['met'] else 'MISSED'} {target['what']}: {target['ratio']:.2f}x")
+
+
+if __name__ == "__main__":
+    main()

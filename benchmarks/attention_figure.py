@@ -1,0 +1,58 @@
+"""Tokens per second against depth by cache type, stock and patched: what benchmarks/attention.py draws."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvquant.files import write_atomic
+from kvquant.report.drawing import LIGHT, FigureSize, open_figure, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DEPTHS = (0, 512, 2048, 8192)
+PANELS = {"decode": "decode", "256": "prefill of 256 tokens"}
+MODEL_TITLES = {"gqa2-128": "8 KV heads of 128", "gqa8-256": "2 KV heads of 256"}
+COLOURS = {
+    "f16": LIGHT.text,
+    "q8_0": LIGHT.series_1,
+    "q4_0": LIGHT.series_2,
+    "0-10:q8_0,11-27:q4_0": LIGHT.series_3,
+}
+STYLES = {"patched": {"linestyle": "-", "marker": "o"}, "stock": {"linestyle": "--", "marker": "x"}}
+
+
+def write_figure(record: dict[str, Any], path: Path) -> None:
+    """Draw the medians of ``record`` as SVG: a row of panels per model, a line per build and policy."""
+    models = list(record["models"])
+    with open_figure(FigureSize(10, 3.6 * len(models)), LIGHT) as figure:
+        axes = figure.subplots(len(models), len(PANELS), squeeze=False, sharex=True)
+        for model, row in zip(models, axes, strict=True):
+            for (what, title), panel in zip(PANELS.items(), row, strict=True):
+                style_axes(panel, LIGHT, f"{title}, {MODEL_TITLES[model]}")
+                draw_panel(panel, record, model, what)
+        lines, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    write_atomic(path, buffer.getvalue())
+
+
+def draw_panel(panel: Axes, record: dict[str, Any], model: str, what: str) -> None:
+    speeds = {
+        (row["build"], row["policy"], row["depth"]): row["tokens_per_second"]
+        for row in record["summary"]["rows"]
+        if (row["model"], row["what"]) == (model, what)
+    }
+    for policy, colour in COLOURS.items():
+        for build, style in STYLES.items():
+            there = [n for n, depth in enumerate(DEPTHS) if (build, policy, depth) in speeds]
+            if there:
+                values = [speeds[build, policy, DEPTHS[n]] for n in there]
+                panel.plot(there, values, color=colour, label=f"{policy}, {build}", markersize=5, **style)
+    panel.set_yscale("log")
+    panel.set_ylabel("tokens/s", color=LIGHT.text)
+    panel.set_xticks(range(len(DEPTHS)), [str(depth) for depth in DEPTHS])
+    panel.set_xlabel("tokens in the cache", color=LIGHT.text)
