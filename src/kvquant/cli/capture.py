@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
-from kvquant.errors import CaptureError, UsageError
+from kvquant.cli.options import llama_bin_option, programs_folder
+from kvquant.errors import CaptureError
 from kvquant.llama.capture import CaptureRequest, capture_text
 from kvquant.model.capture import save_capture
 
@@ -31,13 +31,7 @@ from kvquant.model.capture import save_capture
     metavar="FILE",
     help="The NPZ file to write.",
 )
-@click.option(
-    "--llama-bin",
-    envvar="KVQUANT_LLAMA_BIN",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The folder of llama-server, stock or patched.  [default: $KVQUANT_LLAMA_BIN, else the PATH]",
-)
+@llama_bin_option
 @click.option(
     "--ctx", type=click.IntRange(min=1), metavar="N", help="Tokens to make room for.  [default: the text's]"
 )
@@ -57,7 +51,7 @@ def capture(
       kvquant analyze --capture kv.npz --layers 0-10:q8_0,11-31:q4_0
     """
     prompt = _read_text(text)
-    found = capture_text(CaptureRequest(_programs(llama_bin), model, prompt, ctx, threads))
+    found = capture_text(CaptureRequest(programs_folder(llama_bin), model, prompt, ctx, threads))
     save_capture(found, output)
     n_windowed = sum(layer.axes.window > 0 for layer in found.layers)
     windowed = f" ({n_windowed} with a sliding window, their last tokens only)" if n_windowed else ""
@@ -66,17 +60,6 @@ def capture(
         "no queries, an analysis draws synthetic ones",
         err=True,
     )
-
-
-def _programs(llama_bin: Path | None) -> Path:
-    if llama_bin is not None:
-        return llama_bin
-    found = shutil.which("llama-server")
-    if found is None:
-        raise UsageError(
-            "no llama-server on the PATH; name its folder with --llama-bin (kvquant llama build makes one)"
-        )
-    return Path(found).parent
 
 
 def _read_text(path: Path) -> str:

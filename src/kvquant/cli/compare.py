@@ -10,11 +10,15 @@ import click
 
 from kvquant.cli.eval import table
 from kvquant.cli.options import json_option
+from kvquant.cli.validation_text import validation_text
+from kvquant.errors import UsageError
 from kvquant.evals.compare import Comparison, Paired, compare
 from kvquant.evals.records import Run, read_run
 from kvquant.evals.statistics import Interval
 from kvquant.evals.suite import Rules, load_suite
 from kvquant.evals.summary import summarise
+from kvquant.evals.validation.assemble import load_validation
+from kvquant.evals.validation.folder import is_validation
 
 
 @click.command("compare")
@@ -22,17 +26,21 @@ from kvquant.evals.summary import summarise
 @click.option("--suite", metavar="NAME|FILE", help="Take the rules from here.  [default: the runs' suite]")
 @json_option
 def compare_runs(runs: tuple[Path, ...], suite: str | None, as_json: bool) -> None:
-    """Compare runs of `kvquant eval` with the first of them, sample by sample.
+    """Compare runs of `kvquant eval` with the first, or show one of `kvquant validate`.
 
     Per category and in total: samples lost and gained against the baseline, the change in rate with its
     interval, the exact McNemar p adjusted for the number of runs (Holm), the smallest change such a run would
     have shown, and a verdict by the suite's rules: safe, costs, broken, or cannot tell. Of a single run the
-    rates are shown.
+    rates are shown, and of a validation what `kvquant validate` shows.
 
     \b
     Example:
       kvquant compare runs/f16 runs/q8_0 runs/q4_0
+      kvquant compare runs/today
     """
+    if any(is_validation(folder) for folder in runs):
+        _show_validation(runs, suite, as_json)
+        return
     baseline, *others = (read_run(folder) for folder in runs)
     rules = load_suite(suite or baseline.info.suite).rules
     found = compare(baseline, others, rules) if others else []
@@ -44,6 +52,15 @@ def compare_runs(runs: tuple[Path, ...], suite: str | None, as_json: bool) -> No
     for comparison in found:
         click.echo()
         click.echo(_text(comparison, rules))
+
+
+def _show_validation(runs: tuple[Path, ...], suite: str | None, as_json: bool) -> None:
+    if len(runs) > 1:
+        raise UsageError(
+            "a validation holds its own baseline; compare one at a time, or the runs in its folder tasks/"
+        )
+    result = load_validation(runs[0], load_suite(suite).rules if suite else None)
+    click.echo(json.dumps(result.document(), indent=1) if as_json else validation_text(result))
 
 
 def _document(baseline: Run, found: list[Comparison], rules: Rules) -> dict[str, object]:

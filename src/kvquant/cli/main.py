@@ -28,6 +28,7 @@ COMMANDS = {
     "rank": "kvquant.cli.rank:rank_runs",
     "search": "kvquant.cli.search:search",
     "shape": "kvquant.cli.shape:shape",
+    "validate": "kvquant.cli.validate:validate_policies",
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -72,6 +74,29 @@ def default_types(text: str) -> tuple[str, str]:
             code="type",
         ) from None
     return rule.k_type or "f16", rule.v_type or "f16"
+
+
+def llama_bin_option(command: Command) -> Command:
+    """Add --llama-bin DIR; pass it to `programs_folder`."""
+    return click.option(
+        "--llama-bin",
+        envvar="KVQUANT_LLAMA_BIN",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The folder of llama-server, stock or patched.  [default: $KVQUANT_LLAMA_BIN, else the PATH]",
+    )(command)
+
+
+def programs_folder(llama_bin: Path | None) -> Path:
+    """Return the folder of llama.cpp's programs. Raises UsageError when none is named or on the PATH."""
+    if llama_bin is not None:
+        return llama_bin
+    found = shutil.which("llama-server")
+    if found is None:
+        raise UsageError(
+            "no llama-server on the PATH; name its folder with --llama-bin (kvquant llama build makes one)"
+        )
+    return Path(found).parent
 
 
 def json_option(command: Command) -> Command:

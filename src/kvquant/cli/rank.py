@@ -10,13 +10,16 @@ import click
 from kvquant.cli.options import json_option
 from kvquant.evals.rank import Ranked, Route, rank, routes
 from kvquant.evals.records import read_run
+from kvquant.evals.validation.folder import is_repeat, is_validation, task_folders
 
 
 @click.command("rank")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN [RUN...]")
 @json_option
 def rank_runs(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Order runs of `kvquant eval` by one score, and name the best run of each category.
+    """Order runs by one score, and name the best run of each category.
+
+    A run is one of `kvquant eval`, or the folder of a `kvquant validate`, which has one for each policy.
 
     The score is quality × max(0.1, 60 / mean seconds a sample); quality is the sum over the tests of weight
     times rate of right answers. It mixes two things that a user may weigh otherwise; the routing table keeps
@@ -25,8 +28,9 @@ def rank_runs(runs: tuple[Path, ...], as_json: bool) -> None:
     \b
     Example:
       kvquant rank runs/*/
+      kvquant rank runs/today
     """
-    found = [read_run(folder) for folder in runs]
+    found = [read_run(folder) for run in runs for folder in _folders(run)]
     ranked, routing = rank(found), routes(found)
     if as_json:
         click.echo(json.dumps(_document(ranked, routing), indent=1))
@@ -34,6 +38,13 @@ def rank_runs(runs: tuple[Path, ...], as_json: bool) -> None:
     click.echo(_ranking(ranked))
     click.echo()
     click.echo(_routing(routing))
+
+
+def _folders(run: Path) -> list[Path]:
+    """The runs in a folder: itself, or those of a validation, the baseline's second left out."""
+    if not is_validation(run):
+        return [run]
+    return [folder for folder in task_folders(run) if not is_repeat(folder)]
 
 
 def _document(ranked: list[Ranked], routing: list[Route]) -> dict[str, object]:

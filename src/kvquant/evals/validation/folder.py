@@ -18,6 +18,8 @@ from pathlib import Path
 
 JOURNAL = "validation.jsonl"
 RESULT = "results.json"
+TASKS = "tasks"
+REPEAT_SUFFIX = ".repeat"
 
 _LONGEST_NAME = 80
 
@@ -51,9 +53,14 @@ class Folder:
         """Where running programs keep their temporary files."""
         return self.root / "work"
 
+    @property
+    def logs(self) -> Path:
+        """What programs printed that failed."""
+        return self.root / "logs"
+
     def tasks(self, policy: str, *, repeat: bool = False) -> Path:
         """The run of a policy (canonical text)."""
-        return self.root / "tasks" / (folder_name(policy) + (".repeat" if repeat else ""))
+        return self.root / TASKS / (folder_name(policy) + (REPEAT_SUFFIX if repeat else ""))
 
     def divergence(self, policy: str) -> Path:
         """The per-token records of a policy's divergence."""
@@ -61,7 +68,17 @@ class Folder:
 
     def log(self, policy: str, part: str) -> Path:
         """Where the log of a failed part is kept."""
-        return self.root / "logs" / f"{folder_name(policy)}.{part}.log"
+        return self.logs / f"{folder_name(policy)}.{part}.log"
+
+
+def task_folders(root: Path) -> list[Path]:
+    """The runs of the tests in the folder of a validation, by name."""
+    return sorted(path for path in (root / TASKS).glob("*") if path.is_dir())
+
+
+def is_repeat(run: Path) -> bool:
+    """Whether a run is the baseline's second."""
+    return run.name.endswith(REPEAT_SUFFIX)
 
 
 def is_validation(root: Path) -> bool:

@@ -176,11 +176,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Chat:
-    """Medians over a fixed chat workload: time to the first token and generation speed after it."""
+    """A fixed chat workload: median time to the first token, speed of the tokens after it."""
 
     ttft_seconds: float | None
     tokens_per_second: float | None
-    n_requests: int
+    n_turns: int
+    n_prompt: int
+    n_generated: int
 
 
 @dataclass(frozen=True)
@@ -215,16 +217,13 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """A whole validation. baseline: label of the policy the others are compared with. finished: False while
-    parts are missing.
-    """
+    """A whole validation. baseline: label of the policy the others are compared with."""
 
     model: ModelFile
     suite: SuiteUsed
     provenance: Mapping[str, Any]
     baseline: str
     policies: tuple[PolicyResult, ...]
-    finished: bool = True
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def document(self) -> dict[str, Any]:

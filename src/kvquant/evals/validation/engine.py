@@ -1,0 +1,203 @@
+"""Runs a plan: whatever is not finished yet, policy by policy, each result on the disk before the next."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Protocol
+
+from kvquant.errors import KVQuantError, LlamaError
+from kvquant.evals.machine import read_machine
+from kvquant.evals.records import SampleRecord
+from kvquant.evals.speed import BenchOptions, SpeedRound, run_rounds
+from kvquant.evals.validation.assemble import assemble
+from kvquant.evals.validation.diverge import run_divergence
+from kvquant.evals.validation.folder import Folder
+from kvquant.evals.validation.journal import JournalWriter, NamedPolicy, Start, open_journal
+from kvquant.evals.validation.plan import Plan, PlannedPolicy
+from kvquant.evals.validation.records import read_records
+from kvquant.evals.validation.result import SuiteUsed, ValidationResult, write_result
+from kvquant.evals.validation.served import Served, run_served
+from kvquant.evals.validation.steps import (
+    REPEAT,
+    SERVED,
+    SPEED,
+    Step,
+    divergence_parts,
+    done_in,
+    pending,
+    steps,
+)
+from kvquant.llama.build import BuildInfo
+from kvquant.llama.cache import checkout_root
+from kvquant.llama.workspace import tree_commit
+
+
+class Watch(Protocol):
+    """Told what goes on, for whoever waits."""
+
+    def plan(self, found: Sequence[Step]) -> None:
+        """All steps, with what is finished of each."""
+
+    def begin(self, policy: str, part: str) -> None:
+        """A part of a policy begins."""
+
+    def advance(self, policy: str, part: str, note: str) -> None:
+        """One unit of a part is finished."""
+
+    def fail(self, policy: str, part: str, what: str) -> None:
+        """A part of a policy came to nothing."""
+
+
+def validate(plan: Plan, folder: Folder, argv: Sequence[str], watch: Watch) -> ValidationResult:
+    """Run what is not finished of a plan and return the result, which is in the folder too.
+
+    A policy that fails is part of the result. Raises KVQuantError, one line, when the folder cannot be used
+    or the disk is full; whatever was finished by then is kept.
+    """
+    with open_journal(folder, start_of(plan, argv)) as journal, _scratch(folder):
+        _Engine(plan, folder, tuple(argv), journal, watch).run()
+        return _write(folder)
+
+
+def start_of(plan: Plan, argv: Sequence[str]) -> Start:
+    """Describe a validation that starts now, on this machine."""
+    suite, settings = plan.suite, plan.settings
+    root = checkout_root()
+    return Start(
+        model=plan.model_file,
+        suite=SuiteUsed(suite.name, suite.about, suite.digest, asdict(suite.rules)),
+        parts=asdict(suite.parts),
+        n=settings.n,
+        seed=settings.seed,
+        n_ctx=settings.n_ctx,
+        n_threads=settings.n_threads,
+        policies=tuple(NamedPolicy(policy.label, policy.text) for policy in plan.policies),
+        build=None if plan.build is None else _build(plan.build),
+        provenance={
+            "argv": list(argv),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "kvquant_version": version("kvquant"),
+            "git_commit": None if root is None else tree_commit(root),
+            "timeout_seconds": settings.timeout_seconds,
+            "machine": asdict(read_machine()),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """One run of a plan. Policies that have failed since it was started are left out of what follows."""
+
+    plan: Plan
+    folder: Folder
+    argv: tuple[str, ...]
+    journal: JournalWriter
+    watch: Watch
+
+    def run(self) -> None:
+        found = steps(self.plan, done_in(read_records(self.folder)))
+        self.watch.plan(found)
+        for policy in self.plan.policies:
+            self._serve(policy, pending(found, policy.text, SERVED))
+        self._serve(self.plan.baseline, pending(found, self.plan.baseline.text, (REPEAT,)))
+        for policy in self.plan.policies:
+            self._diverge(policy, pending(found, policy.text, divergence_parts(self.plan)))
+        self._bench([policy for policy in self.plan.policies if pending(found, policy.text, (SPEED,))])
+
+    def _serve(self, policy: PlannedPolicy, parts: Sequence[str]) -> None:
+        if not parts or self._has_failed(policy):
+            return
+        part = parts[0]
+
+        def begin(name: str) -> None:
+            nonlocal part
+            part = name
+            self.watch.begin(policy.text, name)
+
+        def on_sample(record: SampleRecord) -> None:
+            self.watch.advance(policy.text, part, str(record.outcome))
+
+        run_served(Served(self.plan, policy, self.folder, self.argv), parts, self.journal, on_sample, begin)
+        self._finish(policy.text)
+
+    def _diverge(self, policy: PlannedPolicy, parts: Sequence[str]) -> None:
+        for part in parts:
+            if self._has_failed(policy):
+                return
+            self.watch.begin(policy.text, part)
+            run_divergence(self.plan, policy, part, self.folder, self.journal)
+            self._finish(policy.text)
+
+    def _bench(self, policies: Sequence[PlannedPolicy]) -> None:
+        speed = self.plan.suite.parts.speed
+        chosen = {policy.text: policy.policy for policy in policies if not self._has_failed(policy)}
+        if speed is None or not chosen:
+            return
+        folder = self.folder.logs / SPEED
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def on_round(measured: SpeedRound) -> None:
+            self.journal.round(measured)
+            self.watch.advance(measured.policy, SPEED, f"round {measured.index + 1}")
+
+        def on_failure(policy: str, _: int, error: LlamaError) -> None:
+            self.journal.fail(policy, SPEED, str(error), str(folder.relative_to(self.folder.root)))
+            self._finish(policy)
+
+        options = BenchOptions(
+            self.plan.model,
+            speed.depths,
+            speed.n_prompt,
+            speed.n_gen,
+            self.plan.settings.n_threads,
+        )
+        finished = {(measured.index, measured.policy) for measured in self.journal.rounds}
+        run_rounds(
+            self.plan.programs, options, chosen, speed.n_rounds, folder, on_round, on_failure, finished
+        )
+        if not any(policy in self.journal.failed_now for policy in chosen):
+            shutil.rmtree(folder)
+
+    def _finish(self, policy: str) -> None:
+        """After a part: say it when it failed, and bring the result up to date."""
+        failure = self.journal.failed_now.get(policy)
+        if failure is not None:
+            self.watch.fail(policy, failure.part, failure.what)
+        _write(self.folder)
+
+    def _has_failed(self, policy: PlannedPolicy) -> bool:
+        return policy.text in self.journal.failed_now
+
+
+@contextmanager
+def _scratch(folder: Folder) -> Iterator[None]:
+    """Make the folder for temporary files, without what a killed kvquant left in it, and remove it, and the
+    folder for logs when there is none.
+    """
+    shutil.rmtree(folder.work, ignore_errors=True)
+    try:
+        folder.work.mkdir()
+    except OSError as error:
+        raise KVQuantError(f"cannot write in {folder.root}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder.work, ignore_errors=True)
+        with suppress(OSError):
+            folder.logs.rmdir()
+
+
+def _write(folder: Folder) -> ValidationResult:
+    result = assemble(read_records(folder))
+    write_result(folder.result, result)
+    return result
+
+
+def _build(info: BuildInfo) -> dict[str, Any]:
+    """What made the programs, without the digest of every file."""
+    return {name: value for name, value in asdict(info).items() if name not in {"files", "features"}}
