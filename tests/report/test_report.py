@@ -8,7 +8,6 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ from kvquant.report.figures import front_svg, layers_svg, pareto_front, write_pl
 from kvquant.report.page import analysis_page, command_line, write_page
 from kvquant.report.tables import columns, decibels, share, small
 from kvquant.report.text import analysis_text
-
-VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
+from report.page_checks import check_page_stands_alone, text_of
 
 
 @pytest.fixture(scope="module")
@@ -30,53 +28,9 @@ def analysis() -> Analysis:
     return analyze("0:q8_0,1-:q4_0", shape=SMALL, sampling=Sampling(32, 4))
 
 
-class Balanced(HTMLParser):
-    """Collects ids, link targets and text, and insists that every element is closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.ids += [values["id"] or ""] if "id" in values else []
-        self.links += [
-            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")
-        ]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
 @pytest.fixture(scope="module")
 def page(analysis: Analysis) -> str:
     return analysis_page(analysis)
-
-
-def check_page_stands_alone(page: str) -> None:
-    """Well formed, unique ids, every link inside the page, no script and nothing fetched."""
-    parser = Balanced()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    assert len(parser.ids) == len(set(parser.ids)), "ids repeat"
-    targets = parser.links + re.findall(r"url\(([^)]*)\)", page)
-    for target in targets:
-        assert target.startswith("#") and target[1:] in parser.ids, f"{target} leads out of the page"
-    assert "<script" not in page and "@import" not in page
 
 
 def test_page_stands_alone(page: str) -> None:
@@ -99,9 +53,7 @@ def test_the_page_check_notices_what_does_not_stand_alone(page: str, broken: Cal
 
 
 def test_page_tells_the_whole_story(analysis: Analysis, page: str) -> None:
-    parser = Balanced()
-    parser.feed(page)
-    text = " ".join(parser.text)
+    text = text_of(page)
     for part in analysis.verdict.rstrip(".").split("; "):
         assert part[1:] in text
     for name in analysis.baselines:

@@ -26,6 +26,7 @@ COMMANDS = {
     "policy": "kvquant.cli.policy:policy",
     "published": "kvquant.cli.published:published",
     "rank": "kvquant.cli.rank:rank_runs",
+    "report": "kvquant.cli.report:report",
     "search": "kvquant.cli.search:search",
     "shape": "kvquant.cli.shape:shape",
     "validate": "kvquant.cli.validate:validate_policies",

@@ -167,11 +167,23 @@ def ratio_axis(axes: Axes) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     low, high = axes.get_xlim()
-    ticks = [tick for tick in (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0) if low <= tick <= high]
+    halvings, tenths = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0), tuple(i / 10 for i in range(1, 11))
+    ticks = [tick for tick in halvings if low <= tick <= high]
+    if len(ticks) < 3:
+        ticks = [tick for tick in tenths if low <= tick <= high] or ticks
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}x"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def decade_axis(axis: Any) -> None:
+    """Label a logarithmic axis at powers of ten, written out from 0.0001 to 10000."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def place_labels(axes: Axes, points: Sequence[tuple[str, tuple[float, float], str]]) -> None:

@@ -4,10 +4,11 @@ unless it is called markup.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from kvquant.report.drawing import DARK, LIGHT, css_variables
+from kvquant.report.tables import printable
 
 _STYLE = """
 :root { color-scheme: light dark; LIGHT --panel: #f4f6f9; }
@@ -39,7 +40,8 @@ svg text { font-family: system-ui, sans-serif !important; }
 @media (max-width: 40rem) {
   .narrow { display: block; } .wide { display: none; } body { padding: 1rem .9rem 3rem; }
 }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-top: 1rem; }
+details { margin-top: .6rem; }
 .scroll:focus-visible { outline: 2px solid var(--policy); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
@@ -49,6 +51,27 @@ th { font-weight: 600; }
 tbody th { text-align: left; position: sticky; left: 0; background: var(--background); }
 thead th:first-child, td.word, th.word { text-align: left; }
 tr.policy > * { color: var(--policy); font-weight: 650; }
+.good { color: var(--good); } .caution { color: var(--caution); } .bad { color: var(--bad); }
+.good, .caution, .bad { font-weight: 650; }
+.key { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; list-style: none; padding: 0; margin: 0 0 .5rem; }
+.key li::before { content: ""; display: inline-block; width: 1.5rem; margin-right: .45rem;
+  vertical-align: .25em; border-top: 3px var(--dash) var(--ink); }
+pre { background: var(--panel); border-radius: .6rem; padding: .8rem 1rem; overflow-x: auto;
+  font: .8rem/1.45 ui-monospace, monospace; }
+.cards { width: 100%; }
+.cards td, .cards th { vertical-align: top; }
+.cards thead th, .cards tbody th { white-space: normal; overflow-wrap: break-word; max-width: 14rem; }
+.cards small { display: block; color: var(--rival); font-size: .92em; }
+@media (max-width: 40rem) {
+  .cards, .cards caption, .cards tbody, .cards tr, .cards td, .cards tbody th { display: block; }
+  .cards thead { display: none; }
+  .cards tr { background: var(--panel); border-radius: .6rem; padding: .6rem .9rem; margin-bottom: .7rem; }
+  .cards tbody th { max-width: none; margin-bottom: .2rem; }
+  .cards td, .cards tbody th { border: 0; padding: .1rem 0; background: none; position: static; }
+  .cards td { display: flex; justify-content: space-between; gap: 1rem; }
+  .cards small { display: inline; margin-left: .4rem; }
+  .cards td::before { content: attr(data-name); color: var(--rival); font-weight: 400; }
+}
 summary { cursor: pointer; font-weight: 600; margin-bottom: .5rem; }
 dl.provenance { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.1rem; margin: 0; }
 .provenance dt { color: var(--rival); } .provenance dd { margin: 0; }
@@ -57,6 +80,11 @@ dl.provenance { display: grid; grid-template-columns: max-content 1fr; gap: .25r
 }
 @media print { details { display: block; } }
 """
+
+
+def escape(text: str) -> str:
+    """Return ``text`` as markup that shows it, whatever is in it."""
+    return html.escape(printable(text))
 
 
 def whole_page(title: str, body: Iterable[str]) -> str:
@@ -114,6 +142,42 @@ def figure(heading: str, wide: str, narrow: str, description: str, caption: str)
     )
 
 
+def key(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Return (name, role of the colour, CSS border style) entries as the key of a figure."""
+    items = "".join(
+        f'<li style="--ink: var(--{role}); --dash: {dash}">{escape(name)}</li>'
+        for name, role, dash in entries
+    )
+    return f'<ul class="key">{items}</ul>'
+
+
+def cards(
+    head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, tones: Sequence[str | None]
+) -> str:
+    """Return a table whose rows become cards on a phone.
+
+    tones: how the second column of each row is coloured: good, caution, bad, or not.
+    """
+
+    def line(row: Sequence[str], tone: str | None) -> str:
+        kinds = {1: class_attribute(tone or "", tone is not None)}
+        cells = "".join(
+            f'<td data-name="{escape(head[i])}"{class_attribute("word", i == 1)}>'
+            f"<span{kinds.get(i, '')}>{_two_lines(row[i])}</span></td>"
+            for i in range(1, len(row))
+        )
+        return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+
+    lines = "\n".join(line(row, tone) for row, tone in zip(rows, tones, strict=True))
+    return _table(head, lines, caption, words=(1,), kind=' class="cards"')
+
+
+def _two_lines(cell: str) -> str:
+    """A number with its interval in smaller print beside or below it."""
+    value, bracket, interval = cell.removesuffix(")").partition(" (")
+    return f"{escape(value)}<small>{escape(interval)}</small>" if bracket else escape(cell)
+
+
 def table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -132,13 +196,17 @@ def table(
         )
         return f'<tr{class_attribute("policy", marked)}><th scope="row">{escape(row[0])}</th>{cells}</tr>'
 
+    lines = "\n".join(line(row, i in marked) for i, row in enumerate(rows))
+    return _table(head, lines, caption, words)
+
+
+def _table(head: Sequence[str], lines: str, caption: str, words: Sequence[int], kind: str = "") -> str:
     header = "".join(
         f'<th scope="col"{class_attribute("word", i in words)}>{escape(name)}</th>'
         for i, name in enumerate(head)
     )
-    lines = "\n".join(line(row, i in marked) for i, row in enumerate(rows))
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table>'
+        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table{kind}>'
         f"<caption>{escape(caption)}</caption><thead><tr>{header}</tr></thead>\n"
         f"<tbody>\n{lines}\n</tbody></table></div>"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -12,7 +11,17 @@ from kvquant.analysis import Analysis
 from kvquant.files import write_atomic
 from kvquant.report.drawing import FigureSize
 from kvquant.report.figures import front_svg, layers_svg
-from kvquant.report.html import bullets, class_attribute, figure, folded, pairs, table, tiles, whole_page
+from kvquant.report.html import (
+    bullets,
+    class_attribute,
+    escape,
+    figure,
+    folded,
+    pairs,
+    table,
+    tiles,
+    whole_page,
+)
 from kvquant.report.tables import share, small
 from kvquant.report.text import layer_cells, note_lines, rival_cells
 from kvquant.units import format_n_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from kvquant.analysis.verdict import percent
@@ -10,6 +11,18 @@ UNKNOWN = "?"
 """What stands for a number that is not known; never 0."""
 
 GAP = "  "
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with a replacement character for each that has no shape of its own.
+
+    Control characters, and those that turn the direction of what follows, could make a line look like
+    another. Line breaks and tabs stay.
+    """
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn") else "\ufffd"
+        for c in text
+    )
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
