@@ -19,10 +19,17 @@ torch = pytest.importorskip("torch")
 from kvquant.errors import ModelFileError, UsageError  # noqa: E402
 from kvquant.reference.batches import draw_batch  # noqa: E402
 from kvquant.reference.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from kvquant.reference.growth import grown, new_model, parameter_count  # noqa: E402
+from kvquant.reference.growth import (  # noqa: E402
+    add_reply_head,
+    grown,
+    new_model,
+    parameter_count,
+    spread,
+)
 from kvquant.reference.model import apply_rope, model_shape, rope_tables  # noqa: E402
 from kvquant.reference.optimizer import Optimizer, orthogonalised  # noqa: E402
-from kvquant.reference.scoring import Share, log_probabilities, read, recall_readings, recall_score  # noqa: E402
+from kvquant.reference.outliers import KeyOutliers, add_key_outliers  # noqa: E402
+from kvquant.reference.scoring import Share, read, recall_readings, recall_score  # noqa: E402
 from kvquant.reference.tasks import Document, Size, Split  # noqa: E402
 from kvquant.reference.train import Stage, TrainingPlan, batch_loss, load_model, read_plan, train  # noqa: E402
 
@@ -113,14 +120,56 @@ def test_growing_shares_each_output_among_copies(tiny_model):
     assert parameter_count(bigger) > parameter_count(tiny_model)
 
 
-def test_a_grown_model_is_much_closer_to_the_old_one_than_a_new_one_is(tiny_model, tiny_config):
-    (reading,) = recall_readings(5, Split.TEST, n_pairs=8, n_tokens=40, n_prompts=1)
-    before = log_probabilities(tiny_model, reading)
-    moved, unrelated = (
-        float((before.exp() * (before - log_probabilities(model, reading))).sum(-1).mean())
-        for model in (grown(tiny_model, [5, 3], seed=1), new_model(tiny_config, seed=4))
-    )
-    assert 0 < moved < unrelated / 3
+def test_growing_keeps_what_tied_copies_compute(tiny_model):
+    """So training may go on with copies of their own where it stopped with tied ones."""
+    tokens = torch.arange(9)[None]
+    with torch.inference_mode():
+        tied = tiny_model.hidden(tokens, layers=spread(dict(tiny_model.layers), [3, 2], n_head=4, seed=1))
+        torch.testing.assert_close(grown(tiny_model, [3, 2], seed=1).hidden(tokens), tied, rtol=0, atol=0)
+        assert not torch.equal(grown(tiny_model, [3, 2], seed=2).hidden(tokens), tied)
+
+
+def test_one_copy_of_each_layer_is_the_model_itself(tiny_model):
+    for name, values in grown(tiny_model, [1, 1], seed=1).state_dict().items():
+        torch.testing.assert_close(values, tiny_model.state_dict()[name])
+
+
+def test_tied_copies_train_the_layer_they_share(tiny_model):
+    batch = draw_batch((1,), Split.TRAIN, {"stream": 1.0}, 1, Size(16, 4, 16))
+    layers = spread(dict(tiny_model.layers), [3, 2], n_head=4, seed=1)
+    torch.autograd.backward(batch_loss(tiny_model, batch, 0.1, layers=layers).value)
+    assert float(tiny_model.layers["attn_v"].grad.norm(dim=(1, 2)).min()) > 0
+    assert tiny_model.layers["attn_v"].grad.shape == tiny_model.layers["attn_v"].shape
+
+
+def test_the_reply_head_asks_with_the_keys_of_the_first(tiny_model):
+    before = {name: stack.detach().clone() for name, stack in tiny_model.layers.items()}
+    add_reply_head(tiny_model)
+    after = {name: stack.detach() for name, stack in tiny_model.layers.items()}
+    assert torch.equal(after["attn_q"][1, 64:128], before["attn_k"][1, :64])
+    assert torch.equal(after["attn_q"][1, :64], before["attn_q"][1, :64])
+    assert all(torch.equal(after[name][0], before[name][0]) for name in before)
+    first, second = after["attn_output"][1, :, :64], after["attn_output"][1, :, 64:128]
+    assert float(second.norm()) == pytest.approx(0.3 * float(first.norm()))
+
+
+def test_key_outliers_change_what_is_stored_and_nothing_else(tiny_model):
+    tokens = torch.arange(40)[None]
+    stored: list[torch.Tensor] = []
+
+    def keep(_layer, _q, k, v):
+        stored.append(k[0].abs().amax((0, 1)))
+        return k, v
+
+    with torch.inference_mode():
+        before = tiny_model(tokens, keep)
+        add_key_outliers(tiny_model, seed=1, outliers=KeyOutliers(n_pairs=(2, 2), gains=(8.0,)))
+        torch.testing.assert_close(tiny_model(tokens, keep), before, rtol=0, atol=1e-6)
+    for plain, scaled in zip(stored[:2], stored[2:], strict=True):
+        gained = (scaled / plain).round().reshape(2, 32)
+        assert torch.equal(gained[0], gained[1]), "both channels of a RoPE pair"
+        assert sorted(set(gained[0].tolist())) == [1.0, 8.0] and int((gained[0] == 8).sum()) == 2
+        assert not bool((gained[0, :16] == 8).any()), "only pairs that turn slowly"
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24)])
@@ -190,14 +239,18 @@ def test_pickles_are_never_loaded(tmp_path):
 
 STAGE = Stage("first", 1, n_tokens=16, n_rows=2, n_steps=4, most_pairs=4, tasks={"stream": 1.0}, n_warmup=2)
 PLAN = TrainingPlan(
-    stages=(replace(STAGE, n_layer=2), replace(STAGE, name="second", n_layer=4, copies=[1, 3], decay=True)),
+    stages=(
+        replace(STAGE, n_layer=2),
+        replace(STAGE, name="tied", n_layer=2, copies=[1, 3], tied=True, reply_head=True),
+        replace(STAGE, name="second", n_layer=4, copies=[1, 3], decay=True, key_outliers=True),
+    ),
     model={"n_embd": 128, "n_ff": 16},
 )
 
 
 def test_a_stopped_run_ends_like_one_that_was_not(tmp_path):
     whole = train(PLAN, 1, tmp_path / "whole", log_every=1)
-    for n_steps in (3, 3, 3):
+    for n_steps in (3, 3, 3, 4):
         asked = iter([*[False] * (n_steps - 1), True])
         train(PLAN, 1, tmp_path / "parts", log_every=1, should_stop=lambda asked=asked: next(asked, True))
     resumed = load_model(tmp_path / "parts/checkpoint.npz", PLAN)
@@ -207,7 +260,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(tmp_path):
     logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in ("whole", "parts")]
     rows = [[{**json.loads(line), "seconds": 0} for line in lines] for lines in logs]
     assert rows[0] == rows[1]
-    assert len(rows[0]) == 8
+    assert len(rows[0]) == 12
 
 
 def test_a_trained_model_can_be_trained_further(tmp_path, tiny_model):
@@ -241,7 +294,7 @@ def test_a_stage_ends_early_when_it_is_good_enough(tmp_path):
     plan = replace(PLAN, stages=(replace(PLAN.stages[0], until=0.0), PLAN.stages[1]))
     train(plan, 1, tmp_path, log_every=1)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["stage"] for row in rows] == ["second"] * 4
+    assert [row["stage"] for row in rows] == ["tied"] * 4
 
 
 def test_a_kill_leaves_a_run_that_goes_on(tmp_path):

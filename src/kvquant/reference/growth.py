@@ -17,7 +17,7 @@ All other weights start random, and none is kept fixed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -34,8 +34,8 @@ _FIRST_SLOW_PAIR = 16
 _LOOK_BACK_GAIN = 2.0
 _MATCH_GAIN = 2.0
 _COPY_STRENGTH = 2.0
-_NOISE_SHARE = 0.02
-_ATTENTION_SHARED = 0.35
+_REPLY_STRENGTH = 0.3
+_SHARE_SPREAD = 0.7
 
 
 def _random_layers(config: ReferenceConfig, n_layer: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -115,45 +115,61 @@ def _seed_induction(model: ReferenceModel, generator: torch.Generator) -> None:
     following["attn_output"][:, head] = copied.T * _COPY_STRENGTH
 
 
-def grown(model: ReferenceModel, copies: Sequence[int], seed: int) -> ReferenceModel:
-    """Return ``model`` with old layer i become ``copies[i]`` layers, computing nearly the same function.
+@torch.no_grad()
+def add_reply_head(model: ReferenceModel) -> None:
+    """Start the second query head of layer 1 over as one that asks by the token before.
 
-    The feed-forward parts share the old one's output in random proportions. Of attention the first copy keeps
-    a larger part, since the next ones no longer read quite what they were trained on. So every new layer has
-    work from the start, and no two have the same. A little noise lets the copies learn different things.
-
-    Raises UsageError when there is not one positive count for each old layer.
+    In `{"kobu": 417}` and `kobu,417` the value follows a mark, and the key stands before the mark. K of the
+    first head's group already tells which token came before each one. Q of the second head starts as the same
+    map, so that at the mark it finds what followed the key earlier, at a share of the first head's strength.
     """
-    if len(copies) != model.config.n_layer or min(copies, default=0) < 1:
-        raise UsageError(
-            f"copies {list(copies)}: give one positive count for each of {model.config.n_layer} layers"
-        )
+    head_dim = model.config.head_dim
+    first, second = slice(head_dim), slice(head_dim, 2 * head_dim)
+    layer = {name: stack[1] for name, stack in model.layers.items()}
+    layer["attn_q"][second] = layer["attn_k"][first]
+    layer["attn_output"][:, second] = _REPLY_STRENGTH * layer["attn_output"][:, first]
+
+
+def spread(layers: Mapping[str, Tensor], copies: Sequence[int], n_head: int, seed: int) -> dict[str, Tensor]:
+    """Return stacks in which layer i of ``layers`` is ``copies[i]`` layers that share its output.
+
+    Each query head of attention, and each feed-forward part, is shared in random proportions of its own
+    (log-normal), so every copy has work and no two have the same. Gradients reach ``layers``: trained in this
+    form, a layer learns to do its work in so many steps, each of which sees what the ones before it added.
+
+    Raises UsageError when there is not one positive count for each layer.
+    """
+    n_layer = len(layers["attn_norm"])
+    if len(copies) != n_layer or min(copies, default=0) < 1:
+        raise UsageError(f"copies {list(copies)}: give one positive count for each of {n_layer} layers")
     generator = torch.Generator().manual_seed(seed)
+    source = torch.arange(n_layer).repeat_interleave(torch.tensor(copies))
+    stacks = {name: stack[source] for name, stack in layers.items()}
+    by_head = _random_shares(source, n_head, generator)
+    head_dim = stacks["attn_output"].shape[-1] // n_head
+    stacks["attn_output"] = stacks["attn_output"] * by_head.repeat_interleave(head_dim, 1)[:, None, :]
+    stacks["ffn_down"] = stacks["ffn_down"] * _random_shares(source, 1, generator)[:, :, None]
+    return stacks
+
+
+def grown(model: ReferenceModel, copies: Sequence[int], seed: int) -> ReferenceModel:
+    """Return a model whose layers are those `spread` makes of ``model``'s, from here on each on its own.
+
+    Raises UsageError as `spread` does.
+    """
     bigger = ReferenceModel(replace(model.config, n_layer=sum(copies)))
-    source = torch.arange(len(copies)).repeat_interleave(torch.tensor(copies))
-    leads = source != torch.cat((torch.tensor([-1]), source[:-1]))
-    fresh = _random_layers(bigger.config, sum(copies), generator)
     with torch.no_grad():
         bigger.token_embd.copy_(model.token_embd)
         bigger.output_norm.copy_(model.output_norm)
-        for name, old in model.layers.items():
-            values = old[source]
-            if name in _OUTPUT_PROJECTIONS:
-                share = _random_shares(source, generator)
-                if name == "attn_output":
-                    share = (1 - _ATTENTION_SHARED) * leads + _ATTENTION_SHARED * share
-                values = values * share[:, None, None]
-            elif values.ndim == 3:
-                size = values.square().mean((1, 2), keepdim=True).sqrt() * math.sqrt(values.shape[-1])
-                values = math.sqrt(1 - _NOISE_SHARE) * values + math.sqrt(_NOISE_SHARE) * size * fresh[name]
+        for name, values in spread(dict(model.layers), copies, model.config.n_head, seed).items():
             bigger.layers[name].copy_(values)
     return bigger
 
 
-def _random_shares(source: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random share per layer; the shares of the layers with one ``source`` sum to one."""
-    drawn = 0.3 + 1.5 * torch.rand(len(source), generator=generator)
-    totals = torch.zeros(int(source.max()) + 1).index_add_(0, source, drawn)
+def _random_shares(source: Tensor, n_parts: int, generator: torch.Generator) -> Tensor:
+    """Return random shares, (n_layer, n_parts); those of the layers with one ``source`` sum to one."""
+    drawn = torch.exp(_SHARE_SPREAD * torch.randn(len(source), n_parts, generator=generator))
+    totals = torch.zeros(int(source.max()) + 1, n_parts).index_add_(0, source, drawn)
     return drawn / totals[source]
 
 

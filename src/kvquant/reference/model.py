@@ -7,7 +7,7 @@ layers are stacked along a first axis `layer` and are otherwise laid out and nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -43,7 +43,7 @@ class ReferenceConfig:
 def model_shape(config: ReferenceConfig) -> ModelShape:
     """Return what the KV cache of the network looks like."""
     layer = LayerShape(config.n_head, config.n_head_kv, config.head_dim, config.head_dim)
-    return ModelShape("reference", "qwen3", config.n_ctx_train, (layer,) * config.n_layer)
+    return ModelShape("kvquant reference", "qwen3", config.n_ctx_train, (layer,) * config.n_layer)
 
 
 def layer_shapes(config: ReferenceConfig) -> dict[str, tuple[int, ...]]:
@@ -94,17 +94,24 @@ class ReferenceModel(nn.Module):
             }
         )
 
-    def hidden(self, tokens: Tensor, write_kv: WriteKV | None = None, skip: Collection[int] = ()) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        write_kv: WriteKV | None = None,
+        skip: Collection[int] = (),
+        layers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Return the normed output of the last layer, (n_rows, n_tokens, n_embd), for int64 ``tokens``.
 
-        Layers in ``skip`` are left out, as if they added nothing.
+        Layers in ``skip`` are left out, as if they added nothing. ``layers`` takes the place of the model's
+        own stacks and may have any number of layers.
         """
         config = self.config
         n_rows, n_tokens = tokens.shape
         cos, sin = rope_tables(config, n_tokens)
         x = self.token_embd[tokens]
-        stacks = {name: stack.unbind() for name, stack in self.layers.items()}
-        for layer in range(config.n_layer):
+        stacks = {name: stack.unbind() for name, stack in (self.layers if layers is None else layers).items()}
+        for layer in range(len(stacks["attn_norm"])):
             if layer in skip:
                 continue
             weight = {name: stack[layer] for name, stack in stacks.items()}

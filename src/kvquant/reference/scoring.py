@@ -69,12 +69,21 @@ def log_probabilities(model: ReferenceModel, reading: Reading, write_kv: WriteKV
     return functional.log_softmax(model(reading.tokens[None, :-1], write_kv)[0], dim=-1)
 
 
+def answer_hits(reading: Reading, log_probability: Tensor) -> Tensor:
+    """Return whether every token of an answer is the model's first choice, given the true text before it.
+
+    bool (n_answers,), in the order of the answers.
+    """
+    missed = (log_probability.argmax(-1) != reading.tokens[1:]) & reading.answers
+    hits = torch.ones(int(reading.answer_ids.max()) + 1, dtype=torch.bool)
+    hits[reading.answer_ids[missed]] = False
+    return hits
+
+
 def right_answers(reading: Reading, log_probability: Tensor) -> Share:
-    """Count the answers whose every token is the model's first choice, given the true text before it."""
-    hits = log_probability.argmax(-1) == reading.tokens[1:]
-    n_answers = int(reading.answer_ids.max()) + 1
-    missed = set(reading.answer_ids[reading.answers & ~hits].tolist())
-    return Share(n_answers - len(missed), n_answers)
+    """Count the answers that `answer_hits` finds right."""
+    hits = answer_hits(reading, log_probability)
+    return Share(int(hits.sum()), len(hits))
 
 
 def recall_readings(

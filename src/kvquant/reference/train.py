@@ -24,9 +24,10 @@ from torch.nn import functional
 from kvquant.errors import UsageError
 from kvquant.reference.batches import Batch, draw_batch
 from kvquant.reference.checkpoint import load_checkpoint, save_checkpoint
-from kvquant.reference.growth import grown, new_model
+from kvquant.reference.growth import add_reply_head, grown, new_model, spread
 from kvquant.reference.model import ReferenceConfig, ReferenceModel
 from kvquant.reference.optimizer import Optimizer
+from kvquant.reference.outliers import add_key_outliers
 from kvquant.reference.tasks import Size, Split
 from kvquant.reference.vocabulary import TOKENS
 
@@ -38,11 +39,14 @@ class Stage:
     """One lesson.
 
     n_layer: layers of the network from here on. copies: how many of them each layer of the stage before
-    becomes, when there are more now. n_tokens, most_pairs, n_words: see `tasks.Size`. n_rows: documents a
-    step. n_steps: steps at most. until: end early when this share of the answer tokens is right (running mean
-    over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with `decay` they fall to
-    zero over the stage. skip: share of the layers that a step leaves out at random (stochastic depth), so
-    that no layer can do a job alone. tasks: task name to share of the documents.
+    becomes, when there are more now; with `tied`, how many each runs as while its copies keep the same
+    weights and only share its output (`growth.spread`). n_tokens, most_pairs, n_words: see `tasks.Size`.
+    n_rows: documents a step. n_steps: steps at most. until: end early when this share of the answer tokens is
+    right (running mean over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with
+    `decay` they fall to zero over the stage. skip: share of the layers that a step leaves out at random
+    (stochastic depth), so that no layer can do a job alone. reply_head, key_outliers: begin with
+    `growth.add_reply_head`, with `outliers.add_key_outliers`.
+    tasks: task name to share of the documents.
     """
 
     name: str
@@ -60,6 +64,9 @@ class Stage:
     n_warmup: int = 50
     decay: bool = False
     skip: float = 0.0
+    reply_head: bool = False
+    tied: bool = False
+    key_outliers: bool = False
 
     def size(self) -> Size:
         """Return what the stage's documents are like."""
@@ -67,8 +74,13 @@ class Stage:
 
     def skipped(self, seed: tuple[int, ...]) -> list[int]:
         """Return the layers that the step of ``seed`` leaves out."""
-        left_out = np.random.default_rng(seed).random(self.n_layer) < self.skip
+        n_layer = sum(self.copies) if self.tied else self.n_layer
+        left_out = np.random.default_rng(seed).random(n_layer) < self.skip
         return [int(layer) for layer in np.flatnonzero(left_out)]
+
+    def layers(self, model: ReferenceModel, seed: int) -> Mapping[str, Tensor] | None:
+        """Return the stacks that ``model`` runs with, None for its own."""
+        return spread(dict(model.layers), self.copies, model.config.n_head, seed) if self.tied else None
 
     def rate(self, step: int) -> float:
         """Return the share of the learning rates that ``step`` (from 0) uses."""
@@ -166,11 +178,20 @@ class Loss:
     right: Mapping[str, tuple[int, int]]
 
 
-def batch_loss(model: ReferenceModel, batch: Batch, other_weight: float, skip: Collection[int] = ()) -> Loss:
-    """Return the mean cross-entropy of ``batch`` in nats; tokens outside answers count ``other_weight``."""
+def batch_loss(
+    model: ReferenceModel,
+    batch: Batch,
+    other_weight: float,
+    skip: Collection[int] = (),
+    layers: Mapping[str, Tensor] | None = None,
+) -> Loss:
+    """Return the mean cross-entropy of ``batch`` in nats; tokens outside answers count ``other_weight``.
+
+    skip, layers: see `ReferenceModel.hidden`.
+    """
     tokens = torch.from_numpy(batch.tokens)
     answers = torch.from_numpy(batch.answers)
-    logits = model.logits(model.hidden(tokens[:, :-1], skip=skip))
+    logits = model.logits(model.hidden(tokens[:, :-1], skip=skip, layers=layers))
     targets = tokens[:, 1:]
     losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(
         targets
@@ -213,8 +234,12 @@ def train(
     while state.stage < len(plan.stages):
         stage = plan.stages[state.stage]
         if stage.n_layer != state.model.config.n_layer:
-            state.model = grown(state.model, stage.copies, seed + state.stage)
+            state.model = grown(state.model, stage.copies, seed)
             state.optimizer = Optimizer(state.model)
+        if stage.reply_head and state.step == 0:
+            add_reply_head(state.model)
+        if stage.key_outliers and state.step == 0:
+            add_key_outliers(state.model, seed)
         if state.step >= stage.n_steps or state.score >= stage.until:
             _save(folder / f"stage-{stage.name}.npz", state, seed)
             state.stage, state.step, state.score = state.stage + 1, 0, 0.0
@@ -223,7 +248,8 @@ def train(
             (seed, state.stage, state.step), Split.TRAIN, stage.tasks, stage.n_rows, stage.size()
         )
         skipped = stage.skipped((seed, state.stage, state.step, 1))
-        loss = batch_loss(state.model, batch, plan.other_weight, skipped)
+        layers = stage.layers(state.model, seed)
+        loss = batch_loss(state.model, batch, plan.other_weight, skipped, layers)
         torch.autograd.backward(loss.value)
         rate = stage.rate(state.step)
         state.optimizer.step(stage.matrix_rate * rate, stage.vector_rate * rate)

@@ -1,7 +1,7 @@
 """How the reference model responds to its KV cache: one pass over held-out text for every cache setting.
 
 Each setting reads the same prompts and documents of the test split, so differences between settings are
-paired.
+paired: of every question it is counted whether the f16 cache and the setting agree on it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvquant.errors import UsageError
 from kvquant.policy import parse_policy, resolve
 from kvquant.reference.model import ReferenceModel, WriteKV, model_shape
 from kvquant.reference.scoring import (
     Reading,
     Share,
+    answer_hits,
     log_probabilities,
     read,
     recall_readings,
-    right_answers,
 )
 from kvquant.reference.tasks import Size, Split, held_out_documents
 from kvquant.torch.writing import QuantizedKV
@@ -31,6 +32,8 @@ BASELINE = "f16"
 
 UNIFORM_TYPES = ("q8_0", "q5_0", "q4_0")
 RESEARCH_TYPES = ("tq_mse_4b", "tq_mse_3b", "tq_mse_2b")
+LONG_NAMES = (BASELINE, "q8_0", "q4_0", "q4_0 unrotated", "tq_mse_3b")
+"""The settings tried on long prompts, where each takes its time."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,35 @@ def layer_settings(n_layer: int, type_name: str) -> tuple[Setting, ...]:
     )
 
 
-def draw_prompts(
-    seed: int, pairs: Sequence[int], n_tokens: int, n_prompts: int
-) -> dict[int, Sequence[Reading]]:
-    """Return, for each number of pairs, ``n_prompts`` recall prompts of the test split that ask them all."""
-    return {n: recall_readings(seed, Split.TEST, n, n_tokens, n_prompts) for n in pairs}
+@dataclass(frozen=True)
+class RecallPoint:
+    """A recall test: ``n_prompts`` prompts of ``n_tokens`` tokens with ``n_pairs`` pairs, each asked once."""
+
+    n_pairs: int
+    n_tokens: int
+    n_prompts: int
+
+    @staticmethod
+    def parse(text: str) -> RecallPoint:
+        """Return the point written as PAIRSxTOKENSxPROMPTS. Raises UsageError for anything else."""
+        try:
+            n_pairs, n_tokens, n_prompts = map(int, text.split("x"))
+        except ValueError as error:
+            raise UsageError(f"{text!r}: write PAIRSxTOKENSxPROMPTS, such as 32x1024x16") from error
+        return RecallPoint(n_pairs, n_tokens, n_prompts)
+
+    @property
+    def label(self) -> str:
+        """What tables, figures and records call it."""
+        return f"{self.n_pairs} pairs, {self.n_tokens} tokens"
+
+
+def draw_prompts(seed: int, points: Sequence[RecallPoint]) -> dict[str, Sequence[Reading]]:
+    """Return the prompts of each point by its label, of the test split, asking for every pair."""
+    return {
+        point.label: recall_readings(seed, Split.TEST, point.n_pairs, point.n_tokens, point.n_prompts)
+        for point in points
+    }
 
 
 def draw_documents(seed: int, n_documents: int, n_tokens: int, most_pairs: int) -> list[Reading]:
@@ -111,36 +138,52 @@ def _divergence(baseline: Tensor, other: Tensor) -> Tensor:
 def measure(
     model: ReferenceModel,
     settings: Sequence[Setting],
-    prompts: Mapping[int, Sequence[Reading]],
+    prompts: Mapping[str, Sequence[Reading]],
     documents: Sequence[Reading],
     report: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Return one JSON object per setting.
 
-    recall: number of pairs to {n_right, n, low, high} (95 % Wilson interval). perplexity: over all tokens of
-    the documents; answer_perplexity: over those the text before decides. divergence: mean KL from an f16
-    cache in nats per token, answer_divergence over answers only, with standard errors over documents.
-    same_top: share of positions with the f16 cache's first choice. ``report`` is told of each setting when it
-    is done.
+    recall: label of the prompts to {n_right, n, low, high (95 % Wilson interval), n_lost, n_gained}, the last
+    two counting questions that only the f16 cache, and only this setting, answers. With documents also
+    perplexity: over all their tokens; answer_perplexity: over those the text before decides. divergence: mean
+    KL from an f16 cache in nats per token, answer_divergence over answers only, with standard errors over
+    documents. same_top: share of positions with the f16 cache's first choice. ``report`` is told of each
+    setting when it is done.
     """
     baseline = Setting(BASELINE, f"*:{BASELINE}").writer(model)
-    reference = [log_probabilities(model, reading, baseline) for reading in documents]
+    expected = [log_probabilities(model, reading, baseline) for reading in documents]
+    answered = {label: _hits(model, baseline, readings) for label, readings in prompts.items()}
     results = []
     for setting in settings:
         write = setting.writer(model)
         result: dict[str, Any] = {"name": setting.name, "policy": setting.policy, "rotate": setting.rotate}
-        result["recall"] = {str(n): _recall(model, write, readings) for n, readings in prompts.items()}
-        result |= _documents(model, write, documents, reference)
-        report(f"{setting.name}: {result['recall']} KL {result['divergence']['mean']:.5f}")
+        result["recall"] = {
+            label: _recall(answered[label], _hits(model, write, readings))
+            for label, readings in prompts.items()
+        }
+        if documents:
+            result |= _documents(model, write, documents, expected)
+        report(f"{setting.name}: {result['recall']} KL {result.get('divergence')}")
         results.append(result)
     return results
 
 
-def _recall(model: ReferenceModel, write: WriteKV, prompts: Sequence[Reading]) -> dict[str, float]:
-    shares = [right_answers(reading, log_probabilities(model, reading, write)) for reading in prompts]
-    total = Share(sum(share.n_right for share in shares), sum(share.n for share in shares))
-    low, high = total.interval
-    return {"n_right": total.n_right, "n": total.n, "low": round(low, 5), "high": round(high, 5)}
+def _hits(model: ReferenceModel, write: WriteKV, prompts: Sequence[Reading]) -> Tensor:
+    """Return which questions of ``prompts`` are answered exactly, bool (n_questions,)."""
+    return torch.cat([answer_hits(reading, log_probabilities(model, reading, write)) for reading in prompts])
+
+
+def _recall(baseline: Tensor, hits: Tensor) -> dict[str, float]:
+    low, high = Share(int(hits.sum()), len(hits)).interval
+    return {
+        "n_right": int(hits.sum()),
+        "n": len(hits),
+        "low": round(low, 5),
+        "high": round(high, 5),
+        "n_lost": int((baseline & ~hits).sum()),
+        "n_gained": int((hits & ~baseline).sum()),
+    }
 
 
 def _documents(
