@@ -118,3 +118,20 @@ def bootstrap_mean(values: Sequence[float], block: int = 1, seed: int = 0) -> In
     totals = sums[starts[:, 1:]].sum(axis=1) + tails[starts[:, 0]]
     low, high = np.quantile(totals / n, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Interval(float(low), float(high))
+
+
+def bootstrap_blocks(sums: Sequence[float], counts: Sequence[int], seed: int = 0) -> Interval | None:
+    """Return the percentile bootstrap interval of ``sum(sums) / sum(counts)``, whole blocks drawn.
+
+    sums, counts: of the values in each block, for values that resemble those of their own block only (block
+    bootstrap, Carlstein, Ann. Stat. 14, 1986; blocks may differ in length). None for fewer than two blocks,
+    and where all blocks have the same mean: drawing them again cannot show a spread.
+    """
+    n_blocks = len(sums)
+    totals, sizes = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if n_blocks < 2 or np.ptp(totals / sizes) == 0:
+        return None
+    drawn = np.random.default_rng(seed).integers(0, n_blocks, size=(N_RESAMPLES, n_blocks))
+    means = totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Interval(float(low), float(high))

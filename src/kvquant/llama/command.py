@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import time
@@ -27,11 +28,27 @@ def run_logged(
     ``env`` is added to the environment. The program ends with the caller, however the caller ends. Raises
     LlamaError when the log cannot be written; a program that is not there has status 127 and a line in it.
     """
-    with BackgroundProgram(argv, log, env={**os.environ, **(env or {})}) as program, log.open("rb") as output:
-        unfinished = b""
+    with BackgroundProgram(argv, log, env={**os.environ, **(env or {})}) as program:
+        return follow(program, on_line)
+
+
+def follow(
+    program: BackgroundProgram,
+    on_line: Callable[[str], None] | None,
+    *,
+    silence_seconds: float = math.inf,
+) -> int:
+    """Give each line of a running program to ``on_line`` until the program has ended; its exit status.
+
+    Raises LlamaError when nothing is printed for ``silence_seconds``; the program then still runs.
+    """
+    unfinished = b""
+    heard = time.monotonic()
+    with program.log.open("rb") as output:
         while True:
             status = program.exit_status()
-            *lines, unfinished = (unfinished + output.read()).split(b"\n")
+            printed = output.read()
+            *lines, unfinished = (unfinished + printed).split(b"\n")
             if status is not None and unfinished:
                 lines.append(unfinished)
             for line in lines:
@@ -39,6 +56,12 @@ def run_logged(
                     on_line(line.decode("utf-8", "replace").rstrip())
             if status is not None:
                 return status
+            if printed:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > silence_seconds:
+                raise LlamaError(
+                    f"{program.argv[0]} has printed nothing for {silence_seconds:g} s (log: {program.log})"
+                )
             time.sleep(POLL_SECONDS)
 
 
