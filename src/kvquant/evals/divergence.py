@@ -32,35 +32,33 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class CacheSide:
-    """One of the two caches. kv_layers: a policy; k_type and v_type are the types where it names none.
-
-    path: ``prefill`` feeds scored tokens as batches of n_ubatch, ``decode`` one by one after those before
-    them went in as batches.
-    """
+class CacheTypes:
+    """The types of a cache. kv_layers: a policy; k_type and v_type are the types where it names none."""
 
     kv_layers: str | None = None
     k_type: str = "f16"
     v_type: str = "f16"
-    path: FeedPath = "prefill"
-    n_ubatch: int = 512
 
 
 @dataclass(frozen=True)
 class DivergenceRequest:
     """What to compare on which texts; each text is a document, cut into chunks of n_ctx tokens.
 
-    n_ctx: 0 for as many as the model was trained on. score_from: first position of a chunk that is scored,
-    None for half of n_ctx. every: score every so many positions. n_tokens: score at most so many, None for
-    all. parse_special: names of special tokens in the texts stand for these tokens. n_threads: None leaves it
-    to the program.
+    path: ``prefill`` feeds scored tokens as batches of n_ubatch, ``decode`` one by one after those before
+    them went in as batches. baseline_path: the baseline's, None for the same. n_ctx: 0 for as many as the
+    model was trained on. score_from: first position of a chunk that is scored, None for half of n_ctx. every:
+    score every so many positions. n_tokens: score at most so many, None for all. parse_special: names of
+    special tokens in the texts stand for these tokens. n_threads: None leaves it to the program.
     """
 
     model: Path
     texts: tuple[Path, ...]
-    policy: CacheSide
-    baseline: CacheSide = CacheSide()
+    policy: CacheTypes
+    baseline: CacheTypes = CacheTypes()
+    path: FeedPath = "prefill"
+    baseline_path: FeedPath | None = None
     n_ctx: int = 512
+    n_ubatch: int = 512
     score_from: int | None = None
     every: int = 1
     n_tokens: int | None = None
@@ -68,25 +66,21 @@ class DivergenceRequest:
     n_threads: int | None = None
 
     def against_itself(self) -> DivergenceRequest:
-        """The request that measures the floor: the baseline on the policy's path against the baseline on the
-        other one.
+        """The request that measures the floor: the baseline on this path against itself on the other one.
 
         Two equal computations would agree bit for bit. What a difference of the caches has to exceed is what
         the order of the sums alone makes of the same cache: batches against one token at a time.
         """
-        other: FeedPath = "decode" if self.policy.path == "prefill" else "prefill"
-        return replace(
-            self,
-            policy=replace(self.baseline, path=self.policy.path),
-            baseline=replace(self.baseline, path=other),
-        )
+        other: FeedPath = "decode" if self.path == "prefill" else "prefill"
+        return replace(self, policy=self.baseline, baseline_path=other)
 
     def arguments(self, skip: int = 0) -> list[str]:
         """Return the command line after the program's name. skip: scored tokens an earlier run has given."""
         arguments = ["--model", str(self.model)]
         for text in self.texts:
             arguments += ["--file", str(text)]
-        arguments += ["--ctx-size", str(self.n_ctx), "--every", str(self.every), "--skip", str(skip)]
+        arguments += ["--ctx-size", str(self.n_ctx), "--ubatch-size", str(self.n_ubatch)]
+        arguments += ["--every", str(self.every), "--skip", str(skip)]
         if self.score_from is not None:
             arguments += ["--score-from", str(self.score_from)]
         if self.n_tokens is not None:
@@ -95,7 +89,8 @@ class DivergenceRequest:
             arguments += ["--parse-special"]
         if self.n_threads is not None:
             arguments += ["--threads", str(self.n_threads)]
-        return [*arguments, *_side_arguments("--", self.policy), *_side_arguments("--base-", self.baseline)]
+        arguments += ["--path", self.path, "--base-path", self.baseline_path or self.path]
+        return [*arguments, *_type_arguments("--", self.policy), *_type_arguments("--base-", self.baseline)]
 
 
 @dataclass(frozen=True)
@@ -229,10 +224,9 @@ class _LineReader:
         self.ended = True
 
 
-def _side_arguments(prefix: str, side: CacheSide) -> list[str]:
-    arguments = [] if side.kv_layers is None else [f"{prefix}kv-layers", side.kv_layers]
-    arguments += [f"{prefix}cache-type-k", side.k_type, f"{prefix}cache-type-v", side.v_type]
-    return [*arguments, f"{prefix}path", side.path, f"{prefix}ubatch-size", str(side.n_ubatch)]
+def _type_arguments(prefix: str, cache: CacheTypes) -> list[str]:
+    policy = [] if cache.kv_layers is None else [f"{prefix}kv-layers", cache.kv_layers]
+    return [*policy, f"{prefix}cache-type-k", cache.k_type, f"{prefix}cache-type-v", cache.v_type]
 
 
 def _count(document: Mapping[str, Any], key: str) -> int:
