@@ -31,7 +31,8 @@ lint: $(VENV)/test.stamp ## Style and types
 	$(BIN)/mypy
 
 # What the tests hold the package against: ggml's own quantizers, the patched programs, and a stock server of the same
-# tree. Each is kept under .cache by a key of its sources and flags, so that only the first run compiles.
+# tree. Each is kept under .cache by a key of its sources and flags, so that only the first run compiles. Pages are
+# looked at in a headless Chromium, fetched where none is installed; where it cannot be, those tests are skipped.
 .PHONY: test
 test: lint ## Everything that must hold
 	@set -e; \
@@ -40,7 +41,8 @@ test: lint ## Everything that must hold
 	KVQUANT_LLAMA_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS)); \
 	KVQUANT_STOCK_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS) --stock --program llama-server); \
 	KVQUANT_LLAMA_SOURCE=$$source; \
-	export KVQUANT_LLAMA_BIN KVQUANT_STOCK_BIN KVQUANT_LLAMA_SOURCE; \
+	KVQUANT_CHROMIUM=$$($(BIN)/python tools/get_chromium.py || true); \
+	export KVQUANT_LLAMA_BIN KVQUANT_STOCK_BIN KVQUANT_LLAMA_SOURCE KVQUANT_CHROMIUM; \
 	$(BIN)/pytest --numprocesses $(JOBS)
 
 # Targets that compile for long: each writes its record under benchmarks/results, which docs/ and tests read.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell")
 
 _AS_3_AND_4 = (
     "import fcntl, os, sys\n"
@@ -24,12 +21,6 @@ _AS_3_AND_4 = (
     "os.execv(sys.argv[3], sys.argv[3:])\n"
 )
 """The browser reads commands from file 3 and writes answers to file 4. Copies first: one may be the other."""
-
-
-def find_chromium() -> str | None:
-    """The browser that KVQUANT_CHROMIUM names, else one that is installed."""
-    named = os.environ.get("KVQUANT_CHROMIUM")
-    return named or next((path for name in NAMES if (path := shutil.which(name)) is not None), None)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from kvquant.report.validation_page import validation_page
 from kvquant.report.validation_tables import verdict_head, verdict_rows
 from kvquant.report.validation_words import headline, sure_lines
 from report.page_checks import check_page_stands_alone, text_of
-from report.validation_sample import HYBRID, sample, sample_document
+from report.validation_sample import HOSTILE, HYBRID, LOG, hostile_document, sample, sample_document
 
 DRAW = [
     figures.quality_svg,
@@ -35,8 +35,6 @@ DRAW = [
     figures.speed_svg,
     figures.layers_svg,
 ]
-LOG = "logs/q4_0.tasks.log"
-HOSTILE = "</td><script>alert(1)</script><img src=x onerror=1>&lt;|`*_[a](b)\u202e\x00\x1b[31m $x$ ${y}"
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +102,11 @@ def without(document: dict[str, Any], *parts: str) -> dict[str, Any]:
     return {**document, "policies": [{**policy, **empty} for policy in document["policies"]]}
 
 
-PARTS = ("memory", "chat", "tasks", "repeat", "divergence", "speed", "failures", "reasons")
+TOGETHER = (("memory", "tasks"), ("divergence", "chat", "repeat"), ("speed", "reasons", "failures"))
+PARTS = tuple(part for parts in TOGETHER for part in parts)
 
 
-@pytest.mark.parametrize("parts", [PARTS, *((part,) for part in PARTS)], ids="-".join)
+@pytest.mark.parametrize("parts", [PARTS, *TOGETHER], ids="-".join)
 def test_what_was_not_measured_leaves_no_hole(document: dict[str, Any], parts: tuple[str, ...]) -> None:
     bare = without(document, *parts)
     text = text_of(bare_page := validation_page(bare, {}))
@@ -155,25 +154,6 @@ def test_a_baseline_alone(document: dict[str, Any]) -> None:
     check_page_stands_alone(validation_page(alone, {}))
     assert headline(alone) == ["Only the baseline, f16, has been measured."]
     assert sure_lines(without(alone, "repeat"))[0].startswith("The baseline was not asked twice")
-
-
-def hostile_document() -> dict[str, Any]:
-    """The document with a text that wants out in every place for text."""
-
-    def spoilt(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {
-                (HOSTILE if key == "provenance" else name): spoilt(item, name) for name, item in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [spoilt(item, key) for item in value]
-        kept = {"verdict", "path", "phase", "label", "baseline", "category"}
-        return HOSTILE + value if isinstance(value, str) and key not in kept else value
-
-    document = spoilt(sample_document())
-    for policy in document["policies"]:
-        policy["label"] += HOSTILE
-    return {**document, "baseline": document["baseline"] + HOSTILE}
 
 
 def test_no_text_breaks_out_of_the_page() -> None:

@@ -119,6 +119,8 @@ def policy(
 
 
 HYBRID = "0-10:q8_0,11-31:q4_0"
+LOG = "logs/q4_0.tasks.log"
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror=1>&lt;|`*_[a](b)\u202e\x00\x1b[31m $x$ ${y}"
 
 
 def sample() -> ValidationResult:
@@ -146,7 +148,7 @@ def sample() -> ValidationResult:
             "*:q4_0",
             Verdict.FAILED,
             ("llama-server ended with status 134: GGML_ASSERT(n > 0) failed",),
-            failures=(Failure("tasks", "llama-server ended with status 134", "logs/q4_0.tasks.log"),),
+            failures=(Failure("tasks", "llama-server ended with status 134", LOG),),
         ),
     )
     return ValidationResult(
@@ -165,3 +167,22 @@ def sample() -> ValidationResult:
 
 def sample_document() -> dict[str, Any]:
     return sample().document()
+
+
+def hostile_document() -> dict[str, Any]:
+    """The document with a text that wants out in every place for text."""
+
+    def spoilt(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {
+                (HOSTILE if key == "provenance" else name): spoilt(item, name) for name, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [spoilt(item, key) for item in value]
+        kept = {"verdict", "path", "phase", "label", "baseline", "category"}
+        return HOSTILE + value if isinstance(value, str) and key not in kept else value
+
+    document = spoilt(sample_document())
+    for policy in document["policies"]:
+        policy["label"] += HOSTILE
+    return {**document, "baseline": document["baseline"] + HOSTILE}

@@ -46,7 +46,7 @@ details { margin-top: .6rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 caption { text-align: left; color: var(--rival); padding-bottom: .4rem; white-space: normal; }
-th, td { text-align: right; padding: .32rem .7rem; border-bottom: 1px solid var(--grid); }
+th, td { vertical-align: top; text-align: right; padding: .32rem .7rem; border-bottom: 1px solid var(--grid); }
 th { font-weight: 600; }
 tbody th { text-align: left; position: sticky; left: 0; background: var(--background); }
 thead th:first-child, td.word, th.word { text-align: left; }
@@ -59,9 +59,8 @@ tr.policy > * { color: var(--policy); font-weight: 650; }
 pre { background: var(--panel); border-radius: .6rem; padding: .8rem 1rem; overflow-x: auto;
   font: .8rem/1.45 ui-monospace, monospace; }
 .cards { width: 100%; }
-.cards td, .cards th { vertical-align: top; }
 .cards thead th, .cards tbody th { white-space: normal; overflow-wrap: break-word; max-width: 14rem; }
-.cards small { display: block; color: var(--rival); font-size: .92em; }
+td small { display: block; color: var(--rival); font-size: .92em; }
 @media (max-width: 40rem) {
   .cards, .cards caption, .cards tbody, .cards tr, .cards td, .cards tbody th { display: block; }
   .cards thead { display: none; }
@@ -192,7 +191,7 @@ def table(
 
     def line(row: Sequence[str], marked: bool) -> str:
         cells = "".join(
-            f"<td{class_attribute('word', i in words)}>{escape(row[i])}</td>" for i in range(1, len(row))
+            f"<td{class_attribute('word', i in words)}>{_two_lines(row[i])}</td>" for i in range(1, len(row))
         )
         return f'<tr{class_attribute("policy", marked)}><th scope="row">{escape(row[0])}</th>{cells}</tr>'
 

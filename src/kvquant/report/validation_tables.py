@@ -134,7 +134,7 @@ def _verdict_row(policy: Document) -> list[str]:
         times(ratio_of(policy)),
         UNKNOWN if total is None else _change(total) if policy["verdict"] != "baseline" else NONE,
         NONE if policy["verdict"] == "baseline" else _kl(divergence),
-        small(None) if divergence is None or not divergence["floor"] else small(divergence["floor"]["mean"]),
+        NONE if policy["verdict"] == "baseline" else _floor(divergence),
         _deepest(policy, "decode"),
         _deepest(policy, "prefill"),
     ]
@@ -142,6 +142,10 @@ def _verdict_row(policy: Document) -> list[str]:
 
 def _kl(row: Document | None) -> str:
     return UNKNOWN if row is None else with_interval(small(row["mean"]), row["interval"], small)
+
+
+def _floor(row: Document | None) -> str:
+    return UNKNOWN if row is None or row["floor"] is None else small(row["floor"]["mean"])
 
 
 def _change(row: Document) -> str:
