@@ -7,7 +7,13 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from kvquant.reference.figures import read_log, response_figure, sensitivity_figure, training_figure
+from kvquant.reference.figures import (
+    difference_figure,
+    read_log,
+    response_figure,
+    sensitivity_figure,
+    training_figure,
+)
 from kvquant.reference.tables import page
 
 LOG = "\n".join(
@@ -22,7 +28,18 @@ LOG = "\n".join(
 def result(name: str) -> dict[str, object]:
     return {
         "name": name,
-        "recall": {"32": {"n_right": 30, "n": 32, "low": 0.8, "high": 0.98}},
+        "recall": {
+            "32 pairs": {
+                "n_right": 30,
+                "n": 32,
+                "low": 0.8,
+                "high": 0.98,
+                "n_lost": 2,
+                "n_gained": 1,
+                "difference": [-0.13, 0.07],
+                "p": 1.0,
+            }
+        },
         "divergence": {"mean": 0.01, "error": 0.001},
         "answer_divergence": {"mean": 0.02, "error": 0.001},
     }
@@ -31,6 +48,9 @@ def result(name: str) -> dict[str, object]:
 FIGURES = {
     "training": lambda: training_figure(read_log(LOG), read_log(LOG)),
     "response": lambda: response_figure([result("f16"), result("q4_0")]),
+    "differences": lambda: difference_figure(
+        [result("f16"), result("q4_0")], [result("f16"), result("q8_0")]
+    ),
     "layers": lambda: sensitivity_figure(
         [result(f"{side}{layer}") for layer in range(2) for side in "kv"],
         [{"layer": layer, "without_attention": 0.1, "without_layer": 0.2} for layer in range(2)],
@@ -40,6 +60,7 @@ FIGURES = {
 SHOWN = {
     "training": ["another seed", "recall", "chat", "second (4)", "tokens read (million)"],
     "response": ["q4_0", "32 pairs", "answers"],
+    "differences": ["q4_0", "q8_0", "32 pairs", "recall, change from f16 (percentage points)"],
     "layers": ["K", "V", "layer", "without its attention"],
 }
 
@@ -62,12 +83,13 @@ def test_the_page_has_a_row_for_every_setting_and_layer():
         "results": [result(f"{side}{layer}") for layer in range(2) for side in "kv"],
         "ablations": [{"layer": n, "without_attention": 0.1, "without_layer": 0.2} for n in range(2)],
     }
-    text = page({"uniform": {"provenance": source, "results": settings}, "layers": layers})
-    assert (
-        "| a | 93.8 % (80.0–98.0) | 2.000 | 1.500 | 0.01000 ± 0.00100 | 0.02000 ± 0.00100 | 75.00 % |" in text
-    )
+    uniform = {"provenance": source, "results": settings}
+    text = page({"uniform": uniform, "long": uniform, "layers": layers})
+    assert "| a | 2.000 | 1.500 | 0.01000 ± 0.00100 | 0.02000 ± 0.00100 | 75.00 % |" in text
+    assert "| a | 93.8 % (80.0–98.0) |  |" in text
+    assert "| b | 93.8 % (80.0–98.0) | -3.1 (-13.0 to +7.0), p 1 |" in text
     assert "| 1 | 0.010000 | 0.010000 | 0.1000 | 0.2000 |" in text
-    assert "32 questions at 32 pairs" in text
+    assert "32 pairs: 32 questions." in text
 
 
 @pytest.mark.parametrize("name", sorted(FIGURES))

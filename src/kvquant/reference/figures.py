@@ -82,12 +82,12 @@ def response_figure(results: Sequence[Mapping[str, Any]]) -> bytes:
     figure, (left, right) = _figure(2, height=4.2)
     names = [result["name"] for result in results]
     places = range(len(results))
-    for n_pairs in results[0]["recall"]:
-        cells = [result["recall"][n_pairs] for result in results]
+    for label in results[0]["recall"]:
+        cells = [result["recall"][label] for result in results]
         rates = [cell["n_right"] / cell["n"] for cell in cells]
         below = [max(0.0, rate - cell["low"]) for rate, cell in zip(rates, cells, strict=True)]
         above = [max(0.0, cell["high"] - rate) for rate, cell in zip(rates, cells, strict=True)]
-        left.errorbar(places, rates, yerr=[below, above], marker="o", capsize=2, label=f"{n_pairs} pairs")
+        left.errorbar(places, rates, yerr=[below, above], marker="o", capsize=2, label=label)
     left.set(ylabel="exact recall (test split)", ylim=(0, 1.02))
     left.legend(fontsize=7)
     for key, label in (("divergence", "all tokens"), ("answer_divergence", "answers")):
@@ -98,6 +98,33 @@ def response_figure(results: Sequence[Mapping[str, Any]]) -> bytes:
     right.legend(fontsize=7)
     for panel in (left, right):
         panel.set_xticks(list(places), names, rotation=60, ha="right", fontsize=7)
+    return _svg(figure)
+
+
+def difference_figure(*parts: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the change of recall from an f16 cache on the same questions, 95 % intervals; a panel a part.
+
+    The first setting of each part is the f16 cache itself and is not drawn.
+    """
+    figure, panels = _figure(len(parts), height=4.2)
+    for panel, (_, *results) in zip(panels, parts, strict=True):
+        labels = list(results[0]["recall"])
+        for number, label in enumerate(labels):
+            cells = [result["recall"][label] for result in results]
+            changes = [100 * (cell["n_gained"] - cell["n_lost"]) / cell["n"] for cell in cells]
+            ends = [[100 * end for end in cell["difference"]] for cell in cells]
+            below = [max(0.0, at - low) for at, (low, _) in zip(changes, ends, strict=True)]
+            above = [max(0.0, high - at) for at, (_, high) in zip(changes, ends, strict=True)]
+            places = [place + 0.2 * (number - (len(labels) - 1) / 2) for place in range(len(cells))]
+            panel.errorbar(
+                places, changes, yerr=[below, above], marker="o", capsize=2, linestyle="none", label=label
+            )
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.set(ylabel="recall, change from f16 (percentage points)")
+        panel.set_xticks(
+            range(len(results)), [result["name"] for result in results], rotation=60, ha="right", fontsize=7
+        )
+        panel.legend(fontsize=7, loc="lower left")
     return _svg(figure)
 
 

@@ -24,14 +24,11 @@ def _spread(value: Mapping[str, float]) -> str:
 
 
 def response_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return one row per cache setting: recall, perplexities, divergence, with their uncertainties."""
-    pairs = list(results[0]["recall"])
-    head = ["cache", *(f"recall, {n} pairs" for n in pairs), "perplexity", "of answers"]
-    head += ["KL from f16", "KL, answers", "same first choice"]
+    """Return one row per cache setting: perplexities and divergence, with their uncertainties."""
+    head = ["cache", "perplexity", "of answers", "KL from f16", "KL, answers", "same first choice"]
     rows = [
         [
             result["name"],
-            *(_recall(result["recall"][n]) for n in pairs),
             f"{result['perplexity']:.3f}",
             f"{result['answer_perplexity']:.3f}",
             _spread(result["divergence"]),
@@ -40,6 +37,32 @@ def response_table(results: Sequence[Mapping[str, Any]]) -> str:
         ]
         for result in results
     ]
+    return _table(head, rows)
+
+
+def _difference(cell: Mapping[str, Any]) -> str:
+    change = (cell["n_gained"] - cell["n_lost"]) / cell["n"]
+    low, high = cell["difference"]
+    return f"{100 * change:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), p {_p_value(cell['p'])}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def recall_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row per cache setting: exact recall at every point, and how it differs from the first."""
+    points = list(results[0]["recall"])
+    head = ["cache"]
+    for point in points:
+        head += [point, "change from f16"]
+    rows = []
+    for number, result in enumerate(results):
+        row = [result["name"]]
+        for point in points:
+            cell = result["recall"][point]
+            row += [_recall(cell), _difference(cell) if number else ""]
+        rows.append(row)
     return _table(head, rows)
 
 
@@ -64,28 +87,49 @@ def _source(part: Mapping[str, Any]) -> str:
     )
 
 
+def _asked(part: Mapping[str, Any]) -> str:
+    """Return how many questions stand behind each point of ``part``."""
+    first = part["results"][0]["recall"]
+    return "; ".join(f"{label}: {cell['n']} questions" for label, cell in first.items())
+
+
 def page(record: Mapping[str, Any]) -> str:
     """Return the whole page of a record of `tools/measure_reference_model.py`."""
-    uniform, layers = record["uniform"], record["layers"]
-    asked = ", ".join(
-        f"{cell['n']} questions at {n} pairs" for n, cell in uniform["results"][0]["recall"].items()
-    )
+    uniform, long, layers = record["uniform"], record["long"], record["layers"]
     return "\n".join(
         [
             "# Response of the reference model to its KV cache",
             "",
-            "Written by `tools/measure_reference_model.py` from `curves.json`; edit neither by hand.",
-            "All on the test split. KL in nats per token. Brackets are 95 % Wilson intervals over questions,",
-            "± is the standard error over documents.",
+            "Written by `tools/measure_reference_model.py` from `curves.json`; edit neither by hand. All on",
+            "the test split. `unrotated` is LLAMA_ATTN_ROT_DISABLE; `tq_mse_*` are TurboQuant without its",
+            "residual stage.",
             "",
-            "## Uniform caches",
+            "## Perplexity and divergence",
             "",
-            f"Recall over {asked}. `unrotated` is LLAMA_ATTN_ROT_DISABLE; `tq_mse_*` are TurboQuant without",
-            "its residual stage.",
+            "KL in nats per token; ± is the standard error over documents.",
             "",
             response_table(uniform["results"]),
             "",
+            "## Recall",
+            "",
+            "Exact answers in percent, with 95 % Wilson intervals, and the change from an f16 cache on the",
+            "same questions in percentage points, with the adjusted Wald interval for paired samples and the",
+            "exact p of McNemar's test. The questions of one prompt share a cache; intervals and p take them",
+            "as independent.",
+            "",
+            f"{_asked(uniform)}.",
+            "",
+            recall_table(uniform["results"]),
+            "",
             _source(uniform),
+            "",
+            "## Recall over long prompts",
+            "",
+            f"{_asked(long)}.",
+            "",
+            recall_table(long["results"]),
+            "",
+            _source(long),
             "",
             "## One layer at a time",
             "",

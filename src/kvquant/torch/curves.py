@@ -89,6 +89,9 @@ class RecallPoint:
             raise UsageError(f"{text!r}: write PAIRSxTOKENSxPROMPTS, such as 32x1024x16") from error
         return RecallPoint(n_pairs, n_tokens, n_prompts)
 
+    def __str__(self) -> str:
+        return f"{self.n_pairs}x{self.n_tokens}x{self.n_prompts}"
+
     @property
     def label(self) -> str:
         """What tables, figures and records call it."""
