@@ -1,16 +1,9 @@
 #include "kv-attn.h"
 
-#define GGML_COMMON_DECL_C
-#include "ggml-common.h"
+#include "kv-attn-rows.h"
 
-#define GGML_COMMON_IMPL_C
-#include "ggml-common.h"
-
-#include "ggml-cpu.h"
-#include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 #include "simd-gemm.h"
-#include "simd-mappings.h"
 #include "vec.h"
 
 #include <algorithm>
@@ -20,285 +13,23 @@
 
 #if defined(GGML_SIMD) && !defined(__ARM_FEATURE_SVE) && !defined(__riscv_v_intrinsic)
 
+namespace kv_attn {
 namespace {
 
-// KV rows per tile: enough to amortise the softmax, few enough that the float tile stays near.
+// Cache rows per tile: enough to amortise the softmax, few enough that a tile as floats stays near.
 constexpr int64_t TILE_KV = 64;
 
-// With few query rows a tile is converted and used in parts that stay in the first-level cache.
-constexpr int64_t SUBTILE_KV = 8;
-
-// From this many query rows on, transposing the K tile for the matrix product pays off.
+// From this many query rows on, a tile is converted to floats once and multiplied as a matrix.
 constexpr int64_t GEMM_ROWS = 12;
 
-// KV rows of one chunk when there are too few query rows to keep the threads busy. All KV heads of a chunk are
+// Cache rows of one chunk when there are too few query rows to keep the threads busy. All KV heads of a chunk are
 // visited one after the other, so its cache lines, which hold every head of a token, are fetched from memory once.
 constexpr int64_t CHUNK_KV = 256;
 
 // Bounds the partial results: (query rows) x (chunks) stays below it, unless one chunk alone exceeds it.
 constexpr int64_t MAX_PARTIALS = 4096;
 
-constexpr int64_t ALIGN_F32 = 16;
-
-int64_t padded(int64_t n) {
-    return (n + ALIGN_F32 - 1) / ALIGN_F32 * ALIGN_F32;
-}
-
-//
-// cache rows -> float
-//
-
-using row_to_f32_t = void (*)(const void * src, float * dst, int64_t n);
-
-void row_f32(const void * src, float * dst, int64_t n) {
-    memcpy(dst, src, n * sizeof(float));
-}
-
-void row_f16(const void * src, float * dst, int64_t n) {
-    ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) src, dst, n);
-}
-
-void row_bf16(const void * src, float * dst, int64_t n) {
-    const ggml_bf16_t * x = (const ggml_bf16_t *) src;
-    uint32_t          * y = (uint32_t *) dst;
-    for (int64_t i = 0; i < n; ++i) {
-        y[i] = (uint32_t) x[i].bits << 16;
-    }
-}
-
-void row_q8_0(const void * src, float * dst, int64_t n) {
-    const block_q8_0 * GGML_RESTRICT x = (const block_q8_0 *) src;
-    float            * GGML_RESTRICT y = dst;
-    for (int64_t i = 0; i < n / QK8_0; ++i) {
-        const float d = GGML_CPU_FP16_TO_FP32(x[i].d);
-        for (int j = 0; j < QK8_0; ++j) {
-            y[i*QK8_0 + j] = d * x[i].qs[j];
-        }
-    }
-}
-
-void row_q4_0(const void * src, float * dst, int64_t n) {
-    const block_q4_0 * GGML_RESTRICT x = (const block_q4_0 *) src;
-    float            * GGML_RESTRICT y = dst;
-    for (int64_t i = 0; i < n / QK4_0; ++i) {
-        const float d = GGML_CPU_FP16_TO_FP32(x[i].d);
-        for (int j = 0; j < QK4_0/2; ++j) {
-            y[i*QK4_0 + j]           = d * ((x[i].qs[j] & 0xF) - 8);
-            y[i*QK4_0 + j + QK4_0/2] = d * ((x[i].qs[j] >>  4) - 8);
-        }
-    }
-}
-
-void row_q4_1(const void * src, float * dst, int64_t n) {
-    const block_q4_1 * GGML_RESTRICT x = (const block_q4_1 *) src;
-    float            * GGML_RESTRICT y = dst;
-    for (int64_t i = 0; i < n / QK4_1; ++i) {
-        const float d = GGML_CPU_FP16_TO_FP32(x[i].d);
-        const float m = GGML_CPU_FP16_TO_FP32(x[i].m);
-        for (int j = 0; j < QK4_1/2; ++j) {
-            y[i*QK4_1 + j]           = d * (x[i].qs[j] & 0xF) + m;
-            y[i*QK4_1 + j + QK4_1/2] = d * (x[i].qs[j] >>  4) + m;
-        }
-    }
-}
-
-void row_q5_0(const void * src, float * dst, int64_t n) {
-    const block_q5_0 * GGML_RESTRICT x = (const block_q5_0 *) src;
-    float            * GGML_RESTRICT y = dst;
-    for (int64_t i = 0; i < n / QK5_0; ++i) {
-        const float d = GGML_CPU_FP16_TO_FP32(x[i].d);
-        uint32_t qh;
-        memcpy(&qh, x[i].qh, sizeof(qh));
-        for (int j = 0; j < QK5_0/2; ++j) {
-            const int32_t h0 = (qh >>  j      ) & 1;
-            const int32_t h1 = (qh >> (j + 16)) & 1;
-            y[i*QK5_0 + j]           = d * (((x[i].qs[j] & 0xF) | (h0 << 4)) - 16);
-            y[i*QK5_0 + j + QK5_0/2] = d * (((x[i].qs[j] >>  4) | (h1 << 4)) - 16);
-        }
-    }
-}
-
-void row_q5_1(const void * src, float * dst, int64_t n) {
-    const block_q5_1 * GGML_RESTRICT x = (const block_q5_1 *) src;
-    float            * GGML_RESTRICT y = dst;
-    for (int64_t i = 0; i < n / QK5_1; ++i) {
-        const float d = GGML_CPU_FP16_TO_FP32(x[i].d);
-        const float m = GGML_CPU_FP16_TO_FP32(x[i].m);
-        uint32_t qh;
-        memcpy(&qh, x[i].qh, sizeof(qh));
-        for (int j = 0; j < QK5_1/2; ++j) {
-            const int32_t h0 = (qh >>  j      ) & 1;
-            const int32_t h1 = (qh >> (j + 16)) & 1;
-            y[i*QK5_1 + j]           = d * ((x[i].qs[j] & 0xF) | (h0 << 4)) + m;
-            y[i*QK5_1 + j + QK5_1/2] = d * ((x[i].qs[j] >>  4) | (h1 << 4)) + m;
-        }
-    }
-}
-
-void row_iq4_nl(const void * src, float * dst, int64_t n) {
-    const block_iq4_nl * GGML_RESTRICT x = (const block_iq4_nl *) src;
-    float              * GGML_RESTRICT y = dst;
-    for (int64_t i = 0; i < n / QK4_NL; ++i) {
-        const float d = GGML_CPU_FP16_TO_FP32(x[i].d);
-        int8_t q[QK4_NL];
-#if defined(__SSSE3__)
-        const __m128i table  = _mm_loadu_si128((const __m128i *) kvalues_iq4nl);
-        const __m128i nibble = _mm_set1_epi8(0xF);
-        const __m128i bytes  = _mm_loadu_si128((const __m128i *) x[i].qs);
-        _mm_storeu_si128((__m128i *) q,       _mm_shuffle_epi8(table, _mm_and_si128(bytes, nibble)));
-        _mm_storeu_si128((__m128i *) (q + 16), _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble)));
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-        const int8x16_t  table = vld1q_s8(kvalues_iq4nl);
-        const uint8x16_t bytes = vld1q_u8(x[i].qs);
-        vst1q_s8(q,      vqtbl1q_s8(table, vandq_u8(bytes, vdupq_n_u8(0xF))));
-        vst1q_s8(q + 16, vqtbl1q_s8(table, vshrq_n_u8(bytes, 4)));
-#else
-        for (int j = 0; j < QK4_NL/2; ++j) {
-            q[j]            = kvalues_iq4nl[x[i].qs[j] & 0xF];
-            q[j + QK4_NL/2] = kvalues_iq4nl[x[i].qs[j] >>  4];
-        }
-#endif
-        for (int j = 0; j < QK4_NL; ++j) {
-            y[i*QK4_NL + j] = d * q[j];
-        }
-    }
-}
-
-row_to_f32_t row_to_f32(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_F32:    return row_f32;
-        case GGML_TYPE_F16:    return row_f16;
-        case GGML_TYPE_BF16:   return row_bf16;
-        case GGML_TYPE_Q8_0:   return row_q8_0;
-        case GGML_TYPE_Q4_0:   return row_q4_0;
-        case GGML_TYPE_Q4_1:   return row_q4_1;
-        case GGML_TYPE_Q5_0:   return row_q5_0;
-        case GGML_TYPE_Q5_1:   return row_q5_1;
-        case GGML_TYPE_IQ4_NL: return row_iq4_nl;
-        default:               return nullptr;
-    }
-}
-
-//
-// float kernels
-//
-
-constexpr int64_t EPR = GGML_F32_EPR;
-
-float sum_lanes(GGML_F32_VEC x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps(x);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-    return vaddvq_f32(x);
-#else
-    float lanes[EPR];
-    GGML_F32_VEC_STORE(lanes, x);
-    float sum = 0.0f;
-    for (int64_t l = 0; l < EPR; ++l) {
-        sum += lanes[l];
-    }
-    return sum;
-#endif
-}
-
-// s[r][t] = q[r] . k[t] for N_Q query rows and N_K key rows, each of width n; s has stride TILE_KV
-template <int N_Q, int N_K>
-void dot_rows(const float * GGML_RESTRICT q, const float * GGML_RESTRICT k, int64_t n, float * GGML_RESTRICT s) {
-    GGML_F32_VEC acc[N_Q][N_K];
-    for (int r = 0; r < N_Q; ++r) {
-        for (int t = 0; t < N_K; ++t) {
-            acc[r][t] = GGML_F32_VEC_ZERO;
-        }
-    }
-    int64_t i = 0;
-    for (; i + EPR <= n; i += EPR) {
-        GGML_F32_VEC kv[N_K];
-        for (int t = 0; t < N_K; ++t) {
-            kv[t] = GGML_F32_VEC_LOAD(k + t*n + i);
-        }
-        for (int r = 0; r < N_Q; ++r) {
-            const GGML_F32_VEC qv = GGML_F32_VEC_LOAD(q + r*n + i);
-            for (int t = 0; t < N_K; ++t) {
-                acc[r][t] = GGML_F32_VEC_FMA(acc[r][t], kv[t], qv);
-            }
-        }
-    }
-    for (int r = 0; r < N_Q; ++r) {
-        for (int t = 0; t < N_K; ++t) {
-            float sum = sum_lanes(acc[r][t]);
-            for (int64_t j = i; j < n; ++j) {
-                sum += q[r*n + j] * k[t*n + j];
-            }
-            s[r*TILE_KV + t] = sum;
-        }
-    }
-}
-
-// o[r] += sum over t of p[r][t] * v[t] for N_Q query rows and N_V value rows, each of width n; p has stride TILE_KV
-template <int N_Q, int N_V>
-void add_rows(const float * GGML_RESTRICT p, const float * GGML_RESTRICT v, int64_t n, float * GGML_RESTRICT o) {
-    GGML_F32_VEC pv[N_Q][N_V];
-    for (int r = 0; r < N_Q; ++r) {
-        for (int t = 0; t < N_V; ++t) {
-            pv[r][t] = GGML_F32_VEC_SET1(p[r*TILE_KV + t]);
-        }
-    }
-    int64_t i = 0;
-    for (; i + EPR <= n; i += EPR) {
-        GGML_F32_VEC vv[N_V];
-        for (int t = 0; t < N_V; ++t) {
-            vv[t] = GGML_F32_VEC_LOAD(v + t*n + i);
-        }
-        for (int r = 0; r < N_Q; ++r) {
-            GGML_F32_VEC ov = GGML_F32_VEC_LOAD(o + r*n + i);
-            for (int t = 0; t < N_V; ++t) {
-                ov = GGML_F32_VEC_FMA(ov, vv[t], pv[r][t]);
-            }
-            GGML_F32_VEC_STORE(o + r*n + i, ov);
-        }
-    }
-    for (; i < n; ++i) {
-        for (int r = 0; r < N_Q; ++r) {
-            for (int t = 0; t < N_V; ++t) {
-                o[r*n + i] += p[r*TILE_KV + t] * v[t*n + i];
-            }
-        }
-    }
-}
-
-// Calls kernel<N_Q, N_T>(row, t) over all rows and cache rows, in blocks of 2 x 4 and then what is left over.
-template <template <int, int> class Kernel, typename... Args>
-void for_blocks(int64_t n_rows, int64_t n_t, Args... args) {
-    int64_t t = 0;
-    for (; t + 4 <= n_t; t += 4) {
-        int64_t r = 0;
-        for (; r + 2 <= n_rows; r += 2) {
-            Kernel<2, 4>::run(r, t, args...);
-        }
-        for (; r < n_rows; ++r) {
-            Kernel<1, 4>::run(r, t, args...);
-        }
-    }
-    for (; t < n_t; ++t) {
-        for (int64_t r = 0; r < n_rows; ++r) {
-            Kernel<1, 1>::run(r, t, args...);
-        }
-    }
-}
-
-template <int N_Q, int N_K>
-struct dot_block {
-    static void run(int64_t r, int64_t t, const float * q, const float * k, int64_t n, float * s) {
-        dot_rows<N_Q, N_K>(q + r*n, k + t*n, n, s + r*TILE_KV + t);
-    }
-};
-
-template <int N_Q, int N_V>
-struct add_block {
-    static void run(int64_t r, int64_t t, const float * p, const float * v, int64_t n, float * o) {
-        add_rows<N_Q, N_V>(p + r*TILE_KV + t, v + t*n, n, o + r*n);
-    }
-};
+constexpr ggml_fp16_t F16_NEG_INF = 0xFC00;
 
 //
 // the plan: how one node is cut into work items. It depends on the shapes alone, so that the result does not depend
@@ -307,26 +38,28 @@ struct add_block {
 
 struct attn_plan {
     int64_t dk, dv;         // widths of a K and a V head
-    int64_t n_q, n_kv;      // query tokens, cache rows
+    int64_t dk_pad, dv_pad; // the same in whole blocks
     int64_t n_head_kv;
     int64_t n_group;        // query heads per KV head
     int64_t n_stream;
-    int64_t n_rows;         // query rows per KV head: n_q * n_group, row = token * n_group + head in group
+    int64_t n_kv;           // cache rows
+    int64_t n_rows;         // query rows per KV head, row = token * n_group + head in group
     int64_t tile_rows;      // query rows of one item, at most
     int64_t n_row_tiles;
-    int64_t chunk_kv;
+    int64_t chunk_kv;       // cache rows of one item, at most
     int64_t n_chunks;
 
-    int64_t n_items() const { return n_stream * n_chunks * n_row_tiles * n_head_kv; }
+    int64_t n_items()    const { return n_stream * n_chunks * n_row_tiles * n_head_kv; }
+    int64_t n_rows_all() const { return n_stream * n_head_kv * n_rows; }
 
-    int64_t partial_size() const { return padded(2 + dv); } // M, S, O
+    // floats of a partial result: M, S and O, see softmax_state
+    int64_t partial_size() const { return dv + 2; }
+    int64_t partials_size() const { return n_chunks > 1 ? n_rows_all() * n_chunks * partial_size() : 0; }
 
-    int64_t n_partials() const { return n_chunks > 1 ? n_stream * n_head_kv * n_rows * n_chunks : 0; }
-
-    // per thread: Q, O, scores, mask, K tile, V tile, K tile transposed, M and S
+    // floats of one thread's item_buffers
     int64_t scratch_size() const {
-        return padded(tile_rows * dk) + padded(tile_rows * dv) + tile_rows * TILE_KV + TILE_KV +
-               TILE_KV * dk + TILE_KV * dv + TILE_KV * dk + padded(2 * tile_rows);
+        const int64_t tiles = tile_rows >= GEMM_ROWS ? TILE_KV * (2*dk_pad + dv_pad) : 0;
+        return tile_rows * (dk_pad + dv_pad + TILE_KV + 3) + tiles;
     }
 };
 
@@ -338,20 +71,20 @@ attn_plan make_plan(const ggml_tensor * dst) {
     attn_plan p;
     p.dk        = k->ne[0];
     p.dv        = v->ne[0];
-    p.n_q       = q->ne[1];
-    p.n_kv      = k->ne[1];
+    p.dk_pad    = n_blocks(p.dk) * BLOCK;
+    p.dv_pad    = n_blocks(p.dv) * BLOCK;
     p.n_head_kv = k->ne[2];
     p.n_group   = q->ne[2] / k->ne[2];
     p.n_stream  = q->ne[3];
-    p.n_rows    = p.n_q * p.n_group;
+    p.n_kv      = k->ne[1];
+    p.n_rows    = q->ne[1] * p.n_group;
 
     // Q and O of one item take half of a 512 KiB second-level cache
     const int64_t fitting = std::max<int64_t>(64, 65536 / (p.dk + p.dv) / 64 * 64);
     p.tile_rows   = std::min(p.n_rows, fitting);
     p.n_row_tiles = (p.n_rows + p.tile_rows - 1) / p.tile_rows;
 
-    const int64_t n_rows_all = p.n_rows * p.n_head_kv * p.n_stream;
-    const int64_t max_chunks = std::max<int64_t>(1, MAX_PARTIALS / n_rows_all);
+    const int64_t max_chunks = std::max<int64_t>(1, MAX_PARTIALS / p.n_rows_all());
     const int64_t per_chunk  = (p.n_kv + max_chunks - 1) / max_chunks;
     p.chunk_kv = std::max(CHUNK_KV, (per_chunk + TILE_KV - 1) / TILE_KV * TILE_KV);
     p.n_chunks = (p.n_kv + p.chunk_kv - 1) / p.chunk_kv;
@@ -364,15 +97,15 @@ struct attn_inputs {
     const ggml_tensor * v;
     const ggml_tensor * mask;
     const ggml_tensor * sinks;
-    row_to_f32_t k_to_f32;
-    row_to_f32_t v_to_f32;
+    const row_ops     * k_ops;
+    const row_ops     * v_ops;
     float scale;
     float max_bias;
     float softcap;
 
     explicit attn_inputs(const ggml_tensor * dst)
         : q(dst->src[0]), k(dst->src[1]), v(dst->src[2]), mask(dst->src[3]), sinks(dst->src[4]),
-          k_to_f32(row_to_f32(k->type)), v_to_f32(row_to_f32(v->type)) {
+          k_ops(find_row_ops(k->type)), v_ops(find_row_ops(v->type)) {
         const float * params = (const float *) dst->op_params;
         scale    = params[0];
         max_bias = params[1];
@@ -392,169 +125,240 @@ struct attn_inputs {
                              : powf(powf(2.0f, -max_bias / 2.0f / n_log2), 2*(head - n_log2) + 1);
     }
 
+    const float * q_row(int64_t token, int64_t head, int64_t stream) const {
+        return (const float *) ((const char *) q->data + token*q->nb[1] + head*q->nb[2] + stream*q->nb[3]);
+    }
+
     const ggml_fp16_t * mask_row(int64_t token, int64_t head, int64_t stream) const {
         return (const ggml_fp16_t *) ((const char *) mask->data + token*mask->nb[1] + (head % mask->ne[2])*mask->nb[2] +
                                       (stream % mask->ne[3])*mask->nb[3]);
     }
+
+    // cache row 0 of one KV head; a cache may have fewer streams than the queries
+    const char * head_data(const ggml_tensor * cache, int64_t head_kv, int64_t stream) const {
+        return (const char *) cache->data + head_kv*cache->nb[2] + stream / (q->ne[3]/cache->ne[3]) * cache->nb[3];
+    }
 };
 
-constexpr ggml_fp16_t F16_NEG_INF = 0xFC00;
+// Attention of some query rows of one KV head over some of its cache rows.
+struct attn_item {
+    int64_t stream;
+    int64_t head_kv;
+    int64_t row0, n_rows;
+    int64_t kv0, kv1;
+};
 
-bool all_masked(const ggml_fp16_t * mask, int64_t n) {
-    int any = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        any |= mask[i] ^ F16_NEG_INF;
-    }
-    return any == 0;
+attn_item make_item(const attn_plan & plan, int64_t i) {
+    // KV heads innermost: see CHUNK_KV
+    const int64_t head_kv  = i % plan.n_head_kv;
+    const int64_t row_tile = i / plan.n_head_kv % plan.n_row_tiles;
+    const int64_t chunk    = i / plan.n_head_kv / plan.n_row_tiles % plan.n_chunks;
+    const int64_t stream   = i / plan.n_head_kv / plan.n_row_tiles / plan.n_chunks;
+
+    const int64_t row0 = row_tile * plan.tile_rows;
+    const int64_t kv0  = chunk * plan.chunk_kv;
+    return { stream, head_kv, row0, std::min(plan.tile_rows, plan.n_rows - row0),
+             kv0, std::min(plan.n_kv, kv0 + plan.chunk_kv) };
 }
 
-// Running softmax of one item's query rows: O unnormalised, M the largest score so far, S the sum of exp(score - M).
-struct attn_state {
-    float * o;
+// Running softmax of one query row: M is the largest score so far, S the sum of exp(score - M) and O the sum of
+// exp(score - M) * V.
+struct softmax_state {
     float * m;
     float * s;
+    float * o; // dv_pad floats a row
 };
 
-// Attention of query rows [row0, row0 + n_rows) of one KV head over cache rows [kv0, kv1).
-attn_state attend(const attn_inputs & in, const attn_plan & plan, int64_t stream, int64_t head_kv,
-                  int64_t row0, int64_t n_rows, int64_t kv0, int64_t kv1, float * scratch) {
-    const int64_t dk = plan.dk;
-    const int64_t dv = plan.dv;
+// What a thread needs to work on one item, all in its part of the work buffer
+struct item_buffers {
+    float * q;        // query rows times scale, dk_pad floats each
+    softmax_state out;
+    float * slopes;   // one a query row
+    float * scores;   // TILE_KV a query row
+    float * k_tile;   // matrix path only: TILE_KV rows of dk_pad floats, the same transposed, TILE_KV rows of dv_pad
+    float * k_cols;
+    float * v_tile;
 
-    float * q_rows  = scratch;
-    float * o_rows  = q_rows  + padded(plan.tile_rows * dk);
-    float * scores  = o_rows  + padded(plan.tile_rows * dv);
-    float * mask    = scores  + plan.tile_rows * TILE_KV;
-    float * k_tile  = mask    + TILE_KV;
-    float * v_tile  = k_tile  + TILE_KV * dk;
-    float * k_cols  = v_tile  + TILE_KV * dv;
-    float * m       = k_cols  + TILE_KV * dk;
-    float * s       = m       + plan.tile_rows;
-
-    const bool use_gemm = n_rows >= GEMM_ROWS;
-
-    for (int64_t r = 0; r < n_rows; ++r) {
-        const int64_t token = (row0 + r) / plan.n_group;
-        const int64_t head  = head_kv * plan.n_group + (row0 + r) % plan.n_group;
-        const float * x = (const float *) ((const char *) in.q->data + token*in.q->nb[1] + head*in.q->nb[2] + stream*in.q->nb[3]);
-        for (int64_t i = 0; i < dk; ++i) {
-            q_rows[r*dk + i] = x[i] * in.scale;
-        }
-        m[r] = -INFINITY;
-        s[r] = 0.0f;
+    item_buffers(const attn_plan & plan, float * scratch) {
+        const auto take = [&](int64_t n) {
+            float * part = scratch;
+            scratch += n;
+            return part;
+        };
+        q      = take(plan.tile_rows * plan.dk_pad);
+        out.o  = take(plan.tile_rows * plan.dv_pad);
+        out.m  = take(plan.tile_rows);
+        out.s  = take(plan.tile_rows);
+        slopes = take(plan.tile_rows);
+        scores = take(plan.tile_rows * TILE_KV);
+        k_tile = take(TILE_KV * plan.dk_pad);
+        k_cols = take(TILE_KV * plan.dk_pad);
+        v_tile = take(TILE_KV * plan.dv_pad);
     }
-    memset(o_rows, 0, n_rows * dv * sizeof(float));
+};
 
-    const int64_t k_stream = stream / (plan.n_stream / in.k->ne[3]);
-    const int64_t v_stream = stream / (plan.n_stream / in.v->ne[3]);
-    const char * k_head = (const char *) in.k->data + head_kv*in.k->nb[2] + k_stream*in.k->nb[3];
-    const char * v_head = (const char *) in.v->data + head_kv*in.v->nb[2] + v_stream*in.v->nb[3];
+class item_worker {
+  public:
+    item_worker(const attn_inputs & in, const attn_plan & plan, float * scratch)
+        : in(in), plan(plan), buf(plan, scratch) {}
 
-    for (int64_t kv = kv0; kv < kv1; kv += TILE_KV) {
-        const int64_t n_kv = std::min(TILE_KV, kv1 - kv);
+    // Leaves the result of query row item.row0 + r in state r of what it returns.
+    softmax_state run(const attn_item & item) {
+        start(item);
+        const char * k_head = in.head_data(in.k, item.head_kv, item.stream);
+        const char * v_head = in.head_data(in.v, item.head_kv, item.stream);
+        for (int64_t kv = item.kv0; kv < item.kv1; kv += TILE_KV) {
+            find_visible(item, kv, std::min(TILE_KV, item.kv1 - kv));
+            if (n_visible == 0) {
+                continue;
+            }
+            const char * k_rows[TILE_KV];
+            const char * v_rows[TILE_KV];
+            for (int64_t t = 0; t < n_visible; ++t) {
+                k_rows[t] = k_head + visible[t]*in.k->nb[1];
+                v_rows[t] = v_head + visible[t]*in.v->nb[1];
+            }
+            const bool as_matrix = item.n_rows >= GEMM_ROWS;
+            if (as_matrix) {
+                multiply_k(item.n_rows, k_rows);
+            } else {
+                in.k_ops->dot(buf.q, item.n_rows, k_rows, n_visible, plan.dk, buf.scores, TILE_KV, upcoming(in.v, v_head, kv, item.kv1));
+            }
+            for (int64_t r = 0; r < item.n_rows; ++r) {
+                update_softmax(item, r);
+            }
+            if (as_matrix) {
+                multiply_v(item.n_rows, v_rows);
+            } else {
+                upcoming_rows next = kv + TILE_KV < item.kv1 ? upcoming(in.k, k_head, kv + TILE_KV, item.kv1) : upcoming(in.k, k_head + in.k->nb[2], item.kv0, item.kv1);
+                in.v_ops->add(buf.scores, TILE_KV, item.n_rows, v_rows, n_visible, plan.dv, buf.out.o, next);
+            }
+        }
+        return buf.out;
+    }
 
+  private:
+    const attn_inputs & in;
+    const attn_plan   & plan;
+    item_buffers        buf;
+
+    // The cache rows of the tile that some query row of the item may see. The others are not touched: what they hold
+    // may be anything.
+    int64_t visible[TILE_KV];
+    int64_t n_visible;
+
+    static upcoming_rows upcoming(const ggml_tensor * cache, const char * head, int64_t kv, int64_t kv1) {
+        return { head + kv*cache->nb[1], cache->nb[1], ggml_row_size(cache->type, cache->ne[0]), std::min(TILE_KV, kv1 - kv) };
+    }
+
+    int64_t token_of(const attn_item & item, int64_t r) const { return (item.row0 + r) / plan.n_group; }
+    int64_t head_of (const attn_item & item, int64_t r) const { return item.head_kv*plan.n_group + (item.row0 + r) % plan.n_group; }
+
+    void start(const attn_item & item) {
+        for (int64_t r = 0; r < item.n_rows; ++r) {
+            const float * x = in.q_row(token_of(item, r), head_of(item, r), item.stream);
+            float       * y = buf.q + r*plan.dk_pad;
+            for (int64_t i = 0; i < plan.dk; ++i) {
+                y[i] = x[i] * in.scale;
+            }
+            std::fill(y + plan.dk, y + plan.dk_pad, 0.0f);
+            buf.slopes[r] = in.slope(head_of(item, r));
+            buf.out.m[r]  = -INFINITY;
+            buf.out.s[r]  = 0.0f;
+        }
+        std::fill(buf.out.o, buf.out.o + item.n_rows*plan.dv_pad, 0.0f);
+    }
+
+    void find_visible(const attn_item & item, int64_t kv, int64_t n_kv) {
+        uint16_t seen[TILE_KV] = {};
+        bool     all_seen = !in.mask;
         if (in.mask) {
-            bool skip = true;
-            const int64_t token1 = (row0 + n_rows - 1) / plan.n_group;
-            const int64_t n_mask = std::min(plan.n_group, in.mask->ne[2]);
-            for (int64_t token = row0 / plan.n_group; skip && token <= token1; ++token) {
-                for (int64_t h = 0; skip && h < n_mask; ++h) {
-                    skip = all_masked(in.mask_row(token, head_kv * plan.n_group + h, stream) + kv, n_kv);
+            const int64_t n_mask_heads = std::min(plan.n_group, in.mask->ne[2]);
+            const int64_t token1 = token_of(item, item.n_rows - 1);
+            for (int64_t token = token_of(item, 0); !all_seen && token <= token1; ++token) {
+                for (int64_t h = 0; h < n_mask_heads; ++h) {
+                    const ggml_fp16_t * mask = in.mask_row(token, item.head_kv*plan.n_group + h, item.stream) + kv;
+                    for (int64_t t = 0; t < n_kv; ++t) {
+                        seen[t] |= mask[t] ^ F16_NEG_INF;
+                    }
                 }
-            }
-            if (skip) {
-                continue;
+                all_seen = std::find(seen, seen + n_kv, 0) == seen + n_kv;
             }
         }
-
-        if (use_gemm) {
-            for (int64_t t = 0; t < n_kv; ++t) {
-                in.k_to_f32(k_head + (kv + t)*in.k->nb[1], k_tile + t*dk, dk);
-            }
-            for (int64_t t = 0; t < n_kv; ++t) {
-                for (int64_t i = 0; i < dk; ++i) {
-                    k_cols[i*TILE_KV + t] = k_tile[t*dk + i];
-                }
-            }
-            for (int64_t t = n_kv; t < TILE_KV; ++t) {
-                for (int64_t i = 0; i < dk; ++i) {
-                    k_cols[i*TILE_KV + t] = 0.0f;
-                }
-            }
-            memset(scores, 0, n_rows * TILE_KV * sizeof(float));
-            simd_gemm(scores, q_rows, k_cols, n_rows, dk, TILE_KV);
-        } else {
-            for (int64_t t0 = 0; t0 < n_kv; t0 += SUBTILE_KV) {
-                const int64_t n = std::min(SUBTILE_KV, n_kv - t0);
-                for (int64_t t = 0; t < n; ++t) {
-                    in.k_to_f32(k_head + (kv + t0 + t)*in.k->nb[1], k_tile + t*dk, dk);
-                }
-                for_blocks<dot_block>(n_rows, n, q_rows, k_tile, dk, scores + t0);
-            }
-        }
-
-        for (int64_t r = 0; r < n_rows; ++r) {
-            float * x = scores + r*TILE_KV;
-            const int64_t token = (row0 + r) / plan.n_group;
-            const int64_t head  = head_kv * plan.n_group + (row0 + r) % plan.n_group;
-
-            if (in.softcap != 0.0f) {
-                for (int64_t t = 0; t < n_kv; ++t) {
-                    x[t] = in.softcap * tanhf(x[t]);
-                }
-            }
-            if (in.mask) {
-                const float slope = in.slope(head);
-                ggml_cpu_fp16_to_fp32(in.mask_row(token, head, stream) + kv, mask, n_kv);
-                for (int64_t t = 0; t < n_kv; ++t) {
-                    x[t] += slope * mask[t];
-                }
-            }
-
-            float tile_max = -INFINITY;
-            ggml_vec_max_f32(n_kv, &tile_max, x);
-            if (tile_max == -INFINITY) {
-                memset(x, 0, TILE_KV * sizeof(float));
-                continue;
-            }
-            if (tile_max > m[r]) {
-                const float shrink = expf(m[r] - tile_max);
-                ggml_vec_scale_f32(dv, o_rows + r*dv, shrink);
-                s[r] *= shrink;
-                m[r]  = tile_max;
-            }
-            s[r] += ggml_vec_soft_max_f32(n_kv, x, x, m[r]);
-        }
-
-        if (use_gemm) {
-            for (int64_t t = 0; t < n_kv; ++t) {
-                in.v_to_f32(v_head + (kv + t)*in.v->nb[1], v_tile + t*dv, dv);
-            }
-            // the columns past n_kv hold no weight
-            if (n_kv < TILE_KV) {
-                memset(v_tile + n_kv*dv, 0, (TILE_KV - n_kv) * dv * sizeof(float));
-                for (int64_t r = 0; r < n_rows; ++r) {
-                    memset(scores + r*TILE_KV + n_kv, 0, (TILE_KV - n_kv) * sizeof(float));
-                }
-            }
-            simd_gemm(o_rows, scores, v_tile, n_rows, TILE_KV, dv);
-        } else {
-            for (int64_t t0 = 0; t0 < n_kv; t0 += SUBTILE_KV) {
-                const int64_t n = std::min(SUBTILE_KV, n_kv - t0);
-                for (int64_t t = 0; t < n; ++t) {
-                    in.v_to_f32(v_head + (kv + t0 + t)*in.v->nb[1], v_tile + t*dv, dv);
-                }
-                for_blocks<add_block>(n_rows, n, scores + t0, v_tile, dv, o_rows);
-            }
+        n_visible = 0;
+        for (int64_t t = 0; t < n_kv; ++t) {
+            visible[n_visible] = kv + t;
+            n_visible += all_seen || seen[t] != 0;
         }
     }
 
-    return { o_rows, m, s };
-}
+    void multiply_k(int64_t n_rows, const char * const * k_rows) {
+        for (int64_t t = 0; t < n_visible; ++t) {
+            in.k_ops->to_f32(k_rows[t], plan.dk, buf.k_tile + t*plan.dk_pad);
+        }
+        for (int64_t t = 0; t < n_visible; ++t) {
+            for (int64_t i = 0; i < plan.dk; ++i) {
+                buf.k_cols[i*TILE_KV + t] = buf.k_tile[t*plan.dk_pad + i];
+            }
+        }
+        for (int64_t t = n_visible; t < TILE_KV; ++t) {
+            for (int64_t i = 0; i < plan.dk; ++i) {
+                buf.k_cols[i*TILE_KV + t] = 0.0f;
+            }
+        }
+        std::fill(buf.scores, buf.scores + n_rows*TILE_KV, 0.0f);
+        simd_gemm(buf.scores, buf.q, buf.k_cols, n_rows, plan.dk_pad, TILE_KV);
+    }
+
+    void multiply_v(int64_t n_rows, const char * const * v_rows) {
+        for (int64_t t = 0; t < n_visible; ++t) {
+            in.v_ops->to_f32(v_rows[t], plan.dv, buf.v_tile + t*plan.dv_pad);
+        }
+        std::fill(buf.v_tile + n_visible*plan.dv_pad, buf.v_tile + TILE_KV*plan.dv_pad, 0.0f);
+        simd_gemm(buf.out.o, buf.scores, buf.v_tile, n_rows, TILE_KV, plan.dv_pad);
+    }
+
+    // Turns the scores of query row r into weights exp(score - M), 0 past n_visible, and brings O and S to the new M.
+    void update_softmax(const attn_item & item, int64_t r) {
+        float * x = buf.scores + r*TILE_KV;
+        if (in.softcap != 0.0f) {
+            for (int64_t t = 0; t < n_visible; ++t) {
+                x[t] = in.softcap * tanhf(x[t]);
+            }
+        }
+        if (in.mask) {
+            const ggml_fp16_t * mask = in.mask_row(token_of(item, r), head_of(item, r), item.stream);
+            for (int64_t t = 0; t < n_visible; ++t) {
+                x[t] += buf.slopes[r] * GGML_CPU_FP16_TO_FP32(mask[visible[t]]);
+            }
+        }
+        float tile_max = -INFINITY;
+        ggml_vec_max_f32(n_visible, &tile_max, x);
+        if (tile_max == -INFINITY) {
+            std::fill(x, x + TILE_KV, 0.0f);
+            return;
+        }
+        float & m = buf.out.m[r];
+        float & s = buf.out.s[r];
+        if (tile_max > m) {
+            const float shrink = expf(m - tile_max);
+            ggml_vec_scale_f32(plan.dv, buf.out.o + r*plan.dv_pad, shrink);
+            s *= shrink;
+            m  = tile_max;
+        }
+        s += ggml_vec_soft_max_f32(n_visible, x, x, m);
+        std::fill(x + n_visible, x + TILE_KV, 0.0f);
+    }
+};
 
 // Adds the attention sink of a head, normalises one row and writes it where the op's output has it.
-void finish_row(const attn_inputs & in, const attn_plan & plan, ggml_tensor * dst, int64_t stream, int64_t head,
-                int64_t token, float * o, float m, float s) {
+void finish_row(const attn_inputs & in, const attn_plan & plan, ggml_tensor * dst, int64_t row_all,
+                float * o, float m, float s) {
+    const int64_t row     = row_all % plan.n_rows;
+    const int64_t head_kv = row_all / plan.n_rows % plan.n_head_kv;
+    const int64_t stream  = row_all / plan.n_rows / plan.n_head_kv;
+    const int64_t head    = head_kv*plan.n_group + row % plan.n_group;
+    const int64_t token   = row / plan.n_group;
     if (in.sinks) {
         const float sink = ((const float *) in.sinks->data)[head];
         if (sink > m) {
@@ -569,64 +373,85 @@ void finish_row(const attn_inputs & in, const attn_plan & plan, ggml_tensor * ds
     memcpy((char *) dst->data + head*dst->nb[1] + token*dst->nb[2] + stream*dst->nb[3], o, plan.dv * sizeof(float));
 }
 
-} // namespace
+// Combines the partial results of one query row over all chunks, [chunk][M, S, O], into state `out`.
+void combine(const attn_plan & plan, const float * partials, softmax_state out) {
+    *out.m = -INFINITY;
+    for (int64_t c = 0; c < plan.n_chunks; ++c) {
+        *out.m = std::max(*out.m, partials[c * plan.partial_size()]);
+    }
+    *out.s = 0.0f;
+    std::fill(out.o, out.o + plan.dv, 0.0f);
+    for (int64_t c = 0; c < plan.n_chunks; ++c) {
+        const float * x = partials + c * plan.partial_size();
+        if (x[1] != 0.0f) {
+            const float shrink = expf(x[0] - *out.m);
+            *out.s += shrink * x[1];
+            ggml_vec_mad_f32(plan.dv, out.o, x + 2, shrink);
+        }
+    }
+}
 
-bool ggml_kv_attn_supported(const ggml_tensor * dst) {
+bool rows_contiguous(const ggml_tensor * t) {
+    return t->nb[0] == ggml_type_size(t->type);
+}
+
+bool is_enabled() {
     static const bool enabled = [] {
         const char * value = getenv("GGML_KV_ATTN");
         return value == nullptr || strcmp(value, "0") != 0;
     }();
+    return enabled;
+}
+
+} // namespace
+} // namespace kv_attn
+
+using namespace kv_attn;
+
+bool ggml_kv_attn_supported(const ggml_tensor * dst) {
     const ggml_tensor * q = dst->src[0];
     const ggml_tensor * k = dst->src[1];
     const ggml_tensor * v = dst->src[2];
-    return enabled && q->type == GGML_TYPE_F32 && row_to_f32(k->type) && row_to_f32(v->type) &&
-           k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 &&
-           q->ne[3] % k->ne[3] == 0 && q->ne[3] % v->ne[3] == 0 && k->ne[1] > 0;
+    return is_enabled() && q->type == GGML_TYPE_F32 && find_row_ops(k->type) && find_row_ops(v->type) &&
+           rows_contiguous(q) && rows_contiguous(k) && rows_contiguous(v) &&
+           k->ne[1] > 0 && k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 &&
+           q->ne[3] % k->ne[3] == 0 && q->ne[3] % v->ne[3] == 0;
 }
 
 size_t ggml_kv_attn_work_size(const ggml_tensor * dst, int n_threads) {
+    if (!ggml_kv_attn_supported(dst)) {
+        return 0;
+    }
     const attn_plan plan = make_plan(dst);
-    return sizeof(float) * (plan.scratch_size() * n_threads + plan.n_partials() * plan.partial_size() + ALIGN_F32);
+    return sizeof(float) * (plan.scratch_size() * n_threads + plan.partials_size());
 }
 
 void ggml_kv_attn_forward(const ggml_compute_params * params, ggml_tensor * dst) {
     const attn_inputs in(dst);
     const attn_plan   plan = make_plan(dst);
 
-    float * work     = (float *) params->wdata;
-    float * scratch  = work + params->ith * plan.scratch_size();
-    float * partials = work + params->nth * plan.scratch_size();
+    float * scratch  = (float *) params->wdata + params->ith * plan.scratch_size();
+    float * partials = (float *) params->wdata + params->nth * plan.scratch_size();
 
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
     }
     ggml_barrier(params->threadpool);
 
-    const int64_t n_items = plan.n_items();
-    for (int64_t item = params->ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
-        // KV heads innermost: see CHUNK_KV
-        const int64_t head_kv  = item % plan.n_head_kv;
-        const int64_t row_tile = item / plan.n_head_kv % plan.n_row_tiles;
-        const int64_t chunk    = item / plan.n_head_kv / plan.n_row_tiles % plan.n_chunks;
-        const int64_t stream   = item / plan.n_head_kv / plan.n_row_tiles / plan.n_chunks;
-
-        const int64_t row0   = row_tile * plan.tile_rows;
-        const int64_t n_rows = std::min(plan.tile_rows, plan.n_rows - row0);
-        const int64_t kv0    = chunk * plan.chunk_kv;
-        const int64_t kv1    = std::min(plan.n_kv, kv0 + plan.chunk_kv);
-
-        const attn_state state = attend(in, plan, stream, head_kv, row0, n_rows, kv0, kv1, scratch);
-
-        for (int64_t r = 0; r < n_rows; ++r) {
-            const int64_t row = row0 + r;
+    item_worker worker(in, plan, scratch);
+    for (int64_t i = params->ith; i < plan.n_items(); i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const attn_item     item  = make_item(plan, i);
+        const softmax_state state = worker.run(item);
+        for (int64_t r = 0; r < item.n_rows; ++r) {
+            const int64_t row_all = (item.stream*plan.n_head_kv + item.head_kv)*plan.n_rows + item.row0 + r;
+            float * o = state.o + r*plan.dv_pad;
             if (plan.n_chunks == 1) {
-                finish_row(in, plan, dst, stream, head_kv * plan.n_group + row % plan.n_group, row / plan.n_group,
-                           state.o + r*plan.dv, state.m[r], state.s[r]);
+                finish_row(in, plan, dst, row_all, o, state.m[r], state.s[r]);
             } else {
-                float * partial = partials + (((stream * plan.n_head_kv + head_kv) * plan.n_rows + row) * plan.n_chunks + chunk) * plan.partial_size();
+                float * partial = partials + (row_all*plan.n_chunks + item.kv0/plan.chunk_kv) * plan.partial_size();
                 partial[0] = state.m[r];
                 partial[1] = state.s[r];
-                memcpy(partial + 2, state.o + r*plan.dv, plan.dv * sizeof(float));
+                memcpy(partial + 2, o, plan.dv * sizeof(float));
             }
         }
     }
@@ -634,32 +459,12 @@ void ggml_kv_attn_forward(const ggml_compute_params * params, ggml_tensor * dst)
     if (plan.n_chunks == 1) {
         return;
     }
-
     ggml_barrier(params->threadpool);
 
-    const int64_t n_rows_all = plan.n_stream * plan.n_head_kv * plan.n_rows;
-    for (int64_t i = params->ith; i < n_rows_all; i += params->nth) {
-        const float * partial = partials + i * plan.n_chunks * plan.partial_size();
-        float m = -INFINITY;
-        for (int64_t c = 0; c < plan.n_chunks; ++c) {
-            m = std::max(m, partial[c * plan.partial_size()]);
-        }
-        float   s = 0.0f;
-        float * o = scratch;
-        memset(o, 0, plan.dv * sizeof(float));
-        for (int64_t c = 0; c < plan.n_chunks; ++c) {
-            const float * x = partial + c * plan.partial_size();
-            if (x[1] == 0.0f) {
-                continue;
-            }
-            const float shrink = expf(x[0] - m);
-            s += shrink * x[1];
-            ggml_vec_mad_f32(plan.dv, o, x + 2, shrink);
-        }
-        const int64_t row     = i % plan.n_rows;
-        const int64_t head_kv = i / plan.n_rows % plan.n_head_kv;
-        const int64_t stream  = i / plan.n_rows / plan.n_head_kv;
-        finish_row(in, plan, dst, stream, head_kv * plan.n_group + row % plan.n_group, row / plan.n_group, o, m, s);
+    for (int64_t row_all = params->ith; row_all < plan.n_rows_all(); row_all += params->nth) {
+        float m, s;
+        combine(plan, partials + row_all*plan.n_chunks*plan.partial_size(), { &m, &s, scratch });
+        finish_row(in, plan, dst, row_all, scratch, m, s);
     }
 }
 

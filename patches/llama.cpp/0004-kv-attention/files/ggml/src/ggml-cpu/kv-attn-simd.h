@@ -1,0 +1,251 @@
+#pragma once
+
+// The few vector operations that kv-attn-rows.h needs beyond ggml's GGML_F32_VEC: 16 signed bytes, their bit fiddling,
+// and 16 values widened to float. Each operation is written for AVX2 and later, for NEON, and in plain C++.
+
+#include "ggml.h"
+#include "ggml-cpu.h"
+#include "ggml-cpu-impl.h"
+#include "simd-mappings.h"
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) && defined(__F16C__)
+#define KV_ATTN_AVX2
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#define KV_ATTN_NEON
+#endif
+
+// GCC takes a function that only prefetches for one without effect and drops its calls, unless it is inlined early.
+#if defined(__GNUC__)
+#define KV_ATTN_INLINE inline __attribute__((always_inline))
+#else
+#define KV_ATTN_INLINE inline
+#endif
+
+namespace kv_attn {
+
+// Asks for a cache line into the second-level cache; any address will do.
+KV_ATTN_INLINE void prefetch_far(const char * address) {
+#if defined(__GNUC__)
+    __builtin_prefetch(address, /* read */ 0, /* second level */ 2);
+#else
+    GGML_UNUSED(address);
+#endif
+}
+
+constexpr int64_t EPR = GGML_F32_EPR; // floats per vector register
+
+constexpr int64_t N_VEC = 16 / EPR;
+
+// 16 floats in as many registers as they take
+struct f32x16 {
+    GGML_F32_VEC v[N_VEC];
+};
+
+inline f32x16 load_16(const float * x) {
+    f32x16 y;
+    for (int64_t i = 0; i < N_VEC; ++i) {
+        y.v[i] = GGML_F32_VEC_LOAD(x + i*EPR);
+    }
+    return y;
+}
+
+inline void store_16(float * y, const f32x16 & x) {
+    for (int64_t i = 0; i < N_VEC; ++i) {
+        GGML_F32_VEC_STORE(y + i*EPR, x.v[i]);
+    }
+}
+
+inline f32x16 scaled(const f32x16 & x, GGML_F32_VEC scale) {
+    f32x16 y;
+    for (int64_t i = 0; i < N_VEC; ++i) {
+        y.v[i] = GGML_F32_VEC_MUL(x.v[i], scale);
+    }
+    return y;
+}
+
+inline f32x16 scaled(const f32x16 & x, GGML_F32_VEC scale, GGML_F32_VEC offset) {
+    f32x16 y;
+    for (int64_t i = 0; i < N_VEC; ++i) {
+        y.v[i] = GGML_F32_VEC_FMA(offset, x.v[i], scale);
+    }
+    return y;
+}
+
+inline float sum_lanes(GGML_F32_VEC x) {
+    float lanes[EPR];
+    GGML_F32_VEC_STORE(lanes, x);
+    float sum = 0.0f;
+    for (int64_t i = 0; i < EPR; ++i) {
+        sum += lanes[i];
+    }
+    return sum;
+}
+
+#if defined(KV_ATTN_AVX2)
+
+using i8x16 = __m128i;
+
+inline i8x16 load_i8x16(const void * x)      { return _mm_loadu_si128((const __m128i *) x); }
+inline i8x16 low_nibbles(i8x16 x)            { return _mm_and_si128(x, _mm_set1_epi8(0xF)); }
+inline i8x16 high_nibbles(i8x16 x)           { return low_nibbles(_mm_srli_epi16(x, 4)); }
+inline i8x16 minus(i8x16 x, int8_t y)        { return _mm_sub_epi8(x, _mm_set1_epi8(y)); }
+inline i8x16 lookup(i8x16 table, i8x16 x)    { return _mm_shuffle_epi8(table, x); }
+
+// adds 16 to lane i where bit i is set
+inline i8x16 plus_fifth_bit(i8x16 x, uint16_t bits) {
+    const __m128i spread  = _mm_shuffle_epi8(_mm_set1_epi16(bits), _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
+    const __m128i bit     = _mm_set1_epi64x((int64_t) 0x8040201008040201);
+    const __m128i missing = _mm_cmpeq_epi8(_mm_and_si128(spread, bit), _mm_setzero_si128());
+    return _mm_or_si128(x, _mm_andnot_si128(missing, _mm_set1_epi8(16)));
+}
+
+#if defined(__AVX512F__)
+
+inline f32x16 widen(i8x16 x) {
+    return {{ _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)) }};
+}
+
+inline f32x16 load_16(const ggml_fp16_t * x) {
+    return {{ _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) x)) }};
+}
+
+inline f32x16 load_16(const ggml_bf16_t * x) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) x));
+    return {{ _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)) }};
+}
+
+#else
+
+inline f32x16 widen(i8x16 x) {
+    return {{ _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+              _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x))) }};
+}
+
+inline f32x16 load_16(const ggml_fp16_t * x) {
+    return {{ _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) x)),
+              _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (x + 8))) }};
+}
+
+inline f32x16 load_16(const ggml_bf16_t * x) {
+    f32x16 y;
+    for (int i = 0; i < 2; ++i) {
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (x + 8*i)));
+        y.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+    return y;
+}
+
+#endif // __AVX512F__
+
+// the sums of the lanes of a, b, c and d, in this order, to s[0..3]
+inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
+    __m128 y[4];
+    for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+        const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x[i]),
+                                          _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x[i]), 1)));
+#else
+        const __m256 half = x[i];
+#endif
+        y[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
+    _mm_storeu_ps(s, _mm_hadd_ps(_mm_hadd_ps(y[0], y[1]), _mm_hadd_ps(y[2], y[3])));
+}
+
+#elif defined(KV_ATTN_NEON)
+
+using i8x16 = int8x16_t;
+
+inline i8x16 load_i8x16(const void * x)      { return vld1q_s8((const int8_t *) x); }
+inline i8x16 low_nibbles(i8x16 x)            { return vandq_s8(x, vdupq_n_s8(0xF)); }
+inline i8x16 high_nibbles(i8x16 x)           { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x), 4)); }
+inline i8x16 minus(i8x16 x, int8_t y)        { return vsubq_s8(x, vdupq_n_s8(y)); }
+inline i8x16 lookup(i8x16 table, i8x16 x)    { return vqtbl1q_s8(table, vreinterpretq_u8_s8(x)); }
+
+inline i8x16 plus_fifth_bit(i8x16 x, uint16_t bits) {
+    static const uint8_t bit[16] = { 1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128 };
+    const uint8x16_t spread = vcombine_u8(vdup_n_u8((uint8_t) bits), vdup_n_u8((uint8_t) (bits >> 8)));
+    const uint8x16_t set    = vandq_u8(vtstq_u8(spread, vld1q_u8(bit)), vdupq_n_u8(16));
+    return vorrq_s8(x, vreinterpretq_s8_u8(set));
+}
+
+inline f32x16 widen(i8x16 x) {
+    const int16x8_t lo = vmovl_s8(vget_low_s8(x));
+    const int16x8_t hi = vmovl_high_s8(x);
+    return {{ vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), vcvtq_f32_s32(vmovl_high_s16(lo)),
+              vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), vcvtq_f32_s32(vmovl_high_s16(hi)) }};
+}
+
+inline f32x16 load_16(const ggml_fp16_t * x) {
+    f32x16 y;
+    for (int i = 0; i < 4; ++i) {
+        y.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x + 4*i)));
+    }
+    return y;
+}
+
+inline f32x16 load_16(const ggml_bf16_t * x) {
+    f32x16 y;
+    for (int i = 0; i < 4; ++i) {
+        y.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) (x + 4*i)), 16));
+    }
+    return y;
+}
+
+inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
+    vst1q_f32(s, vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])));
+}
+
+#else
+
+struct i8x16 {
+    int8_t x[16];
+};
+
+inline i8x16 load_i8x16(const void * x) {
+    i8x16 y;
+    memcpy(&y, x, sizeof(y));
+    return y;
+}
+
+template <typename F> i8x16 each_i8(F && f) {
+    i8x16 y;
+    for (int i = 0; i < 16; ++i) {
+        y.x[i] = (int8_t) f(i);
+    }
+    return y;
+}
+
+inline i8x16 low_nibbles(i8x16 x)            { return each_i8([&](int i) { return x.x[i] & 0xF; }); }
+inline i8x16 high_nibbles(i8x16 x)           { return each_i8([&](int i) { return (x.x[i] >> 4) & 0xF; }); }
+inline i8x16 minus(i8x16 x, int8_t y)        { return each_i8([&](int i) { return x.x[i] - y; }); }
+inline i8x16 lookup(i8x16 table, i8x16 x)    { return each_i8([&](int i) { return table.x[x.x[i]]; }); }
+
+inline i8x16 plus_fifth_bit(i8x16 x, uint16_t bits) {
+    return each_i8([&](int i) { return x.x[i] + (bits >> i & 1) * 16; });
+}
+
+template <typename F> f32x16 each_f32(F && f) {
+    float y[16];
+    for (int i = 0; i < 16; ++i) {
+        y[i] = f(i);
+    }
+    return load_16(y);
+}
+
+inline f32x16 widen(i8x16 x)                   { return each_f32([&](int i) { return (float) x.x[i]; }); }
+inline f32x16 load_16(const ggml_fp16_t * x)  { return each_f32([&](int i) { return GGML_CPU_FP16_TO_FP32(x[i]); }); }
+inline f32x16 load_16(const ggml_bf16_t * x) { return each_f32([&](int i) { return GGML_BF16_TO_FP32(x[i]); }); }
+
+inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
+    for (int i = 0; i < 4; ++i) {
+        s[i] = sum_lanes(x[i]);
+    }
+}
+
+#endif
+
+} // namespace kv_attn
