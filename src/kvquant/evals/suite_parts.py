@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvquant.errors import UsageError
+from kvquant.evals.divergence import FeedPath
 from kvquant.evals.toml_table import only, table_at, text_at, whole_at
 
-PATHS = ("prefill", "decode")
+PATHS: tuple[FeedPath, ...] = ("prefill", "decode")
 REFERENCE_TEXT = "reference"
 DEFAULT_N_CTX = 4096
 
@@ -27,7 +28,7 @@ class DivergencePart:
     n_documents: int
     n_tokens: int
     n_ctx: int
-    paths: tuple[str, ...]
+    paths: tuple[FeedPath, ...]
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,14 @@ def _part(document: Mapping[str, Any], key: str, known: set[str], where: str) ->
 
 def _divergence(table: Mapping[str, Any], where: str) -> DivergencePart:
     paths = table.get("paths", list(PATHS))
-    if not isinstance(paths, list) or not paths or not set(paths) <= set(PATHS):
+    if not isinstance(paths, list) or not paths or any(path not in PATHS for path in paths):
         raise UsageError(f"{where}: paths must name some of {', '.join(PATHS)}")
     return DivergencePart(
         text=text_at(table, "text", where),
         n_documents=whole_at(table, "n_documents", where, 16),
         n_tokens=whole_at(table, "n_tokens", where, 512),
         n_ctx=whole_at(table, "n_ctx", where, 512, least=8),
-        paths=tuple(dict.fromkeys(paths)),
+        paths=tuple(path for path in PATHS if path in paths),
     )
 
 

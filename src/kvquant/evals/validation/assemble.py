@@ -125,7 +125,7 @@ def _divergences(journal: Journal, policy: str, baseline: str) -> Iterable[Diver
         if found is None:
             continue
         own = journal.measured.get((baseline, divergence_part(path)))
-        floor = None if own is None else Floor(own["mean"], own["interval"])
+        floor = None if own is None else from_document(Floor, own)
         yield replace(from_document(Divergence, found), floor=floor)
 
 

@@ -1,13 +1,90 @@
-"""The divergence part."""
+"""The divergence part: one policy on one path against the baseline, chunk by chunk on the disk."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from kvquant.errors import LlamaError, UsageError
+from kvquant.evals.divergence import (
+    CacheTypes,
+    DivergenceRequest,
+    FeedPath,
+    TokenDivergence,
+    measure_divergence,
+)
+from kvquant.evals.divergence_summary import summarize_divergence
+from kvquant.evals.suite_parts import DivergencePart
 from kvquant.evals.validation.folder import Folder
 from kvquant.evals.validation.journal import JournalWriter
 from kvquant.evals.validation.plan import Plan, PlannedPolicy
+from kvquant.evals.validation.steps import divergence_part
+from kvquant.evals.validation.texts import Texts
+from kvquant.evals.validation.token_log import open_token_log
+
+
+def request_for(
+    plan: Plan, part: DivergencePart, texts: Texts, policy: PlannedPolicy, path: FeedPath
+) -> DivergenceRequest:
+    """Return what is asked of the program; the baseline is measured against itself, which is the floor."""
+    request = DivergenceRequest(
+        model=plan.model,
+        texts=texts.files,
+        policy=CacheTypes(policy.text),
+        baseline=CacheTypes(plan.baseline.text),
+        path=path,
+        n_ctx=part.n_ctx,
+        parse_special=texts.parse_special,
+        n_threads=plan.settings.n_threads,
+    )
+    return request.against_itself() if policy == plan.baseline else request
 
 
 def run_divergence(
-    plan: Plan, policy: PlannedPolicy, part: str, folder: Folder, journal: JournalWriter
+    plan: Plan,
+    request: DivergenceRequest,
+    policy: PlannedPolicy,
+    folder: Folder,
+    journal: JournalWriter,
+    on_token: Callable[[int, int], None],
 ) -> None:
-    pass
+    """Measure what is not measured yet of a policy on a path and record the sum.
+
+    on_token: given how many tokens are done, and how many there are. A program that fails is recorded, with
+    its log kept, and is not an exception.
+    """
+    path = request.path
+    part = divergence_part(path)
+    log = folder.log(policy.text, f"divergence-{path}")
+    log.parent.mkdir(exist_ok=True)
+    begun = time.monotonic()
+    n_tokens = 0
+
+    def on_start(n: int) -> None:
+        nonlocal n_tokens
+        n_tokens = n
+
+    with open_token_log(folder.divergence(policy.text, path)) as tokens:
+        skip = len(tokens.tokens)
+        n_done = skip
+
+        def take(token: TokenDivergence) -> None:
+            nonlocal n_done
+            tokens.append(token)
+            n_done += 1
+            on_token(n_done, n_tokens)
+
+        tokens.start(request.arguments(skip))
+        try:
+            measure_divergence(plan.programs, request, log, take, on_start=on_start, skip=skip)
+        except (LlamaError, UsageError) as error:
+            journal.fail(policy.text, part, str(error), str(log.relative_to(folder.root)))
+            return
+        tokens.flush()
+        summary = summarize_divergence(tokens.tokens)
+    log.unlink(missing_ok=True)
+    if summary is None:
+        journal.fail(policy.text, part, "the texts are too short: no token was scored", None)
+        return
+    journal.measure(policy.text, part, {"path": path, **asdict(summary)}, time.monotonic() - begun)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ from kvquant.evals.machine import read_machine
 from kvquant.evals.records import SampleRecord
 from kvquant.evals.speed import BenchOptions, SpeedRound, run_rounds
 from kvquant.evals.validation.assemble import assemble
-from kvquant.evals.validation.diverge import run_divergence
+from kvquant.evals.validation.diverge import request_for, run_divergence
 from kvquant.evals.validation.folder import Folder
 from kvquant.evals.validation.journal import JournalWriter, NamedPolicy, Start, open_journal
 from kvquant.evals.validation.plan import Plan, PlannedPolicy
@@ -27,11 +29,12 @@ from kvquant.evals.validation.steps import (
     SERVED,
     SPEED,
     Step,
-    divergence_parts,
+    divergence_part,
     done_in,
     pending,
     steps,
 )
+from kvquant.evals.validation.texts import texts_of
 from kvquant.llama.build import BuildInfo
 from kvquant.llama.cache import checkout_root
 from kvquant.llama.workspace import tree_commit
@@ -105,8 +108,7 @@ class _Engine:
         for policy in self.plan.policies:
             self._serve(policy, pending(found, policy.text, SERVED))
         self._serve(self.plan.baseline, pending(found, self.plan.baseline.text, (REPEAT,)))
-        for policy in self.plan.policies:
-            self._diverge(policy, pending(found, policy.text, divergence_parts(self.plan)))
+        self._diverge(found)
         self._bench([policy for policy in self.plan.policies if pending(found, policy.text, (SPEED,))])
 
     def _serve(self, policy: PlannedPolicy, parts: Sequence[str]) -> None:
@@ -125,13 +127,24 @@ class _Engine:
         run_served(Served(self.plan, policy, self.folder, self.argv), parts, self.journal, on_sample, begin)
         self._finish(policy.text)
 
-    def _diverge(self, policy: PlannedPolicy, parts: Sequence[str]) -> None:
-        for part in parts:
-            if self._has_failed(policy):
-                return
-            self.watch.begin(policy.text, part)
-            run_divergence(self.plan, policy, part, self.folder, self.journal)
+    def _diverge(self, found: Sequence[Step]) -> None:
+        part = self.plan.suite.parts.divergence
+        if part is None:
+            return
+        texts = texts_of(part, self.plan.settings.seed, self.folder.work / "texts")
+        for policy, path in itertools.product(self.plan.policies, part.paths):
+            name = divergence_part(path)
+            if self._has_failed(policy) or not pending(found, policy.text, (name,)):
+                continue
+            self.watch.begin(policy.text, name)
+            request = request_for(self.plan, part, texts, policy, path)
+            on_token = functools.partial(self._on_token, policy.text, name)
+            run_divergence(self.plan, request, policy, self.folder, self.journal, on_token)
             self._finish(policy.text)
+
+    def _on_token(self, policy: str, part: str, n_done: int, n: int) -> None:
+        if n_done == n:
+            self.watch.advance(policy, part, f"{n} tokens")
 
     def _bench(self, policies: Sequence[PlannedPolicy]) -> None:
         speed = self.plan.suite.parts.speed

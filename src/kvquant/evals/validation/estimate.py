@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from kvquant.evals.chat_speed import run_chat
+from kvquant.evals.chat_speed import CONVERSATION, N_GENERATE, parse_turn
 from kvquant.evals.endpoint import Endpoint
 from kvquant.evals.suite_parts import PATHS
 from kvquant.evals.validation.plan import Plan
@@ -24,6 +24,11 @@ from kvquant.llama.server import LlamaServer, ServerOptions
 
 PerUnit = Mapping[str, float]
 """Seconds a unit of a part takes, by the part's name."""
+
+_PROMPT = "one two three four " * 16
+_N_GENERATE = 16
+_BYTES_A_TOKEN = 3
+"""Few: more tokens than most vocabularies make of English."""
 
 
 def seconds_left(found: Sequence[Step], per_unit: PerUnit) -> tuple[float, bool]:
@@ -48,9 +53,9 @@ def recorded(records: Records) -> dict[str, float]:
 
 
 def tried(plan: Plan) -> dict[str, float]:
-    """Start the baseline's server, ask one question of each test and hold the conversation once.
+    """Start the baseline's server, ask one question of each test and time a short completion.
 
-    Other parts follow from the tokens they feed. Raises LlamaError or EndpointError when that fails.
+    The other parts follow from the tokens they feed. Raises LlamaError or EndpointError when that fails.
     """
     begun = time.monotonic()
     options = ServerOptions(
@@ -64,11 +69,11 @@ def tried(plan: Plan) -> dict[str, float]:
         found = {MEMORY: started}
         if plan.samples:
             found[TASKS] = found[REPEAT] = _sample_seconds(plan, server)
-        begun = time.monotonic()
-        turns = run_chat(server)
-        found[CHAT] = time.monotonic() - begun
-    prefill = sum(turn.n_prompt for turn in turns) / sum(turn.prompt_seconds for turn in turns)
-    decode = sum(turn.n_generated for turn in turns) / sum(turn.generate_seconds for turn in turns)
+        turn = parse_turn(server.completion(_PROMPT, _N_GENERATE, ignore_eos=True))
+    prefill = turn.n_prompt / turn.prompt_seconds
+    decode = turn.n_generated / turn.generate_seconds
+    n_fed = sum(len(text) for pair in CONVERSATION for text in pair) / _BYTES_A_TOKEN
+    found[CHAT] = n_fed / prefill + len(CONVERSATION) * N_GENERATE / decode
     parts = plan.suite.parts
     if parts.divergence is not None:
         n_tokens = 2 * parts.divergence.n_documents * parts.divergence.n_tokens

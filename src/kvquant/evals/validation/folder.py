@@ -1,13 +1,13 @@
 """What the folder of a validation holds, and what its files are called.
 
-validation.jsonl            what is asked and every finished part, a line each, appended and synced
-results.json                the result document, rewritten whole after every part
-tasks/POLICY/samples.jsonl  answers under that policy: a run as `kvquant eval` writes it
-tasks/POLICY.repeat/        the baseline asked once more
-divergence/, speed/         raw records of those parts
-logs/POLICY.PART.log        what a program printed that failed
-lock                        held while a kvquant works here
-work/                       temporary files of running programs, gone at the end
+validation.jsonl               what is asked and every finished part, a line each, appended and synced
+results.json                   the result document, rewritten whole after every part
+tasks/POLICY/samples.jsonl     answers under that policy: a run as `kvquant eval` writes it
+tasks/POLICY.repeat/           the baseline asked once more
+divergence/POLICY.PATH.jsonl   every scored token of a policy on a path, a line a chunk of text
+logs/POLICY.PART.log           what a program printed that failed
+lock                           held while a kvquant works here
+work/                          temporary files of running programs, gone at the end
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Folder:
         """The run of a policy (canonical text)."""
         return self.root / TASKS / (folder_name(policy) + (REPEAT_SUFFIX if repeat else ""))
 
-    def divergence(self, policy: str) -> Path:
-        """The per-token records of a policy's divergence."""
-        return self.root / "divergence" / f"{folder_name(policy)}.jsonl"
+    def divergence(self, policy: str, path: str) -> Path:
+        """The per-token records of a policy's divergence on a path."""
+        return self.root / "divergence" / f"{folder_name(policy)}.{path}.jsonl"
 
     def log(self, policy: str, part: str) -> Path:
         """Where the log of a failed part is kept."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from kvquant.errors import LlamaError, ModelFileError, PolicyError, UsageError
 from kvquant.evals.suite import Sample, Suite, samples
 from kvquant.evals.validation.result import ModelFile
+from kvquant.evals.validation.texts import check_text
 from kvquant.llama.build import BuildInfo, read_info
 from kvquant.memory import ContextOptions, memory_of
 from kvquant.model.shape import ModelShape
@@ -79,6 +80,8 @@ def make_plan(
     for name in _programs_needed(suite):
         if not (programs / name).is_file():
             raise LlamaError(f"there is no {name} in {programs}; kvquant llama build makes one")
+    if suite.parts.divergence is not None:
+        check_text(suite.parts.divergence)
     shape = ModelShape.from_gguf(model)
     options = ContextOptions(settings.n_ctx, 1)
     policies = [planned_policy(text, shape, options) for text in policy_texts]

@@ -133,14 +133,16 @@ def _because(verdict: Verdict, row: TaskRow, rules: Rules) -> str:
 
 
 def _path(path: Divergence, rules: Rules) -> Finding:
-    if path.mean is None or path.interval is None:
+    if path.mean is None:
         return Finding(Verdict.CANNOT_TELL, f"divergence, {path.path}: unknown", counts=True)
     floor = path.floor.mean if path.floor and path.floor.mean is not None else 0.0
+    said = f"divergence, {path.path}: mean KL {path.mean - floor:.2g} nats above the floor"
+    same = "" if path.top1.value is None else f", same first choice {path.top1.value:.1%}"
+    if path.interval is None:
+        few = f"{path.n_tokens} tokens are too few for an interval"
+        return Finding(Verdict.CANNOT_TELL, f"{said}{same}; {few}", counts=True)
     low, high = (bound - floor for bound in path.interval)
-    above = path.mean - floor
-    said = f"divergence, {path.path}: mean KL {above:.2g} nats above the floor ({low:.2g} to {high:.2g})"
-    if path.top1.value is not None:
-        said += f", same first choice {path.top1.value:.1%}"
+    said += f" ({low:.2g} to {high:.2g}){same}"
     if low >= rules.broken_kl:
         return Finding(Verdict.BROKEN, f"{said}; from {rules.broken_kl:g} on it counts as broken", True)
     if low > rules.safe_kl:
