@@ -107,3 +107,27 @@ def check_bootstrap(
     shifted = bootstrap([value + 1000 for value in values], block)
     assert shifted is not None
     assert math.isclose(shifted.low, found.low + 1000, abs_tol=1e-6 + slack)
+
+
+def check_block_bootstrap(
+    bootstrap: Callable[[Sequence[float], Sequence[int]], Interval | None],
+    sums: list[float],
+    counts: list[int],
+) -> None:
+    """None where the blocks' means show no spread, else between the extreme means; doubles with the values,
+    and does not change when every value is there twice.
+    """
+    found = bootstrap(sums, counts)
+    means = [total / count for total, count in zip(sums, counts, strict=True)]
+    if len(set(means)) < 2:
+        assert found is None
+        return
+    assert found is not None
+    slack = 1e-9 * max(abs(mean) for mean in means)
+    assert min(means) - slack <= found.low <= found.high <= max(means) + slack
+    doubled = bootstrap([2 * total for total in sums], counts)
+    twice = bootstrap([2 * total for total in sums], [2 * count for count in counts])
+    assert doubled is not None and twice is not None
+    for bound, twofold, same in zip(found, doubled, twice, strict=True):
+        assert math.isclose(twofold, 2 * bound, rel_tol=1e-9, abs_tol=slack)
+        assert math.isclose(same, bound, rel_tol=1e-9, abs_tol=slack)

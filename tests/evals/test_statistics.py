@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from evals import checks
 from kvquant.evals.statistics import (
     Interval,
+    bootstrap_blocks,
     bootstrap_mean,
     holm,
     mcnemar,
@@ -61,6 +62,17 @@ def test_median_interval(drawn: list[float]) -> None:
     checks.check_median_interval(median_interval, drawn)
 
 
+blocks = st.lists(
+    st.tuples(st.one_of(st.sampled_from([0.0, 1.0, 1e6]), st.floats(-100, 100)), st.integers(1, 9)),
+    max_size=40,
+)
+
+
+@given(blocks)
+def test_block_bootstrap(drawn: list[tuple[float, int]]) -> None:
+    checks.check_block_bootstrap(bootstrap_blocks, [total for total, _ in drawn], [n for _, n in drawn])
+
+
 SPREAD = [float(i % 7) for i in range(60)]
 
 BROKEN: list[tuple[str, Callable[[], None]]] = [
@@ -79,6 +91,9 @@ BROKEN: list[tuple[str, Callable[[], None]]] = [
     ("a width from five", lambda: checks.check_median_interval(_range, [1.0, 2.0, 3.0, 4.0, 5.0])),
     ("wider than need be", lambda: checks.check_median_interval(_range, SPREAD)),
     ("quartiles", lambda: checks.check_median_interval(_quartiles, SPREAD)),
+    ("blocks of one size", lambda: checks.check_block_bootstrap(_unweighted, [1.0, 9.0, 4.0], [1, 9, 2])),
+    ("sums, not means", lambda: checks.check_block_bootstrap(_of_sums, [3.0, 8.0, 5.0], [1, 4, 2])),
+    ("a spread of zeros", lambda: checks.check_block_bootstrap(_zero_width, [0.0, 0.0], [1, 2])),
     ("a width from nothing", lambda: checks.check_bootstrap(lambda v, _b: Interval(v[0], v[0]), [1.0], 1)),
 ]
 
@@ -107,6 +122,19 @@ def _range(drawn: Any) -> Interval:
 def _quartiles(drawn: Any) -> Interval:
     ordered = sorted(drawn)
     return Interval(ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4])
+
+
+def _unweighted(sums: Any, counts: Any) -> Interval | None:
+    return bootstrap_blocks(sums, [1] * len(counts))
+
+
+def _of_sums(sums: Any, _counts: Any) -> Interval | None:
+    found = bootstrap_mean(sums)
+    return None if found is None else Interval(found.low, found.high)
+
+
+def _zero_width(_sums: Any, _counts: Any) -> Interval:
+    return Interval(0.0, 0.0)
 
 
 def _shifted(drawn: Any) -> Interval:

@@ -1,0 +1,341 @@
+"""Divergence lines are believed only when they fit, no program outlives its run, and the summary is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evals.processes import assert_gone, processes_of
+from kvquant.errors import LlamaError, UsageError
+from kvquant.evals.divergence import (
+    PROGRAM,
+    CacheTypes,
+    DivergenceRequest,
+    TokenDivergence,
+    measure_divergence,
+    parse_token,
+)
+from kvquant.evals.divergence_summary import (
+    LEAST_BLOCKS,
+    LEAST_LENGTH,
+    DivergenceSummary,
+    block_starts,
+    summarize_divergence,
+)
+from kvquant.evals.statistics import bootstrap_mean
+
+HERE = Path(__file__).parent
+REQUEST = DivergenceRequest(Path("model.gguf"), (Path("text"),), CacheTypes("*:q8_0"))
+
+START = json.dumps({"kind": "start", "schema_version": 1, "n_tokens": 2})
+END = json.dumps({"kind": "end", "n_tokens": 2})
+
+
+def token(position: int = 0, kl: float = 0.01, **changes: Any) -> TokenDivergence:
+    made = TokenDivergence(0, 0, position, kl, True, nll_baseline=1.0, nll_policy=1.5)
+    return replace(made, **changes)
+
+
+def line(**changes: Any) -> str:
+    document = {"kind": "token", **asdict(token()), "delta_p": math.exp(-1.5) - math.exp(-1.0)}
+    return json.dumps({**document, **changes})
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder with a llama-kv-divergence that is not one; `tell` says what it prints."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = shutil.copy(HERE / "fake_kv_divergence.py", folder)
+    program = folder / PROGRAM
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
+def tell(programs: Path, *lines: str) -> None:
+    (programs / "script").write_text("".join(f"{text}\n" for text in lines))
+
+
+def measured(programs: Path, silence_seconds: float = 60.0) -> list[TokenDivergence]:
+    tokens: list[TokenDivergence] = []
+    measure_divergence(programs, REQUEST, programs / "log", tokens.append, silence_seconds=silence_seconds)
+    return tokens
+
+
+def test_tokens_come_out_as_they_were_printed(programs: Path) -> None:
+    tell(programs, "!log some warning", START, line(), line(position=1, kl=0), END)
+    planned: list[int] = []
+    tokens: list[TokenDivergence] = []
+    measure_divergence(programs, REQUEST, programs / "log", tokens.append, on_start=planned.append)
+    assert planned == [2]
+    assert tokens == [token(0), token(1, 0.0)]
+    assert "some warning" in (programs / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([START, line(kl=-1e-9), line(), END], "kl is -1e-09, not a number of nats"),
+        ([START, line(kl=None), line(), END], "kl is None"),
+        ([START, line(nll_policy=math.inf, delta_p=0), line(), END], "nll_policy is inf"),
+        ([START, line(kl=math.nan), line(), END], "kl is nan"),
+        ([START, line(nll_baseline=True), line(), END], "nll_baseline is True"),
+        ([START, line(position=-1), line(), END], "position is -1, not a count"),
+        ([START, line(document=0.5), line(), END], "document is 0.5, not a count"),
+        ([START, line(same_top=1), line(), END], "same_top is 1, not true or false"),
+        ([START, line(delta_p=0.5), line(), END], "delta_p 0.5 is not what"),
+        ([START, line(delta_p="x"), line(), END], "delta_p 'x' is not what"),
+        ([START, line(), END], "counts other than the 1 tokens before it"),
+        ([START, line(), line()], "ended without its last line"),
+        ([], "ended without its last line"),
+        ([line(), END], "a line of kind 'token' is out of place"),
+        ([START, START], "a line of kind 'start' is out of place"),
+        ([START, line(), line(), END, line()], "a line of kind 'token' is out of place"),
+        ([START, '{"kind": "other"}'], "no line is of kind 'other'"),
+        (['{"kind": "start", "schema_version": 2, "n_tokens": 1}'], "schema version 2, this kvquant reads 1"),
+        (['{"kind": "start", "schema_version": 1}'], "n_tokens is None, not a count"),
+        ([START, line()[:40]], "no JSON"),
+        ([START, "!log error: the cache is gone", "!exit 1"], "status 1: error: the cache is gone"),
+        ([START, "!log x.cpp:1: GGML_ASSERT(a > b) failed", "!kill"], r"status 137: GGML_ASSERT\(a > b\)"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(programs: Path, lines: list[str], message: str) -> None:
+    tell(programs, *lines)
+    with pytest.raises(LlamaError, match=message) as raised:
+        measured(programs)
+    assert "\n" not in str(raised.value)
+
+
+def test_arguments_it_does_not_take_are_the_users(programs: Path) -> None:
+    tell(programs, "!log error: --kv-layers: column 1: no", "!exit 2")
+    with pytest.raises(UsageError, match="column 1: no"):
+        measured(programs)
+
+
+def test_silence_and_absence(programs: Path, tmp_path: Path) -> None:
+    tell(programs, START, "!hang")
+    with pytest.raises(LlamaError, match=r"printed nothing for 0\.3 s"):
+        measured(programs, silence_seconds=0.3)
+    assert_gone(programs)
+    with pytest.raises(LlamaError, match=rf"no {PROGRAM} in .*; kvquant llama build"):
+        measured(tmp_path)
+
+
+def test_what_the_caller_raises_ends_the_program(programs: Path) -> None:
+    tell(programs, START, line(), "!hang")
+
+    def full_disk(_: TokenDivergence) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        measure_divergence(programs, REQUEST, programs / "log", full_disk)
+    assert_gone(programs)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from kvquant.evals.divergence import CacheTypes, DivergenceRequest, measure_divergence
+folder = Path(sys.argv[1])
+request = DivergenceRequest(Path("model.gguf"), (Path("text"),), CacheTypes())
+measure_divergence(folder, request, folder / "log", lambda token: print(token, flush=True))
+"""
+
+
+def test_no_orphan_when_kvquant_is_killed(programs: Path, tmp_path: Path) -> None:
+    tell(programs, START, line(), "!hang")
+    # Its own folder is not in its arguments, so that only the program below it is found by name.
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, "bin"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as harness:
+        assert harness.stdout is not None
+        assert harness.stdout.readline().startswith("TokenDivergence(")
+        deadline = time.monotonic() + 10
+        while not processes_of(programs):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        harness.send_signal(signal.SIGKILL)
+    assert_gone(programs)
+
+
+def test_a_request_as_arguments() -> None:
+    request = replace(
+        REQUEST, path="decode", n_ctx=64, score_from=0, every=2, n_tokens=5, parse_special=True, n_threads=3
+    )
+    words = " ".join(request.arguments(skip=7))
+    assert words == (
+        "--model model.gguf --file text --ctx-size 64 --ubatch-size 512 --every 2 --skip 7 --score-from 0 "
+        "--n-tokens 5 --parse-special --threads 3 --path decode --base-path decode "
+        "--kv-layers *:q8_0 --cache-type-k f16 --cache-type-v f16 "
+        "--base-cache-type-k f16 --base-cache-type-v f16"
+    )
+    floor = request.against_itself()
+    assert (floor.policy, floor.path, floor.baseline_path) == (request.baseline, "decode", "prefill")
+    assert floor.baseline == request.baseline
+
+
+# ---- the summary ----
+
+nats = st.one_of(st.sampled_from([0.0, 5e-324, 1e-9, 0.5, 1e3]), st.floats(0, 20))
+tokens_drawn = st.lists(
+    st.builds(
+        TokenDivergence,
+        document=st.integers(0, 3),
+        chunk=st.integers(0, 3),
+        position=st.integers(0, 40),
+        kl=nats,
+        same_top=st.booleans(),
+        nll_baseline=st.one_of(st.just(0.0), st.floats(0, 300)),
+        nll_policy=st.one_of(st.just(0.0), st.floats(0, 300)),
+    ),
+    min_size=1,
+    max_size=120,
+    unique_by=lambda made: (made.document, made.chunk, made.position),
+).map(lambda drawn: sorted(drawn, key=lambda made: (made.document, made.chunk, made.position)))
+
+Summarize = Callable[[Sequence[TokenDivergence]], DivergenceSummary | None]
+
+
+def check_summary(summarize: Summarize, tokens: Sequence[TokenDivergence]) -> None:
+    """Numbers keep their definitions, quantiles their order, bins their tokens; intervals hold the value."""
+    found = summarize(tokens)
+    assert found is not None
+    n = len(tokens)
+    kl = sorted(token.kl for token in tokens)
+    assert found.n_tokens == n
+    assert math.isclose(found.mean, math.fsum(kl) / n, rel_tol=1e-12, abs_tol=1e-300)
+    assert kl[0] <= found.median <= found.p90 <= found.p99 <= found.p999 <= found.max == kl[-1]
+    assert found.median == pytest.approx((kl[(n - 1) // 2] + kl[n // 2]) / 2, rel=1e-12, abs=1e-300)
+    assert found.top1.value == pytest.approx(sum(token.same_top for token in tokens) / n)
+    for name, value in (("nll_baseline", found.ppl_baseline), ("nll_policy", found.ppl_policy)):
+        assert math.log(value) == pytest.approx(math.fsum(getattr(t, name) for t in tokens) / n, abs=1e-9)
+    changes = [math.exp(-token.nll_policy) - math.exp(-token.nll_baseline) for token in tokens]
+    assert found.delta_p_rms**2 == pytest.approx(math.fsum(x * x for x in changes) / n, abs=1e-12)
+    for interval, most in ((found.interval, found.max), (found.top1.interval, 1.0)):
+        if interval is not None:
+            assert found.n_blocks >= LEAST_BLOCKS
+            assert -1e-9 <= interval.low < interval.high <= most * (1 + 1e-9)
+    total = 0.0
+    for before, after in zip(found.by_position, found.by_position[1:], strict=False):
+        assert before.last < after.first
+    for part in found.by_position:
+        inside = [token.kl for token in tokens if part.first <= token.position <= part.last]
+        assert math.isclose(part.mean, math.fsum(inside) / len(inside), rel_tol=1e-12, abs_tol=1e-300)
+        total += len(inside)
+    assert total == n
+
+
+@given(tokens_drawn)
+def test_summary(tokens: list[TokenDivergence]) -> None:
+    check_summary(summarize_divergence, tokens)
+
+
+@given(tokens_drawn)
+def test_tokens_survive_their_lines(tokens: list[TokenDivergence]) -> None:
+    assert [parse_token(json.loads(json.dumps(asdict(made)))) for made in tokens] == tokens
+
+
+@given(tokens_drawn)
+def test_blocks(tokens: list[TokenDivergence]) -> None:
+    """Each chunk starts a block; a chunk that is cut is cut into parts of LEAST_LENGTH tokens at least."""
+    starts = block_starts(tokens)
+    chunk_starts = [
+        index
+        for index, made in enumerate(tokens)
+        if index == 0 or (made.document, made.chunk) != (tokens[index - 1].document, tokens[index - 1].chunk)
+    ]
+    assert starts == sorted(set(starts)) and set(chunk_starts) <= set(starts)
+    ends = [*starts[1:], len(tokens)]
+    for start, end in zip(starts, ends, strict=True):
+        is_whole_chunk = start in chunk_starts and end in {*chunk_starts, len(tokens)}
+        assert is_whole_chunk or end - start >= LEAST_LENGTH
+    if len(chunk_starts) >= LEAST_BLOCKS:
+        assert starts == chunk_starts
+
+
+def _changed(**changes: Any) -> Summarize:
+    def summarize(tokens: Sequence[TokenDivergence]) -> DivergenceSummary | None:
+        found = summarize_divergence(tokens)
+        assert found is not None
+        return replace(found, **{name: change(found) for name, change in changes.items()})
+
+    return summarize
+
+
+SPREAD = [
+    token(position, kl=0.001 * (position % 7 + chunk), chunk=chunk, same_top=position % 5 > 0)
+    for chunk in range(20)
+    for position in range(9)
+]
+
+BROKEN: dict[str, Summarize] = {
+    "median for mean": _changed(mean=lambda found: found.median),
+    "quantiles swapped": _changed(p90=lambda found: found.p99, p99=lambda found: found.p90),
+    "caches swapped": _changed(ppl_policy=lambda found: found.ppl_baseline),
+    "mean of the change": _changed(delta_p_rms=lambda found: found.delta_p_rms**2),
+    "a bin lost": _changed(by_position=lambda found: found.by_position[1:]),
+    "an interval of few": lambda tokens: replace(
+        _changed(interval=lambda found: (found.mean, found.mean))(tokens[:9]), n_tokens=len(tokens)
+    ),
+    "one token lost": lambda tokens: summarize_divergence(tokens[1:]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_check_sees_broken_summaries(name: str) -> None:
+    check_summary(summarize_divergence, SPREAD)
+    with pytest.raises(AssertionError):
+        check_summary(BROKEN[name], SPREAD)
+
+
+def test_what_is_not_known_is_none() -> None:
+    assert summarize_divergence([]) is None
+    few = summarize_divergence([token(position, kl=position / 10) for position in range(2 * LEAST_BLOCKS)])
+    assert few is not None and few.interval is None and few.top1.interval is None
+    alike = summarize_divergence([replace(made, kl=0.0, same_top=True) for made in SPREAD])
+    assert alike is not None and (alike.mean, alike.interval) == (0.0, None)
+    assert (alike.top1.value, alike.top1.interval) == (1.0, None)
+
+
+def simulated(rng: np.random.Generator, n_chunks: int, n_scored: int) -> list[TokenDivergence]:
+    """Divergences with mean 1 whose level is that of their chunk, as texts of different kinds have it."""
+    level = rng.gamma(4.0, 0.25, size=n_chunks)
+    kl = level[:, None] * rng.exponential(size=(n_chunks, n_scored))
+    return [
+        token(position, kl=float(kl[chunk, position]), chunk=chunk)
+        for chunk in range(n_chunks)
+        for position in range(n_scored)
+    ]
+
+
+def covered_of_50(interval: Callable[[list[TokenDivergence]], tuple[float, float] | None]) -> int:
+    """How many of 50 texts give an interval with the true mean in it."""
+    rng = np.random.default_rng(0)
+    found = [interval(simulated(rng, n_chunks=32, n_scored=15)) for _ in range(50)]
+    return sum(bounds is not None and bounds[0] <= 1 <= bounds[1] for bounds in found)
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say() -> None:
+    """By chunks they nearly do, but for what a percentile bootstrap of 32 misses; by tokens far from it."""
+
+    def by_chunk(tokens: list[TokenDivergence]) -> tuple[float, float] | None:
+        found = summarize_divergence(tokens)
+        return None if found is None else found.interval
+
+    assert covered_of_50(by_chunk) >= 44
+    assert covered_of_50(lambda tokens: bootstrap_mean([made.kl for made in tokens])) < 38
