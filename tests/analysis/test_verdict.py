@@ -75,7 +75,7 @@ def test_cost_and_references_come_first() -> None:
         "*:q5_0 takes 0.34x of f16's bytes (348.16 KiB, not 1.00 MiB, at 4096 tokens) with a moderate error: "
         "attention output off by 5.0 % (q8_0 1.0 % at 0.53x, q4_0 20 % at 0.28x); "
     )
-    assert "\n" not in text and text.endswith("llama-perplexity --kl-divergence.")
+    assert "\n" not in text and text.endswith("confirm on the model with kvquant validate.")
 
 
 @pytest.mark.parametrize(("most", "most_kl", "name"), GRADES)

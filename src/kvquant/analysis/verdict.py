@@ -218,10 +218,9 @@ def _side(layers: Sequence[LayerResult]) -> str:
 def _trust(source: SourceInfo) -> str:
     if source.kind == "profile":
         return (
-            "synthetic K/V can rank policies, not predict quality: "
-            "confirm on the model with llama-perplexity --kl-divergence"
+            "synthetic K/V can rank policies, not predict quality: confirm on the model with kvquant validate"
         )
-    return "one capture is one text: confirm on the model with llama-perplexity --kl-divergence"
+    return "one capture is one text: confirm on the model with kvquant validate"
 
 
 def _described(name: str, baselines: Mapping[str, Summary]) -> str:

@@ -64,7 +64,7 @@ def analyze(
     """What a policy costs and saves: bytes, error of K and V, error of attention, beside uniform caches.
 
     Without a model, a profile or a capture: K, V and Q of the 32-layer reference model. A model without a
-    capture gets synthetic K and V. Both rank policies; whether a model still works only its own output says.
+    capture gets synthetic K and V. Both rank policies; whether a model still works, `kvquant validate` says.
 
     \b
     Example:

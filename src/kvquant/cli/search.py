@@ -48,7 +48,7 @@ def search(
     """Find the policy with the least attention-output error within a budget, and print its text.
 
     Every pair of types is measured in every layer; the best combination is then found exactly. The policy is
-    only as good as the data: search on a capture of the model, then check its output.
+    only as good as the data: search on a capture of the model, then run `kvquant validate`.
 
     \b
     Example:
