@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,10 @@ class AttentionCase:
             f"{self.head_dim_v}{' in k' if self.v is None else ''} scale {self.scale} mask {masked} "
             f"sinks {self.sinks} max_bias {self.max_bias} softcap {self.softcap}>"
         )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints instead of every number."""
+        printer.text("..." if cycle else repr(self))
 
     def message(self, n_threads: int, n_runs: int) -> bytes:
         """Return the case as the program reads it."""
