@@ -167,10 +167,11 @@ def ratio_axis(axes: Axes) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     low, high = axes.get_xlim()
-    halvings, tenths = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0), tuple(i / 10 for i in range(1, 11))
-    ticks = [tick for tick in halvings if low <= tick <= high]
+    ticks = [tick for tick in (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0) if low <= tick <= high]
     if len(ticks) < 3:
-        ticks = [tick for tick in tenths if low <= tick <= high] or ticks
+        ticks = [
+            tick for tick in (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if low <= tick <= high
+        ] or ticks
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}x"))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -178,10 +179,12 @@ def ratio_axis(axes: Axes) -> None:
 
 
 def decade_axis(axis: Any) -> None:
-    """Label a logarithmic axis at powers of ten, written out from 0.0001 to 10000."""
+    """Label a logarithmic axis at powers of ten, and at twos and fives where it spans few of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(base=10))
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(base=10, subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -46,7 +46,8 @@ details { margin-top: .6rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 caption { text-align: left; color: var(--rival); padding-bottom: .4rem; white-space: normal; }
-th, td { vertical-align: top; text-align: right; padding: .32rem .7rem; border-bottom: 1px solid var(--grid); }
+th, td { vertical-align: top; text-align: right; padding: .32rem .7rem;
+  border-bottom: 1px solid var(--grid); }
 th { font-weight: 600; }
 tbody th { text-align: left; position: sticky; left: 0; background: var(--background); }
 thead th:first-child, td.word, th.word { text-align: left; }
@@ -60,7 +61,7 @@ pre { background: var(--panel); border-radius: .6rem; padding: .8rem 1rem; overf
   font: .8rem/1.45 ui-monospace, monospace; }
 .cards { width: 100%; }
 .cards thead th, .cards tbody th { white-space: normal; overflow-wrap: break-word; max-width: 14rem; }
-td small { display: block; color: var(--rival); font-size: .92em; }
+td small, th small { display: block; color: var(--rival); font-size: .92em; font-weight: 400; }
 @media (max-width: 40rem) {
   .cards, .cards caption, .cards tbody, .cards tr, .cards td, .cards tbody th { display: block; }
   .cards thead { display: none; }
@@ -165,14 +166,14 @@ def cards(
             f"<span{kinds.get(i, '')}>{_two_lines(row[i])}</span></td>"
             for i in range(1, len(row))
         )
-        return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+        return f'<tr><th scope="row">{_two_lines(row[0])}</th>{cells}</tr>'
 
     lines = "\n".join(line(row, tone) for row, tone in zip(rows, tones, strict=True))
     return _table(head, lines, caption, words=(1,), kind=' class="cards"')
 
 
 def _two_lines(cell: str) -> str:
-    """A number with its interval in smaller print beside or below it."""
+    """What stands in brackets at the end, such as an interval, in smaller print beside or below the rest."""
     value, bracket, interval = cell.removesuffix(")").partition(" (")
     return f"{escape(value)}<small>{escape(interval)}</small>" if bracket else escape(cell)
 

@@ -27,7 +27,7 @@ from kvquant.report.validation_document import Document, compared, divergence_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KL_FLOOR = 1e-7
+KL_FLOOR = 1e-9
 """Nats at which "no divergence at all" is drawn on a logarithmic axis."""
 
 _WIDE = 10.0
@@ -226,7 +226,7 @@ def _draw_kl_against_memory(axes: Axes, document: Document) -> None:
         axes.axhline(max(floors), color=PLACEHOLDERS.rival, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yscale("log")
     decade_axis(axes.yaxis)
-    _finish_memory_axis(axes, "KL divergence, nats", of_policy, places)
+    _finish_memory_axis(axes, "KL divergence, nats", document, places)
 
 
 def _answers(document: Document) -> list[tuple[str, float | None, Document | None]]:
@@ -245,14 +245,22 @@ def _draw_answers_against_memory(axes: Axes, document: Document) -> None:
             ends = [100 * end for end in total["other"]["interval"]]
             axes.plot([ratio, ratio], ends, color=ink.color, linewidth=1.6, zorder=2)
         axes.plot(*places[label], ink.marker, color=ink.color, markersize=7, zorder=3)
-    _finish_memory_axis(axes, "right answers, %", of_policy, places)
+    _finish_memory_axis(axes, "right answers, %", document, places)
 
 
 def _finish_memory_axis(
-    axes: Axes, title: str, of_policy: Mapping[str, Ink], places: Mapping[str, tuple[float, float]]
+    axes: Axes,
+    title: str,
+    document: Document,
+    places: Mapping[str, tuple[float, float]],
 ) -> None:
+    """The same sizes in every panel, from the smallest cache to the largest."""
+    of_policy = inks(document)
+    ratios = [ratio for policy in document["policies"] if (ratio := ratio_of(policy)) is not None]
+    sizes = min(ratios), max(ratios)
     axes.set_xscale("log")
-    axes.margins(0.16, 0.14)
+    axes.margins(y=0.14)
+    axes.set_xlim(sizes[0] * 0.88, sizes[1] * 1.25)
     style_axes(axes, PLACEHOLDERS, title)
     axes.set_xlabel("KV cache, as a share of the baseline's", color=PLACEHOLDERS.text)
     ratio_axis(axes)

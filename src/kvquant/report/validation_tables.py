@@ -127,8 +127,9 @@ def _verdict_row(policy: Document) -> list[str]:
     known = None if memory is None else memory["kv_bytes_logged"]
     if known is None and memory is not None:
         known = memory["kv_bytes_computed"]
+    label, rules = policy["label"], policy["policy"]
     return [
-        policy["label"],
+        label if label in (rules, rules.removeprefix("*:")) else f"{label} ({rules})",
         policy["verdict"],
         n_bytes(known),
         times(ratio_of(policy)),

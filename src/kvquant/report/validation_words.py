@@ -73,6 +73,12 @@ def note_lines(document: Document) -> list[str]:
             f"Answers are safe when a loss above {rules['safe_loss']:.0%} would have shown and did not, "
             f"broken from a loss of {rules['broken_loss']:.0%}, at p ≤ {rules['alpha']:g}."
         )
+    if {"safe_kl", "broken_kl"} <= rules.keys():
+        lines.append(
+            f"KL above the floor is safe up to {rules['safe_kl']:g}, broken from {rules['broken_kl']:g} on."
+        )
+    if "safe_speed" in rules:
+        lines.append(f"Speed is a cost where its whole interval lies below {rules['safe_speed']:g}x.")
     return lines
 
 
