@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from kvquant.cli.main import kvquant as command
 from kvquant.evals.validation.result import parse_result
@@ -194,6 +195,38 @@ def test_markdown_is_whole(document: dict[str, Any]) -> None:
     hostile = hostile_document()
     logs = {row["log"]: "```\n" + HOSTILE for policy in hostile["policies"] for row in policy["failures"]}
     check_markdown(validation_markdown(hostile, logs))
+
+
+def test_a_markdown_parser_finds_tables_and_no_markup_of_ours() -> None:
+    """By rich's parser: what it renders holds headings, lists, tables and blocks of code, nothing else."""
+    hostile = hostile_document()
+    logs = {row["log"]: "```\n" + HOSTILE for policy in hostile["policies"] for row in policy["failures"]}
+    text = validation_markdown(hostile, logs)
+    rendered = MarkdownIt("commonmark").enable("table").render(text)
+    tags = set(re.findall(r"<(\w+)", rendered))
+    assert tags == {
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "ul",
+        "li",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "pre",
+        "code",
+    }
+    assert rendered.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
+
+
+def test_a_policy_called_by_a_name_shows_its_rules(document: dict[str, Any]) -> None:
+    named = {**document["policies"][2], "label": "hybrid"}
+    (row,) = verdict_rows({**document, "policies": [named]})
+    assert row[0] == f"hybrid ({HYBRID})"
 
 
 @pytest.mark.parametrize(
