@@ -46,8 +46,8 @@ def check_policy(shape: ModelShape, policy: ResolvedPolicy) -> list[Finding]:
     slow = [layer for layer in policy.layers if _is_slow(layer.k_type, layer.v_type)]
     if slow:
         what = (
-            f"{len(slow)} of {len(policy.layers)} layers have types that stock llama.cpp attends to row by row "
-            "on the CPU, several times slower in prefill; the patched build has fast kernels for all types"
+            f"{len(slow)} of {len(policy.layers)} layers have types that stock llama.cpp attends to row by "
+            "row on the CPU, several times slower in prefill; the patched build has fast kernels for all"
         )
         findings.append(Finding(Severity.NOTE, "policy", what))
     return findings
