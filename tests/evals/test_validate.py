@@ -26,6 +26,7 @@ from kvquant.evals.append_only import alone_in
 from kvquant.evals.suite import load_suite
 from kvquant.evals.validation.folder import JOURNAL, RESULT, folder_name
 from kvquant.evals.validation.result import ValidationResult, Verdict, parse_result
+from kvquant.evals.validation.token_log import read_tokens
 from llama.proof import needs_patched
 
 pytestmark = needs_patched
@@ -367,6 +368,28 @@ def test_dry_run_leaves_nothing(tmp_path: Path, suite: Path) -> None:
     result = run(suite, tmp_path / "out", "--dry-run")
     assert "tasks: 8, 8 finished" in result.stdout and "about 0:00:00 left" in result.stdout
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_kill_9_while_divergence_is_measured(tmp_path: Path) -> None:
+    suite = tmp_path / "kld.toml"
+    kld = '[kld]\ntext = "reference"\nn_documents = 16\nn_tokens = 128\nn_ctx = 64\npaths = ["prefill"]\n'
+    suite.write_text(f'[suite]\nname = "kld"\nabout = "x"\n{kld}{RULES}')
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    program = started(suite, out)
+    path = out / "divergence" / "q8_0.prefill.jsonl"
+    wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") >= 3)
+    program.kill()
+    program.communicate()
+    assert_gone(out)
+    before = read_tokens(path)
+    assert before
+    assert run(suite, out).exit_code == 0
+    assert run(suite, whole).exit_code == 0
+    after = read_tokens(path)
+    assert after[: len(before)] == before
+    assert after == read_tokens(whole / "divergence" / "q8_0.prefill.jsonl")
+    assert result_of(out).policies == result_of(whole).policies
+    assert not (out / "work").exists()
 
 
 def test_exit_code_3_when_a_policy_is_broken(tmp_path: Path) -> None:
