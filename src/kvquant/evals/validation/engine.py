@@ -88,6 +88,7 @@ def start_of(plan: Plan, argv: Sequence[str]) -> Start:
             "git_commit": None if root is None else tree_commit(root),
             "timeout_seconds": settings.timeout_seconds,
             "machine": asdict(read_machine()),
+            "page_cache_dropped": False,
         },
     )
 

@@ -2,8 +2,8 @@
 
 ``validation.jsonl`` is append-only. A ``start`` line is written whenever a validation is started or resumed
 and says under which conditions the lines after it were made; ``measured`` is a finished part, ``round`` one
-run of llama-bench, ``failed`` a part that came to nothing. Answers are in files of their own
-(`kvquant.evals.records`).
+run of llama-bench, ``failed`` a part that came to nothing. Each line has its time, and the temperatures,
+clocks and free memory of that time. Answers are in files of their own (`kvquant.evals.records`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from kvquant.errors import KVQuantError, UsageError
 from kvquant.evals.append_only import LineWriter, alone_in, appending, parse_lines, whole_lines
+from kvquant.evals.machine import Machine, read_machine
 from kvquant.evals.speed import SpeedRound
 from kvquant.evals.validation.documents import from_document
 from kvquant.evals.validation.folder import Folder
@@ -111,8 +112,8 @@ class JournalWriter:
         self.failed_now[policy] = Failure(part, what, log)
 
     def _write(self, kind: str, **fields: Any) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._lines.write({"kind": kind, "time": now, **fields}, "what was finished before this is kept")
+        line = {"kind": kind, **fields, **_conditions(read_machine())}
+        self._lines.write(line, "what was finished before this is kept")
 
 
 @contextmanager
@@ -134,6 +135,16 @@ def open_journal(folder: Folder, start: Start) -> Iterator[JournalWriter]:
         writer = JournalWriter(lines, before[0] if before else None)
         writer.start(start)
         yield writer
+
+
+def _conditions(machine: Machine) -> dict[str, Any]:
+    """What may change while a validation runs and explain its numbers."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "celsius": {zone.name: zone.celsius for zone in machine.zones},
+        "clocks_hz": {clock.name: clock.current_hz for clock in machine.clocks},
+        "available_n_bytes": machine.available_n_bytes,
+    }
 
 
 def read_journal(folder: Folder) -> Journal | None:
