@@ -83,19 +83,24 @@ def llama_bin_option(command: Command) -> Command:
         envvar="KVQUANT_LLAMA_BIN",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="The folder of llama-server, stock or patched.  [default: $KVQUANT_LLAMA_BIN, else the PATH]",
+        help="The folder of llama-server, stock or patched.  [default: $KVQUANT_LLAMA_BIN, else what "
+        "kvquant llama build has made, else the PATH]",
     )(command)
 
 
 def programs_folder(llama_bin: Path | None) -> Path:
-    """Return the folder of llama.cpp's programs. Raises UsageError when none is named or on the PATH."""
-    if llama_bin is not None:
-        return llama_bin
+    """Return the folder of llama.cpp's programs: as named, as built by kvquant, or on the PATH.
+
+    Raises UsageError when there is none.
+    """
+    from kvquant.llama.programs import built_programs  # only here: most commands need none of it
+
+    folder = llama_bin or built_programs()
+    if folder is not None:
+        return folder
     found = shutil.which("llama-server")
     if found is None:
-        raise UsageError(
-            "no llama-server on the PATH; name its folder with --llama-bin (kvquant llama build makes one)"
-        )
+        raise UsageError("no llama-server: run kvquant llama build, or name a folder with --llama-bin")
     return Path(found).parent
 
 

@@ -35,8 +35,8 @@ class ServerOptions:
 
     kv_layers: a policy, which needs a patched build; k_type and v_type are then the types of unnamed layers.
     rotation: False stores quantized K and V without the Hadamard rotation. kv_attention: False computes
-    attention on the CPU with llama.cpp's own code, which is all that a stock build has. n_threads: None leaves
-    it to llama.cpp. extra: further arguments as they are.
+    attention on the CPU with llama.cpp's own code, which is all that a stock build has. n_threads: None
+    leaves it to llama.cpp. extra: further arguments as they are.
     """
 
     model: Path

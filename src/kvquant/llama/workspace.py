@@ -27,6 +27,11 @@ from kvquant.llama.patching.transaction import (
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, source_files
 
 
+def copy_folder(source: Path) -> Path:
+    """Where the private copy of ``source`` is kept, as ``tree``, beside its builds."""
+    return cache_folder() / "llama.cpp" / f"patched-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+
+
 def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Path:
     """The private copy of ``source`` with ``series`` applied, made or brought up to date.
 
@@ -41,7 +46,7 @@ def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Pa
                 f"{source}"
             )
         return source
-    folder = cache_folder() / "llama.cpp" / f"patched-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+    folder = copy_folder(source)
     make_folder(folder)
     copy = folder / "tree"
     with locked(folder, say):
