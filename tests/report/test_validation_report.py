@@ -22,14 +22,16 @@ from kvquant.report import validation_figures as figures
 from kvquant.report.drawing import SERIES
 from kvquant.report.log_excerpts import N_LINES, read_excerpts
 from kvquant.report.validation_markdown import escape, validation_markdown
+from kvquant.report.validation_marks import inks
 from kvquant.report.validation_page import validation_page
+from kvquant.report.validation_quality import quality_svg
 from kvquant.report.validation_tables import verdict_head, verdict_rows
 from kvquant.report.validation_words import headline, sure_lines
 from report.page_checks import check_page_stands_alone, text_of
 from report.validation_sample import HOSTILE, HYBRID, LOG, hostile_document, sample, sample_document
 
 DRAW = [
-    figures.quality_svg,
+    quality_svg,
     figures.divergence_svg,
     figures.positions_svg,
     figures.categories_svg,
@@ -257,7 +259,7 @@ def test_markdown_shows_text_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("draw", DRAW, ids=lambda draw: draw.__name__)
-def test_figures_take_their_colours_from_the_page(document: dict[str, Any], draw: figures.Any) -> None:
+def test_figures_take_their_colours_from_the_page(document: dict[str, Any], draw: Any) -> None:
     for narrow in (False, True):
         svg = draw(document, narrow, "x")
         assert not re.search(r"#[0-9a-fA-F]{6}\b", re.sub(r'(href="|url\()#[^")]*', "", svg))
@@ -269,7 +271,7 @@ def test_many_policies_are_told_apart(document: dict[str, Any]) -> None:
     one = document["policies"][1]
     more = [{**one, "label": f"policy {i} " + "0:q8_0," * 40} for i in range(2 * len(SERIES) + 3)]
     many = {**document, "policies": [document["policies"][0], *more]}
-    found = figures.inks(many)
+    found = inks(many)
     assert len(set(found.values())) == len(found) == len(more) + 1
     check_page_stands_alone(validation_page(many, {}))
 

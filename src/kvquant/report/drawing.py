@@ -95,6 +95,11 @@ def step_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
     return front
 
 
+def cut(text: str, longest: int) -> str:
+    """Return ``text``, its end left out where it would not fit."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def themed_svg(figure: Figure, prefix: str) -> str:
     """Return ``figure``, drawn in placeholder colours, as <svg> that takes its colours from CSS variables."""
     buffer = io.StringIO()

@@ -15,6 +15,7 @@ from kvquant.report.drawing import (
     FigureSize,
     Palette,
     add_legend,
+    cut,
     open_figure,
     place_labels,
     ratio_axis,
@@ -62,7 +63,7 @@ def write_plot(analysis: Analysis, path: str | Path) -> None:
         draw_errors(panels["errors"], analysis, LIGHT)
         draw_bytes(panels["bytes"], analysis, LIGHT)
         draw_front(panels["front"], analysis, LIGHT, "Error against size")
-        title = f"{_cut(analysis.policy)} on {_cut(analysis.model)}"
+        title = f"{cut(analysis.policy, _LONGEST_NAME)} on {cut(analysis.model, _LONGEST_NAME)}"
         figure.suptitle(title, color=LIGHT.text, fontweight="bold")
         buffer = io.BytesIO()
         # Without a date the same analysis gives the same bytes.
@@ -140,11 +141,6 @@ def pareto_front(summaries: Sequence[Summary]) -> list[tuple[float, float]]:
     """Return the (size, error) points, by size, that no other runnable one beats in both."""
     drawable = (s for s in summaries if s.runnable and s.errors.attn_output_rel_error is not None)
     return step_front([_point(summary) for summary in drawable])
-
-
-def _cut(text: str) -> str:
-    """``text`` for a title, its end left out where it would not fit."""
-    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
 
 
 def _drawable(errors: Sequence[float | None]) -> list[float]:

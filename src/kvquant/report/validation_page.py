@@ -10,6 +10,8 @@ from kvquant.report import validation_tables as tables
 from kvquant.report import validation_words as words
 from kvquant.report.html import bullets, cards, escape, figure, folded, key, pairs, table, whole_page
 from kvquant.report.validation_document import Document, compared, each
+from kvquant.report.validation_marks import inks
+from kvquant.report.validation_quality import quality_svg
 
 Draw = Callable[[Document, bool, str], str | None]
 
@@ -60,7 +62,7 @@ def _reasons(document: Document) -> str:
 def _quality(document: Document) -> str:
     return _figure(
         document,
-        figures.quality_svg,
+        quality_svg,
         "Memory against quality",
         "KL divergence and right answers against the size of the KV cache, a point for each policy. The "
         "tables have the numbers.",
@@ -186,5 +188,5 @@ def _figure(
 
 def _key(document: Document, svg: str) -> str:
     """The policies whose colour is in the figure."""
-    all_inks = figures.inks(document).items()
+    all_inks = inks(document).items()
     return key((label, ink.role, ink.dash) for label, ink in all_inks if f"var(--{ink.role})" in svg)

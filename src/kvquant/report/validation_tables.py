@@ -55,7 +55,8 @@ def verdict_head(document: Document) -> list[str]:
 
 def verdict_rows(document: Document) -> list[list[str]]:
     """The rows of the first table, the baseline first as it stands in the document."""
-    return [_verdict_row(policy) for policy in document["policies"]]
+    depth = speed_depth(document)
+    return [_verdict_row(policy, depth) for policy in document["policies"]]
 
 
 def speed_depth(document: Document) -> int | None:
@@ -122,7 +123,7 @@ def chat_rows(document: Document) -> list[list[str]]:
     ]
 
 
-def _verdict_row(policy: Document) -> list[str]:
+def _verdict_row(policy: Document, depth: int | None) -> list[str]:
     total, divergence, memory = total_of(policy), divergence_of(policy), policy["memory"]
     known = None if memory is None else memory["kv_bytes_logged"]
     if known is None and memory is not None:
@@ -136,8 +137,8 @@ def _verdict_row(policy: Document) -> list[str]:
         UNKNOWN if total is None else _change(total) if policy["verdict"] != "baseline" else NONE,
         NONE if policy["verdict"] == "baseline" else _kl(divergence),
         NONE if policy["verdict"] == "baseline" else _floor(divergence),
-        _deepest(policy, "decode"),
-        _deepest(policy, "prefill"),
+        _speed_at(policy, "decode", depth),
+        _speed_at(policy, "prefill", depth),
     ]
 
 
@@ -153,9 +154,9 @@ def _change(row: Document) -> str:
     return with_interval(points(row["change"]["value"]), row["change"]["interval"], points)
 
 
-def _deepest(policy: Document, phase: str) -> str:
-    rows = [row for row in policy["speed"] if row["phase"] == phase]
-    return times(max(rows, key=lambda row: row["depth"])["ratio"]) if rows else UNKNOWN
+def _speed_at(policy: Document, phase: str, depth: int | None) -> str:
+    rows = [row for row in policy["speed"] if (row["phase"], row["depth"]) == (phase, depth)]
+    return times(rows[0]["ratio"]) if rows else UNKNOWN
 
 
 def _category_row(row: Document) -> list[str]:
