@@ -84,7 +84,7 @@ def test_every_second_round_runs_backwards() -> None:
 def test_rounds_in_turns_and_a_failure_that_stops_only_its_policy(programs: Path, tmp_path: Path) -> None:
     policies = {name: parse_policy(f"*:{name}") for name in ("f16", "q4_0", "q8_0")}
     found: list[SpeedRound] = []
-    failures: list[tuple[str, int, str]] = []
+    failures: list[tuple[str, LlamaError, Path]] = []
     options = BenchOptions(REFERENCE, (0, 16), 8, 4)
     run_rounds(
         programs,
@@ -93,15 +93,14 @@ def test_rounds_in_turns_and_a_failure_that_stops_only_its_policy(programs: Path
         2,
         tmp_path,
         found.append,
-        lambda label, index, error: failures.append((label, index, str(error))),
+        lambda *failure: failures.append(failure),
     )
     ran = (programs / "runs").read_text().split()
     assert ran == ["*:f16", "*:q4_0", "*:q8_0", "*:q8_0", "*:f16"]
     assert [(r.index, r.label) for r in found] == [(0, "f16"), (0, "q8_0"), (1, "q8_0"), (1, "f16")]
-    assert [failure[:2] for failure in failures] == [("q4_0", 0)]
-    assert "failed to create context" in failures[0][2] and "\n" not in failures[0][2]
-    log = Path(failures[0][2].partition("log: ")[2].rstrip(")"))
-    assert "failed to create context" in log.read_text()
+    ((label, error, log),) = failures
+    assert label == "q4_0" and "failed to create context" in log.read_text()
+    assert str(error) == "llama-bench ended with status 1: llama_bench: error: failed to create context"
     # Each run is half as fast as the one before it, and q8_0 has 80/100: 2 runs after f16, then 1 before.
     rows = {(row.label, row.phase, row.depth): row for row in speed_rows(found, "f16")}
     assert len(rows) == 2 * 2 * 2

@@ -95,14 +95,14 @@ def run_rounds(
     n_rounds: int,
     folder: Path,
     on_round: Callable[[SpeedRound], None],
-    on_failure: Callable[[str, int, LlamaError], None],
+    on_failure: Callable[[str, LlamaError, Path], None],
     finished: Collection[tuple[int, str]] = (),
 ) -> None:
     """Measure every policy, by label, ``n_rounds`` times, each finished round handed to ``on_round`` at once.
 
     folder: where logs go, one per run. finished: (round, label) of earlier runs, which are passed over. A
-    policy whose run fails is given to ``on_failure`` and left out from then on; the others go on. Raises
-    LlamaError when there is no llama-bench.
+    policy whose run fails is given to ``on_failure``, with the error and the log, and left out from then on;
+    the others go on. Raises LlamaError when there is no llama-bench.
     """
     check_programs(programs)
     numbers = {label: number for number, label in enumerate(policies)}
@@ -115,7 +115,7 @@ def run_rounds(
             measured = run_round(programs, options, label, policies[label], index, log)
         except LlamaError as error:
             failed.add(label)
-            on_failure(label, index, error)
+            on_failure(label, error, log)
         else:
             on_round(measured)
 
@@ -141,13 +141,13 @@ def run_round(
         wall_seconds = time.monotonic() - start
         text = program.log_text()
     if status is None:
-        raise LlamaError(f"llama-bench did not end within {options.timeout_seconds:g} s (log: {log})")
+        raise LlamaError(f"llama-bench did not end within {options.timeout_seconds:g} s")
     if status != 0:
-        raise LlamaError(f"llama-bench ended with status {status}: {failure_line(text)} (log: {log})")
+        raise LlamaError(f"llama-bench ended with status {status}: {failure_line(text)}")
     points = parse_bench(text, policy)
     expected = {(phase, depth) for depth in options.depths for phase in ("prefill", "decode")}
     if {(point.phase, point.depth) for point in points} != expected:
-        raise LlamaError(f"llama-bench gave {len(points)} of {len(expected)} results (log: {log})")
+        raise LlamaError(f"llama-bench gave {len(points)} of {len(expected)} results")
     return SpeedRound(label, index, str(policy), started, round(wall_seconds, 3), points)
 
 

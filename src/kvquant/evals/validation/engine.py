@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 from kvquant.errors import KVQuantError, LlamaError
@@ -159,8 +160,8 @@ class _Engine:
             self.journal.round(measured)
             self.watch.advance(measured.policy, SPEED, f"round {measured.index + 1}")
 
-        def on_failure(policy: str, _: int, error: LlamaError) -> None:
-            self.journal.fail(policy, SPEED, str(error), str(folder.relative_to(self.folder.root)))
+        def on_failure(policy: str, error: LlamaError, log: Path) -> None:
+            self.journal.fail(policy, SPEED, str(error), str(log.relative_to(self.folder.root)))
             self._finish(policy)
 
         options = BenchOptions(
