@@ -100,18 +100,18 @@ def test_the_same_seed_gives_the_same_model(tiny_config):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("copies", [[], [2], [2, 0], [1, 1, 1]])
-def test_growing_needs_a_count_for_each_layer(tiny_model, copies):
-    with pytest.raises(UsageError, match="each of 2 layers"):
-        grown(tiny_model, copies, seed=1)
+@pytest.mark.parametrize("order", [[], [1], [0, 0], [0, 1, 2], [0, 1, -1]])
+def test_growing_needs_every_layer(tiny_model, order):
+    with pytest.raises(UsageError, match=r"each of the 2 layers 0\.\.1"):
+        grown(tiny_model, order, seed=1)
 
 
 def test_growing_shares_each_output_among_copies(tiny_model):
-    bigger = grown(tiny_model, [5, 3], seed=1)
+    bigger = grown(tiny_model, [0, 0, 0, 1, 0, 1, 0, 1], seed=1)
     assert bigger.config == replace(tiny_model.config, n_layer=8)
     for name in ("attn_output", "ffn_down"):
         old, new = tiny_model.layers[name].detach(), bigger.layers[name].detach()
-        for source, copies in enumerate((new[:5], new[5:])):
+        for source, copies in enumerate((new[[0, 1, 2, 4, 6]], new[[3, 5, 7]])):
             torch.testing.assert_close(copies.sum(0), old[source])
             sizes = copies.norm(dim=(1, 2))
             if float(old[source].norm()) > 0:
@@ -124,19 +124,23 @@ def test_growing_keeps_what_tied_copies_compute(tiny_model):
     """So training may go on with copies of their own where it stopped with tied ones."""
     tokens = torch.arange(9)[None]
     with torch.inference_mode():
-        tied = tiny_model.hidden(tokens, layers=spread(dict(tiny_model.layers), [3, 2], n_head=4, seed=1))
-        torch.testing.assert_close(grown(tiny_model, [3, 2], seed=1).hidden(tokens), tied, rtol=0, atol=0)
-        assert not torch.equal(grown(tiny_model, [3, 2], seed=2).hidden(tokens), tied)
+        tied = tiny_model.hidden(
+            tokens, layers=spread(dict(tiny_model.layers), [0, 0, 1, 0, 1], n_head=4, seed=1)
+        )
+        torch.testing.assert_close(
+            grown(tiny_model, [0, 0, 1, 0, 1], seed=1).hidden(tokens), tied, rtol=0, atol=0
+        )
+        assert not torch.equal(grown(tiny_model, [0, 0, 1, 0, 1], seed=2).hidden(tokens), tied)
 
 
 def test_one_copy_of_each_layer_is_the_model_itself(tiny_model):
-    for name, values in grown(tiny_model, [1, 1], seed=1).state_dict().items():
+    for name, values in grown(tiny_model, [0, 1], seed=1).state_dict().items():
         torch.testing.assert_close(values, tiny_model.state_dict()[name])
 
 
 def test_tied_copies_train_the_layer_they_share(tiny_model):
     batch = draw_batch((1,), Split.TRAIN, {"stream": 1.0}, 1, Size(16, 4, 16))
-    layers = spread(dict(tiny_model.layers), [3, 2], n_head=4, seed=1)
+    layers = spread(dict(tiny_model.layers), [0, 0, 1, 0, 1], n_head=4, seed=1)
     torch.autograd.backward(batch_loss(tiny_model, batch, 0.1, layers=layers).value)
     assert float(tiny_model.layers["attn_v"].grad.norm(dim=(1, 2)).min()) > 0
     assert tiny_model.layers["attn_v"].grad.shape == tiny_model.layers["attn_v"].shape
@@ -241,8 +245,8 @@ STAGE = Stage("first", 1, n_tokens=16, n_rows=2, n_steps=4, most_pairs=4, tasks=
 PLAN = TrainingPlan(
     stages=(
         replace(STAGE, n_layer=2),
-        replace(STAGE, name="tied", n_layer=2, copies=[1, 3], tied=True, reply_head=True),
-        replace(STAGE, name="second", n_layer=4, copies=[1, 3], decay=True, key_outliers=True),
+        replace(STAGE, name="tied", n_layer=2, order=[0, 1, 1, 1], tied=True, reply_head=True),
+        replace(STAGE, name="second", n_layer=4, order=[0, 1, 1, 1], decay=True, key_outliers=True),
     ),
     model={"n_embd": 128, "n_ff": 16},
 )

@@ -130,20 +130,23 @@ def add_reply_head(model: ReferenceModel) -> None:
     layer["attn_output"][:, second] = _REPLY_STRENGTH * layer["attn_output"][:, first]
 
 
-def spread(layers: Mapping[str, Tensor], copies: Sequence[int], n_head: int, seed: int) -> dict[str, Tensor]:
-    """Return stacks in which layer i of ``layers`` is ``copies[i]`` layers that share its output.
+def spread(layers: Mapping[str, Tensor], order: Sequence[int], n_head: int, seed: int) -> dict[str, Tensor]:
+    """Return stacks of len(order) layers, the i-th a copy of layer ``order[i]`` of ``layers``.
 
-    Each query head of attention, and each feed-forward part, is shared in random proportions of its own
-    (log-normal), so every copy has work and no two have the same. Gradients reach ``layers``: trained in this
-    form, a layer learns to do its work in so many steps, each of which sees what the ones before it added.
+    The copies of one layer share its output: each query head of attention, and each feed-forward part, in
+    random proportions of its own (log-normal), so every copy has work and no two have the same. Gradients
+    reach ``layers``: trained in this form, a layer learns to do its work in so many steps, each of which sees
+    what the ones before it added.
 
-    Raises UsageError when there is not one positive count for each layer.
+    Raises UsageError when ``order`` does not name every layer.
     """
     n_layer = len(layers["attn_norm"])
-    if len(copies) != n_layer or min(copies, default=0) < 1:
-        raise UsageError(f"copies {list(copies)}: give one positive count for each of {n_layer} layers")
+    if set(order) != set(range(n_layer)):
+        raise UsageError(
+            f"order {list(order)}: name each of the {n_layer} layers 0..{n_layer - 1} at least once"
+        )
     generator = torch.Generator().manual_seed(seed)
-    source = torch.arange(n_layer).repeat_interleave(torch.tensor(copies))
+    source = torch.tensor(order)
     stacks = {name: stack[source] for name, stack in layers.items()}
     by_head = _random_shares(source, n_head, generator)
     head_dim = stacks["attn_output"].shape[-1] // n_head
@@ -152,16 +155,16 @@ def spread(layers: Mapping[str, Tensor], copies: Sequence[int], n_head: int, see
     return stacks
 
 
-def grown(model: ReferenceModel, copies: Sequence[int], seed: int) -> ReferenceModel:
+def grown(model: ReferenceModel, order: Sequence[int], seed: int) -> ReferenceModel:
     """Return a model whose layers are those `spread` makes of ``model``'s, from here on each on its own.
 
     Raises UsageError as `spread` does.
     """
-    bigger = ReferenceModel(replace(model.config, n_layer=sum(copies)))
+    bigger = ReferenceModel(replace(model.config, n_layer=len(order)))
     with torch.no_grad():
         bigger.token_embd.copy_(model.token_embd)
         bigger.output_norm.copy_(model.output_norm)
-        for name, values in spread(dict(model.layers), copies, model.config.n_head, seed).items():
+        for name, values in spread(dict(model.layers), order, model.config.n_head, seed).items():
             bigger.layers[name].copy_(values)
     return bigger
 

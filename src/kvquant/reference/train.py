@@ -38,9 +38,9 @@ _SCORE_MEMORY = 0.95
 class Stage:
     """One lesson.
 
-    n_layer: layers of the network from here on. copies: how many of them each layer of the stage before
-    becomes, when there are more now; with `tied`, how many each runs as while its copies keep the same
-    weights and only share its output (`growth.spread`). n_tokens, most_pairs, n_words: see `tasks.Size`.
+    n_layer: layers of the network from here on. order: which layers of the stage before they are copies of,
+    when there are more now; with `tied`, which layers run one after another while copies keep the same
+    weights and only share their output (`growth.spread`). n_tokens, most_pairs, n_words: see `tasks.Size`.
     n_rows: documents a step. n_steps: steps at most. until: end early when this share of the answer tokens is
     right (running mean over steps). matrix_rate, vector_rate: learning rates after `n_warmup` steps; with
     `decay` they fall to zero over the stage. skip: share of the layers that a step leaves out at random
@@ -56,7 +56,7 @@ class Stage:
     n_steps: int
     most_pairs: int
     tasks: Mapping[str, float]
-    copies: Sequence[int] = ()
+    order: Sequence[int] = ()
     n_words: int = 256
     until: float = 2.0
     matrix_rate: float = 0.02
@@ -74,13 +74,13 @@ class Stage:
 
     def skipped(self, seed: tuple[int, ...]) -> list[int]:
         """Return the layers that the step of ``seed`` leaves out."""
-        n_layer = sum(self.copies) if self.tied else self.n_layer
+        n_layer = len(self.order) if self.tied else self.n_layer
         left_out = np.random.default_rng(seed).random(n_layer) < self.skip
         return [int(layer) for layer in np.flatnonzero(left_out)]
 
     def layers(self, model: ReferenceModel, seed: int) -> Mapping[str, Tensor] | None:
         """Return the stacks that ``model`` runs with, None for its own."""
-        return spread(dict(model.layers), self.copies, model.config.n_head, seed) if self.tied else None
+        return spread(dict(model.layers), self.order, model.config.n_head, seed) if self.tied else None
 
     def rate(self, step: int) -> float:
         """Return the share of the learning rates that ``step`` (from 0) uses."""
@@ -234,7 +234,7 @@ def train(
     while state.stage < len(plan.stages):
         stage = plan.stages[state.stage]
         if stage.n_layer != state.model.config.n_layer:
-            state.model = grown(state.model, stage.copies, seed)
+            state.model = grown(state.model, stage.order, seed)
             state.optimizer = Optimizer(state.model)
         if stage.reply_head and state.step == 0:
             add_reply_head(state.model)
