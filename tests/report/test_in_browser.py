@@ -10,8 +10,10 @@ import pytest
 from analysis.strategies import SMALL
 from get_chromium import find_chromium
 from kvquant.analysis import Sampling, analyze
+from kvquant.report.drawing import standalone_svg
 from kvquant.report.page import analysis_page
 from kvquant.report.validation_page import validation_page
+from kvquant.report.validation_quality import quality_svg
 from report.browser import Browser
 from report.validation_sample import LOG, hostile_document, sample_document
 
@@ -89,6 +91,22 @@ def test_both_schemes_have_their_colours(
         assert browser.evaluate(FIGURE_COLOUR) == text, "figures follow the scheme"
         seen.append((text, background))
     assert seen == [("rgb(28, 36, 48)", "rgb(255, 255, 255)"), ("rgb(232, 236, 241)", "rgb(20, 24, 31)")]
+
+
+def test_the_figure_alone_follows_the_scheme(browser: Browser, tmp_path: Path) -> None:
+    svg = quality_svg(sample_document(), narrow=False, prefix="x")
+    assert svg is not None
+    file = tmp_path / "figure.svg"
+    file.write_text(standalone_svg(svg))
+    seen = []
+    for dark in (False, True):
+        shown = browser.show(file, SCREEN, dark)
+        assert not shown.complaints and not shown.requests
+        colours = (
+            '[...document.querySelectorAll("rect, text")].slice(0, 2).map(e => getComputedStyle(e).fill)'
+        )
+        seen.append(tuple(browser.evaluate(colours)))
+    assert seen == [("rgb(255, 255, 255)", "rgb(28, 36, 48)"), ("rgb(20, 24, 31)", "rgb(232, 236, 241)")]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,8 @@ def test_command(document: dict[str, Any], tmp_path: Path) -> None:
     assert invoke(run, "--html", html, "--markdown", markdown) == ""
     check_page_stands_alone(html.read_text())
     assert "the reason" in html.read_text() and "the reason" in markdown.read_text()
+    assert invoke(run, "--figure", tmp_path / "figure.svg") == ""
+    ET.fromstring((tmp_path / "figure.svg").read_text())
     assert invoke(run) == markdown.read_text() == invoke(run / "results.json")
     assert json.loads(invoke(run, "--json")) == json.loads(json.dumps(document))
 
@@ -321,6 +324,7 @@ def test_command(document: dict[str, Any], tmp_path: Path) -> None:
         (["."], "results.json: cannot be read: No such file or directory; kvquant validate writes it", 1),
         (["broken.json"], "is not JSON", 1),
         ([".", "--html", "no/such/r.html"], "there is no folder no/such; make it first", 2),
+        ([".", "--figure", "r.png"], "the figure is written as .svg", 2),
     ],
 )
 def test_command_refusals(words: list[str], message: str, status: int, tmp_path: Path) -> None:

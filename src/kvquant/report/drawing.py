@@ -118,6 +118,19 @@ def themed_svg(figure: Figure, prefix: str) -> str:
     )
 
 
+def standalone_svg(themed: str) -> str:
+    """Return a figure of `themed_svg` as a file of its own, which brings both palettes and its background."""
+    style = (
+        f"<style>:root {{ {css_variables(LIGHT)} }} "
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} }} "
+        "text { font-family: system-ui, sans-serif !important; }</style>"
+        '<rect width="100%" height="100%" style="fill: var(--background)"/>'
+    )
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    opening, rest = themed.split(">", 1)
+    return f"{opening.replace('<svg', f'<svg {spaces}', 1)}>{style}{rest}"
+
+
 @contextmanager
 def open_figure(size: FigureSize, palette: Palette) -> Iterator[Figure]:
     """A figure that is closed at the end and leaves matplotlib's global settings alone."""
