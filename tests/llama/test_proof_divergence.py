@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import IO
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from kvquant.evals.divergence import (
     PROGRAM,
@@ -178,6 +180,10 @@ def test_which_positions_are_scored(folder: Path) -> None:
     assert full == list(range(50, 95, 7))
     places = [(token.document, token.chunk, token.position) for token in chosen]
     assert places == sorted(places) and len(set(places)) == len(places)
+    once = tokens_of(replace(request, score_from=50, every=2**31 - 1), folder)
+    assert [(token.document, token.chunk, token.position) for token in once] == [
+        place for place in places if place[2] == 50
+    ]
     # Each is what it is when every position is scored, in batches of another size.
     every = {
         (token.document, token.chunk, token.position): token
@@ -200,6 +206,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(
 
 
 @needs_program
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="AddressSanitizer keeps what is freed")
 def test_memory_does_not_grow_with_the_text(request_: DivergenceRequest, folder: Path) -> None:
     (folder / "long").write_text((folder / "text").read_text() * 2)
     peaks = []
@@ -266,6 +273,26 @@ def test_bad_input_is_one_line(name: str, folder: Path) -> None:
     expected = message.replace("TEXT", files["TEXT"])
     assert done.stdout == "" and done.stderr.startswith(f"error: {expected}"), done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@needs_program
+def test_a_model_that_computes_no_numbers(folder: Path) -> None:
+    (norm,) = (tensor for tensor in GGUFReader(REFERENCE).tensors if tensor.name == "output_norm.weight")
+    content = bytearray(REFERENCE.read_bytes())
+    content[norm.data_offset : norm.data_offset + 4] = np.float32(np.nan).tobytes()
+    (folder / "nan").write_bytes(content)
+    done = run_program(["-m", str(folder / "nan"), "-f", str(folder / "text"), "-c", "64", "-t", "1"])
+    assert done.returncode == 1
+    assert done.stderr == "error: document 0, chunk 0, position 32: the baseline's logits are not finite\n"
+
+
+@needs_program
+def test_a_policy_without_effect_is_said(folder: Path) -> None:
+    arguments = ["-m", str(REFERENCE), "-f", str(folder / "text"), "-c", "64", "-t", "1", "--n-tokens", "1"]
+    done = run_program([*arguments, "--kv-layers", "40:q4_0"])
+    assert done.returncode == 0
+    assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"--kv-layers"}
+    assert json.loads(done.stdout.splitlines()[-1])["kl"] == 0
 
 
 @needs_program

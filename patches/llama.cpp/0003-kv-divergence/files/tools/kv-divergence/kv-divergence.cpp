@@ -31,7 +31,7 @@ using json = nlohmann::ordered_json;
 
 static const int SCHEMA_VERSION = 1;
 
-// What the library logs. Its first error explains a failure better than what follows from it.
+// What the library logs. Its first error explains a failure, what follows repeats that something failed.
 struct library_log {
     bool        verbose = false;
     std::string first_error;
@@ -44,7 +44,8 @@ static void on_log(ggml_log_level level, const char * text, void * user_data) {
         log.first_error = text;
         log.first_error.erase(std::min(log.first_error.find('\n'), log.first_error.size()));
     }
-    if (log.verbose || level == GGML_LOG_LEVEL_WARN) {
+    // a rule without effect is worth a word without -v
+    if (log.verbose || (level == GGML_LOG_LEVEL_WARN && strncmp(text, "--kv-layers", 11) == 0)) {
         fputs(text, stderr);
     }
 }
@@ -143,65 +144,15 @@ static json side_json(const side_options & side) {
     };
 }
 
-static void run(options opts) {
-    llama_model_ptr model(llama_model_load_from_file(opts.model.c_str(), llama_model_default_params()));
-    if (!model) {
-        throw std::runtime_error("cannot load " + opts.model);
-    }
-
-    const llama_vocab * vocab = llama_model_get_vocab(model.get());
-    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
-        throw std::runtime_error(opts.model + ": the model has no tokenizer");
-    }
-    if (llama_model_has_encoder(model.get()) || !llama_model_has_decoder(model.get())) {
-        throw std::runtime_error(opts.model + ": not a model that only predicts the next token");
-    }
-
-    const int32_t n_ctx_train = llama_model_n_ctx_train(model.get());
-    if (opts.n_ctx > n_ctx_train) {
-        throw std::runtime_error("-c " + std::to_string(opts.n_ctx) + ": the model was trained on " +
-                                 std::to_string(n_ctx_train) + " tokens; -c 0 takes as many");
-    }
-    opts.n_ctx      = opts.n_ctx == 0 ? n_ctx_train : opts.n_ctx;
-    opts.score_from = opts.score_from < 0 ? opts.n_ctx/2 : opts.score_from;
-
-    // no batch can be longer than a chunk
-    opts.policy  .n_ubatch = std::min(opts.policy  .n_ubatch, opts.n_ctx);
-    opts.baseline.n_ubatch = std::min(opts.baseline.n_ubatch, opts.n_ctx);
-
-    std::vector<std::vector<llama_token>> documents;
-    size_t longest = 0;
-    for (const auto & path : opts.files) {
-        documents.push_back(tokenize(vocab, path, opts.parse_special));
-        longest = std::max(longest, documents.back().size());
-    }
-
-    const schedule plan   = { opts.score_from, opts.every };
-    const auto     chunks = cut(documents, plan, opts.n_ctx, vocab);
-
-    int64_t n_planned = 0;
-    for (const auto & chunk : chunks) {
-        n_planned += plan.count(chunk.tokens.size());
-    }
-    if (n_planned == 0) {
-        throw std::runtime_error("nothing to score: the longest document has " + std::to_string(longest) + " tokens, chunks have " +
-                                 std::to_string(opts.n_ctx) + " and are scored from position " + std::to_string(opts.score_from));
-    }
-    if (opts.n_tokens > 0) {
-        n_planned = std::min(n_planned, opts.n_tokens);
-    }
-
-    feeder baseline(model.get(), opts.baseline, opts, "baseline");
-    feeder policy  (model.get(), opts.policy,   opts, "policy");
-
+static void print_start(const options & opts, size_t n_chunks, int64_t n_planned, int32_t n_vocab) {
     print_line({
         { "kind",           "start" },
         { "schema_version", SCHEMA_VERSION },
-        { "n_documents",    documents.size() },
-        { "n_chunks",       chunks.size() },
+        { "n_documents",    opts.files.size() },
+        { "n_chunks",       n_chunks },
         { "n_tokens",       n_planned },
         { "skip",           opts.skip },
-        { "n_vocab",        llama_vocab_n_tokens(vocab) },
+        { "n_vocab",        n_vocab },
         { "n_ctx",          opts.n_ctx },
         { "score_from",     opts.score_from },
         { "every",          opts.every },
@@ -209,53 +160,23 @@ static void run(options opts) {
         { "baseline",       side_json(opts.baseline) },
         { "policy",         side_json(opts.policy) },
     });
+}
 
-    score_sums sums;
-    int64_t    n_done = 0; // scored tokens, those left out among them
+static void print_token(const chunk & chunk, int32_t position, const token_score & score) {
+    print_line({
+        { "kind",         "token" },
+        { "document",     chunk.document },
+        { "chunk",        chunk.index },
+        { "position",     position },
+        { "kl",           score.kl },
+        { "same_top",     score.same_top },
+        { "delta_p",      score.delta_p() },
+        { "nll_baseline", score.nll_baseline },
+        { "nll_policy",   score.nll_policy },
+    });
+}
 
-    for (const auto & chunk : chunks) {
-        if (n_done >= n_planned) {
-            break;
-        }
-
-        const int32_t n_tokens = chunk.tokens.size();
-        if (n_done + plan.count(n_tokens) <= opts.skip) {
-            n_done += plan.count(n_tokens);
-            continue;
-        }
-
-        const auto scored = [&](int32_t position) { return position + 1 < n_tokens && plan.scored(position); };
-
-        baseline.start(chunk.tokens, plan.score_from, scored);
-        policy  .start(chunk.tokens, plan.score_from, scored);
-
-        for (int32_t position = plan.score_from; scored(position) && n_done < n_planned; position += plan.every) {
-            if (n_done++ < opts.skip) {
-                continue;
-            }
-
-            const token_score score = score_rows(
-                    baseline.logits(position), policy.logits(position), llama_vocab_n_tokens(vocab), chunk.tokens[position + 1]);
-            if (!score.finite()) {
-                throw std::runtime_error("document " + std::to_string(chunk.document) + ", chunk " + std::to_string(chunk.index) + ", position " +
-                                         std::to_string(position) + ": the divergence is not finite, a cache or the model computes no numbers");
-            }
-
-            sums.add(score);
-            print_line({
-                { "kind",         "token" },
-                { "document",     chunk.document },
-                { "chunk",        chunk.index },
-                { "position",     position },
-                { "kl",           score.kl },
-                { "same_top",     score.same_top },
-                { "delta_p",      score.delta_p() },
-                { "nll_baseline", score.nll_baseline },
-                { "nll_policy",   score.nll_policy },
-            });
-        }
-    }
-
+static void print_end(const score_sums & sums) {
     json end = { { "kind", "end" }, { "n_tokens", sums.count() } };
     if (sums.count() > 0) {
         end.update({
@@ -267,6 +188,114 @@ static void run(options opts) {
         });
     }
     print_line(end);
+}
+
+static llama_model_ptr load_model(const std::string & path) {
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+    if (!model) {
+        throw std::runtime_error("cannot load " + path);
+    }
+    if (llama_vocab_type(llama_model_get_vocab(model.get())) == LLAMA_VOCAB_TYPE_NONE) {
+        throw std::runtime_error(path + ": the model has no tokenizer");
+    }
+    if (llama_model_has_encoder(model.get()) || !llama_model_has_decoder(model.get())) {
+        throw std::runtime_error(path + ": not a model that only predicts the next token");
+    }
+
+    return model;
+}
+
+// what is left to the model, or limited by it
+static void settle(options & opts, const llama_model * model) {
+    const int32_t n_ctx_train = llama_model_n_ctx_train(model);
+    if (opts.n_ctx > n_ctx_train) {
+        throw std::runtime_error("-c " + std::to_string(opts.n_ctx) + ": the model was trained on " +
+                                 std::to_string(n_ctx_train) + " tokens; -c 0 takes as many");
+    }
+
+    opts.n_ctx      = opts.n_ctx == 0 ? n_ctx_train : opts.n_ctx;
+    opts.score_from = opts.score_from < 0 ? opts.n_ctx/2 : opts.score_from;
+
+    // neither a batch nor a step can be longer than a chunk
+    opts.every              = std::min(opts.every, opts.n_ctx);
+    opts.policy  .n_ubatch = std::min(opts.policy  .n_ubatch, opts.n_ctx);
+    opts.baseline.n_ubatch = std::min(opts.baseline.n_ubatch, opts.n_ctx);
+}
+
+static std::vector<chunk> read_chunks(const options & opts, const schedule & plan, const llama_vocab * vocab) {
+    std::vector<std::vector<llama_token>> documents;
+    size_t longest = 0;
+    for (const auto & path : opts.files) {
+        documents.push_back(tokenize(vocab, path, opts.parse_special));
+        longest = std::max(longest, documents.back().size());
+    }
+
+    auto res = cut(documents, plan, opts.n_ctx, vocab);
+    if (res.empty()) {
+        throw std::runtime_error("nothing to score: the longest document has " + std::to_string(longest) + " tokens, chunks have " +
+                                 std::to_string(opts.n_ctx) + " and are scored from position " + std::to_string(opts.score_from));
+    }
+
+    return res;
+}
+
+static void run(options opts) {
+    const llama_model_ptr model = load_model(opts.model);
+    settle(opts, model.get());
+
+    const llama_vocab * vocab   = llama_model_get_vocab(model.get());
+    const int32_t       n_vocab = llama_vocab_n_tokens(vocab);
+    const schedule      plan    = { opts.score_from, opts.every };
+    const auto          chunks  = read_chunks(opts, plan, vocab);
+
+    int64_t n_planned = 0;
+    for (const auto & chunk : chunks) {
+        n_planned += plan.count(chunk.tokens.size());
+    }
+    if (opts.n_tokens > 0) {
+        n_planned = std::min(n_planned, opts.n_tokens);
+    }
+
+    feeder baseline(model.get(), opts.baseline, opts, "baseline");
+    feeder policy  (model.get(), opts.policy,   opts, "policy");
+
+    print_start(opts, chunks.size(), n_planned, n_vocab);
+
+    score_sums sums;
+    int64_t    n_done = 0; // scored tokens, those left out among them
+
+    for (const auto & chunk : chunks) {
+        const int32_t n_tokens = chunk.tokens.size();
+        const auto    scored   = [&](int32_t position) { return position + 1 < n_tokens && plan.scored(position); };
+
+        if (n_done >= n_planned) {
+            break;
+        }
+        if (n_done + plan.count(n_tokens) <= opts.skip) {
+            n_done += plan.count(n_tokens);
+            continue;
+        }
+
+        baseline.start(chunk.tokens, plan.score_from, scored);
+        policy  .start(chunk.tokens, plan.score_from, scored);
+
+        for (int32_t position = plan.score_from; scored(position) && n_done < n_planned; position += plan.every) {
+            if (n_done++ < opts.skip) {
+                continue;
+            }
+
+            const token_score score = score_rows(baseline.logits(position), policy.logits(position), n_vocab, chunk.tokens[position + 1]);
+            if (const char * what = score.not_finite()) {
+                throw std::runtime_error("document " + std::to_string(chunk.document) + ", chunk " + std::to_string(chunk.index) +
+                                         ", position " + std::to_string(position) + ": " + what + " not finite");
+            }
+
+            sums.add(score);
+            print_token(chunk, position, score);
+        }
+    }
+
+    print_end(sums);
 }
 
 int main(int argc, char ** argv) {

@@ -7,8 +7,11 @@ double token_score::delta_p() const {
     return std::exp(-nll_policy) - std::exp(-nll_baseline);
 }
 
-bool token_score::finite() const {
-    return std::isfinite(kl) && std::isfinite(nll_baseline) && std::isfinite(nll_policy);
+const char * token_score::not_finite() const {
+    return !std::isfinite(nll_baseline) ? "the baseline's logits are"
+         : !std::isfinite(nll_policy)   ? "the policy's logits are"
+         : !std::isfinite(kl)           ? "the divergence is"
+         : nullptr;
 }
 
 token_score score_rows(const float * baseline, const float * policy, int32_t n_vocab, int32_t next) {

@@ -10,7 +10,9 @@ struct token_score {
     double  nll_policy;
 
     double delta_p() const; // probability of the token that follows, policy minus baseline
-    bool   finite() const;
+
+    // what of it is no number, with its verb: "the policy's logits are"; null when all is well
+    const char * not_finite() const;
 };
 
 // The two rows hold the logits of all n_vocab tokens; next is the token that follows in the text.
