@@ -2,8 +2,9 @@
 
 Two random models whose other parts cost little. A slot is restored to each depth, then timed are: 4, 32 and
 256 further prompt tokens, each in one batch, and the decoding that follows the 4. Every round runs all types
-on both builds in turn, the next round the other way round. A piece ends before it is longer than --seconds;
-the same command goes on with the next round until there are --rounds of each model.
+on both builds in turn, the next round the other way round. What other programs took of the processors is
+recorded; a run that they disturbed is repeated, and the least disturbed one counts, whatever it says. The
+program ends before it has run for --seconds; the same command goes on where it stopped.
 
     python benchmarks/attention.py --patched "$(kvquant llama build)" \\
         --stock "$(kvquant llama build --stock --program llama-server)" \\
@@ -15,13 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,9 @@ DEPTHS = {8192: 12, 2048: 24, 512: 32, 0: 48}
 BATCHES = (4, 32, 256)
 TOO_SLOW = {(8192, 256), (8192, 32)}
 """Depth and batch that stock is not asked for with a quantized cache: one takes more than a minute."""
+
+DISTURBED = 0.04
+"""Share of the processors' time from which on other programs disturb."""
 
 N_CTX = 8192 + 512
 BANDWIDTH_MIB = 512
@@ -110,6 +116,44 @@ def measure(programs: Path, arm: str, policy: str, model: Path, slot: Path, n_th
     return points
 
 
+class OthersShare:
+    """The share of all processors' time that went to other programs, or to other machines on the same host,
+    in a with block that waits for every program it starts.
+    """
+
+    def __enter__(self) -> OthersShare:
+        self._before = (time.monotonic(), busy_seconds(), own_seconds())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        began, busy, own = self._before
+        others = busy_seconds() - busy - (own_seconds() - own)
+        self.share = others / (time.monotonic() - began) / (os.cpu_count() or 1)
+
+
+def busy_seconds() -> float:
+    """Seconds that all processors were not idle, those given to other virtual machines included."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def measure_undisturbed(tries: int, call: Callable[[], list[Point]]) -> tuple[float, list[Point]]:
+    """Return the least disturbed of up to ``tries`` measurements, and how disturbed it was."""
+    measured = []
+    for _ in range(tries):
+        with OthersShare() as others:
+            points = call()
+        measured.append((others.share, points))
+        if others.share <= DISTURBED:
+            break
+    return min(measured, key=lambda pair: pair[0])
+
+
 def resolve(policy: str, shape: ModelShape) -> ResolvedPolicy:
     return parse_policy(policy if ":" in policy else f"*:{policy}").resolve(shape)
 
@@ -135,33 +179,44 @@ def cache_bytes(shape: ModelShape, policy: ResolvedPolicy) -> int:
     )
 
 
-def rounds_to_do(record: dict[str, Any], models: Sequence[str], n_rounds: int) -> Iterator[tuple[int, str]]:
-    done = {(entry["round"], entry["model"]) for entry in record["rounds"]}
+@dataclass(frozen=True)
+class Run:
+    """One server to be measured. round: counted from 0."""
+
+    round: int
+    model: str
+    build: str
+    policy: str
+
+
+def runs_to_do(record: dict[str, Any], models: Sequence[str], n_rounds: int) -> Iterator[Run]:
+    """Yield what is not in the record yet, round by round, every second one backwards."""
+    done = {Run(*(entry[field.name] for field in fields(Run))) for entry in record["runs"]}
     for index in range(n_rounds):
-        yield from ((index, name) for name in models if (index, name) not in done)
+        for model in models:
+            for build, policy in RUNS if index % 2 == 0 else reversed(RUNS):
+                run = Run(index, model, build, policy)
+                if run not in done:
+                    yield run
 
 
-def run_round(name: str, index: int, builds: dict[str, Path], folder: Path, n_threads: int) -> dict[str, Any]:
-    """One round of one model, as the record holds it."""
-    model = write_random_gguf(folder / f"{name}.gguf", MODELS[name])
+def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, tries: int) -> dict[str, Any]:
+    """Measure ``run`` and return its entry in the record."""
+    model = write_random_gguf(folder / f"{run.model}.gguf", MODELS[run.model])
     shape = ModelShape.from_gguf(model)
-    entry: dict[str, Any] = {
-        "round": index,
-        "model": name,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "load_average": os.getloadavg()[0],
-        "bandwidth": [bandwidth(builds["patched"], n_threads)],
-        "runs": [],
-    }
     slot = folder / "slot"
-    for arm, policy in RUNS if index % 2 == 0 else reversed(RUNS):
-        write_deep_slot(slot, shape, resolve(policy, shape), SLOT_TOKENS)
-        points = measure(builds[arm], arm, policy, model, slot, n_threads)
-        entry["runs"].append({"build": arm, "policy": policy, "points": [asdict(point) for point in points]})
-        decode = "  ".join(f"{point.depth}: {point.decode:.1f}" for point in points)
-        print(f"{name} round {index} {arm:8}{policy:22} decode {decode}", file=sys.stderr, flush=True)
-    entry["bandwidth"].append(bandwidth(builds["patched"], n_threads))
-    return entry
+    write_deep_slot(slot, shape, resolve(run.policy, shape), SLOT_TOKENS)
+    entry = {
+        **asdict(run),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bandwidth": bandwidth(builds["patched"], n_threads),
+    }
+    others, points = measure_undisturbed(
+        tries, partial(measure, builds[run.build], run.build, run.policy, model, slot, n_threads)
+    )
+    decode = "  ".join(f"{point.depth}: {point.decode:.1f}" for point in points)
+    print(f"{run} decode {decode}  others {others:.1%}", file=sys.stderr, flush=True)
+    return {**entry, "others_share": round(others, 3), "points": [asdict(point) for point in points]}
 
 
 def start_record(builds: dict[str, Path], folder: Path) -> dict[str, Any]:
@@ -175,7 +230,7 @@ def start_record(builds: dict[str, Path], folder: Path) -> dict[str, Any]:
     for name, model in MODELS.items():
         path = write_random_gguf(folder / f"{name}.gguf", model)
         record["models"][name] = describe_model(model, ModelShape.from_gguf(path), path)
-    return {**record, "n_threads": None, "rounds": []}
+    return {**record, "n_threads": None, "runs": []}
 
 
 def main() -> None:
@@ -186,6 +241,7 @@ def main() -> None:
     parser.add_argument("--stock", type=Path, required=True, metavar="DIR", help="folder of stock ones")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="how long one piece may take")
+    parser.add_argument("--tries", type=int, default=2, help="runs of each, while disturbed (%(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="all (%(default)s)")
     parser.add_argument("--model", choices=tuple(MODELS), action="append", help="one model; may be repeated")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON, continued when there")
@@ -199,12 +255,13 @@ def main() -> None:
         else:
             record = {**start_record(builds, folder), "n_threads": arguments.threads}
         began, longest = time.monotonic(), 0.0
-        for index, model in rounds_to_do(record, arguments.model or tuple(MODELS), arguments.rounds):
+        for run in runs_to_do(record, arguments.model or tuple(MODELS), arguments.rounds):
             start = time.monotonic()
             if start - began + longest > arguments.seconds:
                 break
-            record["rounds"].append(run_round(model, index, builds, folder, record["n_threads"]))
+            entry = perform(run, builds, folder, record["n_threads"], arguments.tries)
             longest = max(longest, time.monotonic() - start)
+            record["runs"].append(entry)
             record["summary"] = summarize(record)
             write_record(record, arguments.out)
     if arguments.figure:

@@ -1,4 +1,4 @@
-"""What the rounds of benchmarks/attention.py say: medians, ratios to stock f16, targets, bandwidth."""
+"""What the runs of benchmarks/attention.py say: medians, ratios to stock f16, targets, bandwidth."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ Key = tuple[str, str, str, int, str]
 
 
 def speeds(record: dict[str, Any]) -> dict[Key, list[float]]:
-    """Return the tokens per second of every round."""
+    """Return the tokens per second of every run."""
     found: dict[Key, list[float]] = defaultdict(list)
-    for entry in record["rounds"]:
-        for run in entry["runs"]:
-            for point in run["points"]:
-                what = {"decode": point["decode"], **point["batches"]}
-                for name, speed in what.items():
-                    key = (entry["model"], run["build"], run["policy"], point["depth"], str(name))
-                    found[key].append(speed)
+    for run in record["runs"]:
+        for point in run["points"]:
+            for what, speed in {"decode": point["decode"], **point["batches"]}.items():
+                found[run["model"], run["build"], run["policy"], point["depth"], str(what)].append(speed)
     return found
 
 
@@ -42,9 +39,10 @@ def summarize(record: dict[str, Any]) -> dict[str, Any]:
         }
         for key, median in medians.items()
     ]
-    bandwidth = statistics.median(value for entry in record["rounds"] for value in entry["bandwidth"])
+    bandwidth = statistics.median(run["bandwidth"] for run in record["runs"])
     return {
-        "n_rounds": len({entry["round"] for entry in record["rounds"]}),
+        "n_rounds": len({run["round"] for run in record["runs"]}),
+        "worst_others_share": max(run["others_share"] for run in record["runs"]),
         "bandwidth_gb_per_s": round(bandwidth / 1e9, 2),
         "rows": rows,
         "targets": list(targets(medians)),
