@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from attention_figure import write_figure
 from attention_op import PROGRAM
 from attention_summary import summarize
+from attention_tables import all_tables
 from deep_slot import write_deep_slot
 from kvquant.formats.registry import get_format
 from kvquant.llama.server import LlamaServer, ServerOptions
@@ -266,8 +267,8 @@ def main() -> None:
             write_record(record, arguments.out)
     if arguments.figure:
         write_figure(record, arguments.figure)
-    for target in record["summary"]["targets"]:
-        print(f"{'met   ' if target['met'] else 'MISSED'} {target['what']}: {target['ratio']:.2f}x")
+    for name, table in all_tables(record).items():
+        print(f"{name}\n\n{table}")
 
 
 if __name__ == "__main__":

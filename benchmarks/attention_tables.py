@@ -1,0 +1,104 @@
+"""The tables of docs/attention.md, from the record of benchmarks/attention.py, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+DEPTHS = (0, 512, 2048, 8192)
+SMALL_BATCH_DEPTH = 2048
+BUILDS = ("stock", "patched")
+
+
+def all_tables(record: dict[str, Any]) -> dict[str, str]:
+    """Return name -> table: a decode and a prefill table per model, small batches, bandwidth, targets."""
+    tables = {}
+    for model in record["models"]:
+        tables[f"decode {model}"] = speed_table(record, model, "decode")
+        tables[f"prefill {model}"] = speed_table(record, model, "256")
+    tables["small batches"] = small_batch_table(record)
+    tables["bandwidth"] = bandwidth_table(record)
+    tables["targets"] = target_table(record)
+    return tables
+
+
+def speed_table(record: dict[str, Any], model: str, what: str) -> str:
+    """Tokens per second by build and type, in parentheses the ratio to stock f16 at the same depth."""
+    rows = []
+    for build, policy in pairs(record):
+        cells = [cell(find(record, model, build, policy, depth, what)) for depth in DEPTHS]
+        rows.append([build, f"`{policy}`", *cells])
+    return markdown(["build", "cache", *(f"depth {depth}" for depth in DEPTHS)], rows)
+
+
+def small_batch_table(record: dict[str, Any]) -> str:
+    columns = [(model, batch) for model in record["models"] for batch in ("4", "32")]
+    rows = []
+    for build, policy in pairs(record):
+        found = (find(record, model, build, policy, SMALL_BATCH_DEPTH, batch) for model, batch in columns)
+        rows.append([build, f"`{policy}`", *map(cell, found)])
+    return markdown(["build", "cache", *(f"{batch} tokens, {model}" for model, batch in columns)], rows)
+
+
+def bandwidth_table(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["model"],
+            f"`{row['policy']}`",
+            str(row["depth"]),
+            f"{row['cache_bytes'] / 2**20:.1f}",
+            f"{row['limit_ms']:.1f}",
+            f"{row['added_ms']:.1f}",
+            f"{row['share_of_limit']:.0%}",
+        ]
+        for row in record["summary"]["bandwidth"]
+        if row["build"] == "patched"
+    ]
+    rows.sort(key=lambda row: (row[0], row[1], int(row[2])))
+    head = [
+        "model",
+        "cache",
+        "depth",
+        "MiB a token",
+        "limit, ms",
+        "added by depth, ms",
+        "of the limit's speed",
+    ]
+    return markdown(head, rows)
+
+
+def target_table(record: dict[str, Any]) -> str:
+    rows = [
+        [target["what"].replace(", at least", " | at least"), f"{target['ratio']:.2f}x", met(target)]
+        for target in record["summary"]["targets"]
+    ]
+    return markdown(["what", "target", "measured", "met"], rows)
+
+
+def met(target: dict[str, Any]) -> str:
+    return "yes" if target["met"] else "**no**"
+
+
+def pairs(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Builds and policies that were measured, stock first."""
+    found = {(row["build"], row["policy"]) for row in record["summary"]["rows"]}
+    policies = list(dict.fromkeys(row["policy"] for row in record["summary"]["rows"]))
+    return [(build, policy) for build in BUILDS for policy in policies if (build, policy) in found]
+
+
+def find(record: dict[str, Any], *key: str | int) -> dict[str, Any] | None:
+    names = ("model", "build", "policy", "depth", "what")
+    rows = record["summary"]["rows"]
+    return next((row for row in rows if tuple(row[name] for name in names) == key), None)
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    speed = row["tokens_per_second"]
+    return f"{speed:.{1 if speed < 100 else 0}f} ({row['times_stock_f16']:.2f}x)"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
