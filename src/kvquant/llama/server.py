@@ -148,11 +148,6 @@ class LlamaServer:
             raise LlamaError(f"llama-server answered {path} with something that is not a JSON object")
         return answer
 
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """The command line it was started with."""
-        return self._program.argv
-
     def log_text(self) -> str:
         """Return what the server has printed so far."""
         return self._program.log_text()

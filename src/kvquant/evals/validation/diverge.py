@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from kvquant.errors import LlamaError, UsageError
 from kvquant.evals.divergence import (
@@ -41,6 +42,12 @@ def request_for(
     return request.against_itself() if policy == plan.baseline else request
 
 
+def _without_folders(request: DivergenceRequest) -> DivergenceRequest:
+    """The request as it is recorded: where its files were means nothing elsewhere."""
+    texts = tuple(Path(text.name) for text in request.texts)
+    return replace(request, model=Path(request.model.name), texts=texts)
+
+
 def run_divergence(
     plan: Plan,
     request: DivergenceRequest,
@@ -75,11 +82,13 @@ def run_divergence(
             n_done += 1
             on_token(n_done, n_tokens)
 
-        tokens.start(request.arguments(skip))
+        tokens.start(_without_folders(request).arguments(skip))
         try:
             measure_divergence(plan.programs, request, log, take, on_start=on_start, skip=skip)
         except (LlamaError, UsageError) as error:
-            journal.fail(policy.text, part, str(error), str(log.relative_to(folder.root)))
+            # The log has a field of its own.
+            what = str(error).removesuffix(f" (log: {log})")
+            journal.fail(policy.text, part, what, str(log.relative_to(folder.root)))
             return
         tokens.flush()
         summary = summarize_divergence(tokens.tokens)

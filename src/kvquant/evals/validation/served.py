@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from kvquant.errors import EndpointError, LlamaError
@@ -111,7 +112,7 @@ def _tasks(
 ) -> dict[str, Any]:
     plan, settings = served.plan, served.plan.settings
     endpoint = ServedEndpoint(server, settings.timeout_seconds)
-    model = ServedModel(plan.model_file.name, _report(served, server))
+    model = ServedModel(plan.model_file.name, _report(served))
     info = run_info(plan.suite, settings.n, settings.seed, model, endpoint.base_url, served.argv)
     with open_log(served.folder.tasks(served.planned.text, repeat=repeat), info) as log:
         run_samples(plan.samples, endpoint, info, plan.suite.max_tokens, log, on_sample)
@@ -140,14 +141,18 @@ _MEASURES: dict[str, Callable[[Served, LlamaServer, OnSample], dict[str, Any]]] 
 }
 
 
-def _report(served: Served, server: LlamaServer) -> dict[str, Any]:
-    """What a run's records say about the model: which file, under which policy, served by what."""
+def _report(served: Served) -> dict[str, Any]:
+    """What a run's records say about the model: which file, under which policy, served by what.
+
+    Files are named without their folders, which mean nothing elsewhere.
+    """
     build = served.plan.build
+    options = replace(served.options, model=Path(served.plan.model.name))
     return {
         "sha256": served.plan.model_file.sha256,
         "n_bytes": served.plan.model_file.n_bytes,
         "policy": served.planned.text,
-        "server": list(server.argv),
+        "server": ["llama-server", *options.arguments(Path("slots"))],
         "llama_cpp_commit": build.commit if build else None,
         "series_digest": build.series_digest if build else None,
     }
