@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DEPTHS = (0, 512, 2048, 8192)
-PANELS = {"decode": "decode", "256": "prefill of 256 tokens"}
+PANELS = {"decode": "decode", "256": "prefill of 256"}
 MODEL_TITLES = {"gqa2-128": "8 KV heads of 128", "gqa8-256": "2 KV heads of 256"}
 COLOURS = {
     "f16": LIGHT.text,
@@ -41,6 +41,8 @@ def write_figure(record: dict[str, Any], path: Path) -> None:
 
 
 def draw_panel(panel: Axes, record: dict[str, Any], model: str, what: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     speeds = {
         (row["build"], row["policy"], row["depth"]): row["tokens_per_second"]
         for row in record["summary"]["rows"]
@@ -53,6 +55,9 @@ def draw_panel(panel: Axes, record: dict[str, Any], model: str, what: str) -> No
                 values = [speeds[build, policy, DEPTHS[n]] for n in there]
                 panel.plot(there, values, color=colour, label=f"{policy}, {build}", markersize=5, **style)
     panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylabel("tokens/s", color=LIGHT.text)
     panel.set_xticks(range(len(DEPTHS)), [str(depth) for depth in DEPTHS])
     panel.set_xlabel("tokens in the cache", color=LIGHT.text)
