@@ -89,8 +89,8 @@ def test_what_is_worse_than_every_grade() -> None:
     assert grade(0.31, 0) == grade(0, 0.11) == BEYOND
 
 
-def test_the_grades_fit_the_default_data() -> None:
-    found: Analysis = analyze("q8_0", baselines=("q8_0", "q4_0", "f16"))
+def test_the_grades_fit_the_typical_profile() -> None:
+    found: Analysis = analyze("q8_0", profile="typical", baselines=("q8_0", "q4_0", "f16"))
     sizes = {}
     for name, total in found.baselines.items():
         assert total.errors.attn_output_rel_error is not None and total.errors.attn_kl is not None
