@@ -192,6 +192,13 @@ class _Progress:
         self._left[policy, part] = Step(policy, part, step.n, min(step.n, step.n_done + 1))
         self._show(policy, part, note)
 
+    def finish(self, policy: str, part: str) -> None:
+        """Count a part, and its time where its units were not counted one by one."""
+        step = self._left[policy, part]
+        if step.n_left:
+            self._taken.setdefault(part, []).append((time.monotonic() - self._begun) / step.n_left)
+        self._left[policy, part] = Step(policy, part, step.n, step.n)
+
     def fail(self, policy: str, part: str, what: str) -> None:
         """Say it at once: the run goes on."""
         self.end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from kvquant.evals.divergence import (
     CacheTypes,
     DivergenceRequest,
     FeedPath,
-    TokenDivergence,
     measure_divergence,
 )
 from kvquant.evals.divergence_summary import summarize_divergence
@@ -54,37 +52,21 @@ def run_divergence(
     policy: PlannedPolicy,
     folder: Folder,
     journal: JournalWriter,
-    on_token: Callable[[int, int], None],
 ) -> None:
     """Measure what is not measured yet of a policy on a path and record the sum.
 
-    on_token: given how many tokens are done, and how many there are. A program that fails is recorded, with
-    its log kept, and is not an exception.
+    A program that fails is recorded, with its log kept, and is not an exception.
     """
     path = request.path
     part = divergence_part(path)
     log = folder.log(policy.text, f"divergence-{path}")
     log.parent.mkdir(exist_ok=True)
     begun = time.monotonic()
-    n_tokens = 0
-
-    def on_start(n: int) -> None:
-        nonlocal n_tokens
-        n_tokens = n
-
     with open_token_log(folder.divergence(policy.text, path)) as tokens:
         skip = len(tokens.tokens)
-        n_done = skip
-
-        def take(token: TokenDivergence) -> None:
-            nonlocal n_done
-            tokens.append(token)
-            n_done += 1
-            on_token(n_done, n_tokens)
-
         tokens.start(_without_folders(request).arguments(skip))
         try:
-            measure_divergence(plan.programs, request, log, take, on_start=on_start, skip=skip)
+            measure_divergence(plan.programs, request, log, tokens.append, skip=skip)
         except (LlamaError, UsageError) as error:
             # The log has a field of its own.
             what = str(error).removesuffix(f" (log: {log})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,11 +10,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kvquant.errors import KVQuantError, LlamaError
 from kvquant.evals.machine import read_machine
-from kvquant.evals.records import SampleRecord
 from kvquant.evals.speed import BenchOptions, SpeedRound, run_rounds
 from kvquant.evals.validation.assemble import assemble
 from kvquant.evals.validation.diverge import request_for, run_divergence
@@ -36,25 +34,10 @@ from kvquant.evals.validation.steps import (
     steps,
 )
 from kvquant.evals.validation.texts import texts_of
+from kvquant.evals.validation.watch import Watch
 from kvquant.llama.build import BuildInfo
 from kvquant.llama.cache import checkout_root
 from kvquant.llama.workspace import tree_commit
-
-
-class Watch(Protocol):
-    """Told what goes on, for whoever waits."""
-
-    def plan(self, found: Sequence[Step]) -> None:
-        """All steps, with what is finished of each."""
-
-    def begin(self, policy: str, part: str) -> None:
-        """A part of a policy begins."""
-
-    def advance(self, policy: str, part: str, note: str) -> None:
-        """One unit of a part is finished."""
-
-    def fail(self, policy: str, part: str, what: str) -> None:
-        """A part of a policy came to nothing."""
 
 
 def validate(plan: Plan, folder: Folder, argv: Sequence[str], watch: Watch) -> ValidationResult:
@@ -64,7 +47,12 @@ def validate(plan: Plan, folder: Folder, argv: Sequence[str], watch: Watch) -> V
     or the disk is full; whatever was finished by then is kept.
     """
     with open_journal(folder, start_of(plan, argv)) as journal, _scratch(folder):
-        _Engine(plan, folder, tuple(argv), journal, watch).run()
+        try:
+            _Engine(plan, folder, tuple(argv), journal, watch).run()
+        except OSError as error:
+            raise KVQuantError(
+                f"cannot work in {folder.root}: {error.strerror or error}; what was finished is kept"
+            ) from error
         return _write(folder)
 
 
@@ -116,17 +104,7 @@ class _Engine:
     def _serve(self, policy: PlannedPolicy, parts: Sequence[str]) -> None:
         if not parts or self._has_failed(policy):
             return
-        part = parts[0]
-
-        def begin(name: str) -> None:
-            nonlocal part
-            part = name
-            self.watch.begin(policy.text, name)
-
-        def on_sample(record: SampleRecord) -> None:
-            self.watch.advance(policy.text, part, str(record.outcome))
-
-        run_served(Served(self.plan, policy, self.folder, self.argv), parts, self.journal, on_sample, begin)
+        run_served(Served(self.plan, policy, self.folder, self.argv), parts, self.journal, self.watch)
         self._finish(policy.text)
 
     def _diverge(self, found: Sequence[Step]) -> None:
@@ -140,13 +118,8 @@ class _Engine:
                 continue
             self.watch.begin(policy.text, name)
             request = request_for(self.plan, part, texts, policy, path)
-            on_token = functools.partial(self._on_token, policy.text, name)
-            run_divergence(self.plan, request, policy, self.folder, self.journal, on_token)
-            self._finish(policy.text)
-
-    def _on_token(self, policy: str, part: str, n_done: int, n: int) -> None:
-        if n_done == n:
-            self.watch.advance(policy, part, f"{n} tokens")
+            run_divergence(self.plan, request, policy, self.folder, self.journal)
+            self._finish(policy.text, name)
 
     def _bench(self, policies: Sequence[PlannedPolicy]) -> None:
         speed = self.plan.suite.parts.speed
@@ -178,11 +151,13 @@ class _Engine:
         if not any(policy in self.journal.failed_now for policy in chosen):
             shutil.rmtree(folder)
 
-    def _finish(self, policy: str) -> None:
-        """After a part: say it when it failed, and bring the result up to date."""
+    def _finish(self, policy: str, part: str | None = None) -> None:
+        """After a part, or the parts of a server: say how it went, and bring the result up to date."""
         failure = self.journal.failed_now.get(policy)
         if failure is not None:
             self.watch.fail(policy, failure.part, failure.what)
+        elif part is not None:
+            self.watch.finish(policy, part)
         _write(self.folder)
 
     def _has_failed(self, policy: PlannedPolicy) -> bool:

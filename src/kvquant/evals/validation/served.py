@@ -19,6 +19,7 @@ from kvquant.evals.validation.folder import Folder
 from kvquant.evals.validation.journal import JournalWriter
 from kvquant.evals.validation.plan import Plan, PlannedPolicy
 from kvquant.evals.validation.steps import CHAT, MEMORY, REPEAT, TASKS
+from kvquant.evals.validation.watch import Watch
 from kvquant.llama.server import LlamaServer, ServerOptions
 
 TIMEOUTS_IN_A_ROW = 3
@@ -84,23 +85,27 @@ def run_served(
     served: Served,
     parts: Sequence[str],
     journal: JournalWriter,
-    on_sample: OnSample,
-    on_part: Callable[[str], None],
+    watch: Watch,
 ) -> None:
     """Start the policy's server and measure ``parts`` in order, each recorded when it is finished.
 
     A server that fails is recorded, with its log kept, and is not an exception.
     """
     policy, name = served.planned.text, parts[0]
+
+    def on_sample(record: SampleRecord) -> None:
+        watch.advance(policy, name, str(record.outcome))
+
     log = served.folder.log(policy, "repeat" if parts == [REPEAT] else "server")
     log.parent.mkdir(exist_ok=True)
     try:
         with LlamaServer(served.plan.programs, served.options, log=log, scratch=served.folder.work) as server:
             for name in parts:
-                on_part(name)
+                watch.begin(policy, name)
                 begun = time.monotonic()
                 value = _MEASURES[name](served, server, on_sample)
                 journal.measure(policy, name, value, time.monotonic() - begun)
+                watch.finish(policy, name)
     except (LlamaError, EndpointError) as error:
         journal.fail(policy, name, str(error), str(log.relative_to(served.folder.root)))
     else:
