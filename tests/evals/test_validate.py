@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -235,6 +236,18 @@ def test_ctrl_c(tmp_path: Path, suite: Path) -> None:
     assert not (out / "work").exists()
     assert run(suite, out).exit_code == 0
     check_each_once(samples(out, "*:f16"), 8)
+
+
+def test_progress_is_for_people_who_watch(tmp_path: Path, suite: Path) -> None:
+    ours, terminal = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as shown:
+        command = [sys.executable, "-m", "kvquant", *arguments(suite, tmp_path / "out")]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, timeout=120, check=True)
+        os.close(terminal)
+        text = shown.read(2**16).decode()
+    assert "f16: tasks 1/8 " in text and "q8_0: tasks 8/8 " in text and "f16: repeat 8/8 " in text
+    assert "more than 0:00:" in text and text.rstrip().endswith("\r\x1b[K")
+    assert b"\x1b" not in done.stdout and b"q8_0" in done.stdout
 
 
 def test_two_in_one_folder_are_refused(tmp_path: Path, suite: Path) -> None:
