@@ -34,7 +34,7 @@ def divergences(
 ) -> npt.NDArray[np.float64]:
     """Return the KL divergence of ``policy`` from f16 at each scored token, nats."""
     argv: list[str | Path] = [programs / "llama-kv-divergence", "--model", MODEL, "--kv-layers", policy]
-    argv += ["--path", path, "--n-tokens", str(n_tokens)]
+    argv += ["--path", path, "--n-tokens", str(n_tokens), "--threads", "1"]
     for text in TEXTS:
         argv += ["--file", text]
     environment = {**os.environ, "GGML_KV_ATTN": "1" if kv_attention else "0"}

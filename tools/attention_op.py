@@ -29,6 +29,8 @@ Float64Array = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
 _FLOAT32 = np.finfo(np.float32)
+_FLOAT_TYPES = ("f32", "f16", "bf16")
+_BLOCK = 32
 _SUM_ULPS = 32
 _SCORE_ULPS = 4
 
@@ -155,8 +157,12 @@ class Exact:
     tolerance: Float64Array
 
 
-def exact_attention(case: AttentionCase) -> Exact:
-    """Compute attention head by head over the dequantized cache. A row without any score is zero."""
+def exact_attention(case: AttentionCase, *, int16_query: bool = False) -> Exact:
+    """Compute attention head by head over the dequantized cache. A row without any score is zero.
+
+    int16_query: an implementation may round the query to 16-bit integers per block where K is quantized, as
+    the ARM kernels do; stock rounds it to 8 bits.
+    """
     n_stream, n_tokens, n_head, head_dim_k = case.q.shape
     n_head_kv = case.k.shape[2]
     k = _values(case.k[:, : case.n_kv], case.k_type, head_dim_k)
@@ -174,8 +180,11 @@ def exact_attention(case: AttentionCase) -> Exact:
             v[stream, :, head // (n_head // n_head_kv)],
         )
         q = case.q[stream, :, head].astype(np.float64)
+        rounds = int16_query and case.k_type not in _FLOAT_TYPES
+        query_steps = _query_steps(q) if rounds else np.zeros_like(q)
         scores = q @ keys.T * case.scale
         spread = np.abs(q) @ np.abs(keys).T * abs(case.scale)
+        rounding = query_steps @ np.abs(keys).T * abs(case.scale)
         if case.softcap:
             scores = case.softcap * np.tanh(scores / case.softcap)
         if case.mask is not None:
@@ -183,6 +192,7 @@ def exact_attention(case: AttentionCase) -> Exact:
             bias = slopes[head] * mask
             scores = scores + bias
             spread = np.where(np.isinf(mask), 0.0, spread + np.abs(bias))
+            rounding = np.where(np.isinf(mask), 0.0, rounding)
         sink = -np.inf if case.sinks is None else float(case.sinks[head])
         top = np.maximum(scores.max(axis=1, initial=-np.inf), sink)[:, None]
         weights = np.exp(scores - np.where(np.isinf(top), 0.0, top))
@@ -192,9 +202,16 @@ def exact_attention(case: AttentionCase) -> Exact:
         # A score is off by a few units in the last place of what was summed to it, its weight by as much
         # relatively, and the sum over the cache by some more; what is subnormal has no relative precision.
         relative = _FLOAT32.eps * (_SUM_ULPS + _SCORE_ULPS * spread.max(axis=1, initial=0.0))
+        relative += 2 * rounding.max(axis=1, initial=0.0)
         underflow = (case.n_kv + 1) * _FLOAT32.smallest_subnormal
         tolerance[stream, :, head] = relative[:, None] * (weights @ np.abs(values)) + underflow
     return Exact(output, tolerance)
+
+
+def _query_steps(q: Float64Array) -> Float64Array:
+    """Half the step of 16-bit integers that reach the largest value of each block, for every value of q."""
+    largest = np.abs(q).reshape(len(q), -1, _BLOCK).max(axis=-1)
+    return np.repeat(largest / (2 * 127 * 256), _BLOCK, axis=1)
 
 
 def _values(packed: Bytes, type_name: str, width: int) -> Float64Array:

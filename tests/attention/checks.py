@@ -14,9 +14,14 @@ Attention = Callable[[AttentionCase, int], Float32Array]
 """Takes a case and a number of threads."""
 
 
-def check_accuracy(case: AttentionCase, ours: Float32Array, stock: Float32Array) -> None:
-    """``ours`` is as near to attention in float64 as ``stock`` is, or as float32 arithmetic allows."""
-    exact = exact_attention(case)
+def check_accuracy(
+    case: AttentionCase, ours: Float32Array, stock: Float32Array, *, int16_query: bool = False
+) -> None:
+    """``ours`` is as near to attention in float64 as ``stock`` is, or as float32 arithmetic allows.
+
+    int16_query: it may round the query, see `exact_attention`.
+    """
+    exact = exact_attention(case, int16_query=int16_query)
     assert np.isfinite(ours).all(), f"{np.count_nonzero(~np.isfinite(ours))} of {ours.size} are not finite"
     error = np.abs(ours - exact.output)
     worst_of_stock = np.abs(stock - exact.output).max(axis=-1, keepdims=True)
