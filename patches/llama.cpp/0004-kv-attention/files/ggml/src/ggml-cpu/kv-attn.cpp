@@ -297,12 +297,12 @@ class item_worker {
             in.k_ops->to_f32(k_rows[t], plan.dk, buf.k_tile + t*plan.dk_pad);
         }
         for (int64_t t = 0; t < n_visible; ++t) {
-            for (int64_t i = 0; i < plan.dk; ++i) {
+            for (int64_t i = 0; i < plan.dk_pad; ++i) {
                 buf.k_cols[i*TILE_KV + t] = buf.k_tile[t*plan.dk_pad + i];
             }
         }
         for (int64_t t = n_visible; t < TILE_KV; ++t) {
-            for (int64_t i = 0; i < plan.dk; ++i) {
+            for (int64_t i = 0; i < plan.dk_pad; ++i) {
                 buf.k_cols[i*TILE_KV + t] = 0.0f;
             }
         }
