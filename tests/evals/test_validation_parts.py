@@ -253,6 +253,13 @@ def test_tokens_are_on_the_disk_chunk_by_chunk(tmp_path: Path) -> None:
     assert read_tokens(path) == TOKENS[:9]
 
 
+def test_tokens_are_kept_with_the_digits_they_have(tmp_path: Path) -> None:
+    with open_token_log(tmp_path / "x.jsonl") as log:
+        log.append(token(0, 0, 1, kl=0.123456789012))
+        log.flush()
+        assert log.tokens == read_tokens(tmp_path / "x.jsonl") == [token(0, 0, 1, kl=0.1234568)]
+
+
 @pytest.mark.parametrize("damage", [b"0.1", b'"x"', b"true"])
 def test_damaged_tokens_name_the_line(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "x.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from kvquant.evals.divergence import TokenDivergence, parse_token
 
 COLUMNS = ("position", "kl", "same_top", "nll_baseline", "nll_policy")
 """What a line's ``tokens`` hold of each token, in this order."""
+
+
+DIGITS = 7
+"""Significant digits of a number that is kept: the float32 logits behind it hold no more."""
 
 
 class TokenLog:
@@ -31,7 +36,7 @@ class TokenLog:
         """Take the next token."""
         if self._open and _chunk(self._open[-1]) != _chunk(token):
             self.flush()
-        self._open.append(token)
+        self._open.append(_short(token))
 
     def flush(self) -> None:
         """Write the open chunk: no token of it follows."""
@@ -81,6 +86,14 @@ def _parse(data: bytes, path: Path) -> list[TokenDivergence]:
 
     parse_lines(data, path, read)
     return found
+
+
+def _short(token: TokenDivergence) -> TokenDivergence:
+    """The token as it is kept, its numbers to DIGITS: what is summed up is what is on the disk."""
+    kl, nll_baseline, nll_policy = (
+        float(f"{value:.{DIGITS}g}") for value in (token.kl, token.nll_baseline, token.nll_policy)
+    )
+    return replace(token, kl=kl, nll_baseline=nll_baseline, nll_policy=nll_policy)
 
 
 def _chunk(token: TokenDivergence) -> tuple[int, int]:
