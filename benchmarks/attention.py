@@ -1,9 +1,9 @@
 """Attention over the cache: the patched llama-server against the stock one, in turn, in tokens per second.
 
-Two random models whose other parts cost little. A slot is restored to each depth, then timed are: 4, 32 and
-256 further prompt tokens, each in one batch, and the decoding that follows the 4. Every round runs all types
-on both builds in turn, the next round the other way round. What other programs took of the processors is
-recorded; a run that they disturbed is repeated, and the least disturbed one counts, whatever it says. The
+Two random models whose other parts cost little. A slot is restored to each depth, then timed are batches of
+further prompt tokens and the decoding behind them. Every round runs all types on both builds in turn, the
+next round the other way round. By default each server has one thread and its processor time counts, so that
+waiting for other programs does not; --clock wall takes any number of threads and needs an idle machine. The
 program ends before it has run for --seconds; the same command goes on where it stopped.
 
     python benchmarks/attention.py --patched "$(kvquant llama build)" \\
@@ -22,9 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,30 @@ RUNS = (
 )
 """Build and policy in the order of a round; a stock build has no mixed policies."""
 
-DEPTHS = {8192: 12, 2048: 24, 512: 32, 0: 48}
+DEPTHS = {8192: 4, 2048: 8, 512: 16, 0: 32}
 """Depth to how many tokens are decoded there."""
 
-BATCHES = (4, 32, 256)
-TOO_SLOW = {(8192, 256), (8192, 32)}
-"""Depth and batch that stock is not asked for with a quantized cache: one takes more than a minute."""
+BATCHES = {8192: (4, 256), 2048: (4, 32, 256), 512: (4, 256), 0: (4, 32, 256)}
+"""Depth to the prompt tokens that are timed there, each number in one batch."""
 
-DISTURBED = 0.04
-"""Share of the processors' time from which on other programs disturb."""
+TOO_SLOW = (8192, 256)
+"""Depth and batch that stock is not asked for with a quantized cache: it takes more than a minute."""
 
 N_CTX = 8192 + 512
 BANDWIDTH_MIB = 512
+
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One server to be measured. round: counted from 0."""
+
+    round: int
+    model: str
+    build: str
+    policy: str
 
 
 @dataclass(frozen=True)
@@ -84,37 +95,64 @@ def filler(first: int, n: int) -> list[int]:
 SLOT_TOKENS = filler(10, max(DEPTHS))
 
 
-def measure_point(server: LlamaServer, depth: int, batches: Sequence[int], n_decode: int) -> Point:
-    """Time batches behind the first ``depth`` tokens of the slot, and decoding behind the smallest."""
-    speeds, decode = {}, 0.0
+def measure_point(
+    server: LlamaServer, clock: Clock, depth: int, batches: Sequence[int], n_decode: int
+) -> Point:
+    """Time batches behind the first ``depth`` tokens of the slot, and decoding behind the first batch."""
+    speeds = {}
     for number, n_batch in enumerate(batches):
         prompt = SLOT_TOKENS[:depth] + filler(40 + 20 * number, n_batch)
-        n_predict = n_decode if number == 0 else 1
-        times = server.completion(prompt, n_predict, ignore_eos=True, cache_prompt=True)["timings"]
-        if times["prompt_n"] != n_batch or times["predicted_n"] != n_predict:
-            raise SystemExit(f"attention: error: asked for {n_batch} and {n_predict} tokens, got {times}")
-        speeds[n_batch] = 1e3 * n_batch / times["prompt_ms"]
-        if number == 0:  # the clock starts with the first token, which the prompt's batch gives
-            decode = 1e3 * (n_predict - 1) / times["predicted_ms"]
+        speeds[n_batch] = n_batch / timed(server, clock, prompt, n_batch, 1)
+        if number == 0:
+            # The last token of the prompt is read again; what is sampled last is not read.
+            decode = n_decode / timed(server, clock, prompt, 1, n_decode)
     return Point(depth, speeds, decode)
 
 
-def measure(programs: Path, arm: str, policy: str, model: Path, slot: Path, n_threads: int) -> list[Point]:
+def timed(server: LlamaServer, clock: Clock, prompt: list[int], n_read: int, n_predict: int) -> float:
+    """Seconds of a completion that reads the last ``n_read`` tokens of the prompt."""
+    start = clock()
+    times = server.completion(prompt, n_predict, ignore_eos=True, cache_prompt=True)["timings"]
+    seconds = clock() - start
+    if times["prompt_n"] != n_read or times["predicted_n"] != n_predict:
+        raise SystemExit(f"attention: error: asked for {n_read} and {n_predict} tokens, got {times}")
+    return seconds
+
+
+def processor_clock() -> float:
+    """Processor seconds of the server that this process runs, all its threads together."""
+    watchdog = children(os.getpid())[-1]
+    tasks = Path(f"/proc/{children(watchdog)[0]}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+CLOCKS: dict[str, Clock] = {"processor": processor_clock, "wall": time.monotonic}
+
+
+def measure(programs: Path, run: Run, model: Path, slot: Path, n_threads: int, clock: Clock) -> list[Point]:
     """Start a server, restore ``slot``, and measure every depth from the deepest on."""
-    options = ServerOptions(
-        model, N_CTX, n_threads=n_threads, extra=("--flash-attn", "on", "--ubatch-size", "512")
-    )
-    mixed = {"kv_layers": policy} if ":" in policy else {"k_type": policy, "v_type": policy}
-    points = []
-    with LlamaServer(programs, ServerOptions(**{**vars(options), **mixed})) as server:
+    types = {"kv_layers": run.policy} if ":" in run.policy else {"k_type": run.policy, "v_type": run.policy}
+    extra = ("--flash-attn", "on", "--ubatch-size", "512")
+    options = replace(ServerOptions(model, N_CTX, n_threads=n_threads, extra=extra), **types)
+    with LlamaServer(programs, options) as server:
         (server.slot_folder / "slot").symlink_to(slot.resolve())
         server.restore_slot()
         server.completion(SLOT_TOKENS, 1)  # the first run of anything waits for memory
-        for depth, n_decode in DEPTHS.items():
-            slow = arm == "stock" and policy != "f16"
-            batches = [n for n in BATCHES if not (slow and (depth, n) in TOO_SLOW)]
-            points.append(measure_point(server, depth, batches, n_decode))
-    return points
+        slow = run.build == "stock" and run.policy != "f16"
+        return [
+            measure_point(
+                server,
+                clock,
+                depth,
+                [n for n in BATCHES[depth] if not (slow and (depth, n) == TOO_SLOW)],
+                n_decode,
+            )
+            for depth, n_decode in DEPTHS.items()
+        ]
 
 
 class OthersShare:
@@ -143,18 +181,6 @@ def own_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def measure_undisturbed(tries: int, call: Callable[[], list[Point]]) -> tuple[float, list[Point]]:
-    """Return the least disturbed of up to ``tries`` measurements, and how disturbed it was."""
-    measured = []
-    for _ in range(tries):
-        with OthersShare() as others:
-            points = call()
-        measured.append((others.share, points))
-        if others.share <= DISTURBED:
-            break
-    return min(measured, key=lambda pair: pair[0])
-
-
 def resolve(policy: str, shape: ModelShape) -> ResolvedPolicy:
     return parse_policy(policy if ":" in policy else f"*:{policy}").resolve(shape)
 
@@ -180,16 +206,6 @@ def cache_bytes(shape: ModelShape, policy: ResolvedPolicy) -> int:
     )
 
 
-@dataclass(frozen=True)
-class Run:
-    """One server to be measured. round: counted from 0."""
-
-    round: int
-    model: str
-    build: str
-    policy: str
-
-
 def runs_to_do(record: dict[str, Any], models: Sequence[str], n_rounds: int) -> Iterator[Run]:
     """Yield what is not in the record yet, round by round, every second one backwards."""
     done = {Run(*(entry[field.name] for field in fields(Run))) for entry in record["runs"]}
@@ -201,7 +217,7 @@ def runs_to_do(record: dict[str, Any], models: Sequence[str], n_rounds: int) -> 
                     yield run
 
 
-def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, tries: int) -> dict[str, Any]:
+def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, clock: str) -> dict[str, Any]:
     """Measure ``run`` and return its entry in the record."""
     model = write_random_gguf(folder / f"{run.model}.gguf", MODELS[run.model])
     shape = ModelShape.from_gguf(model)
@@ -212,12 +228,11 @@ def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, tri
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "bandwidth": bandwidth(builds["patched"], n_threads),
     }
-    others, points = measure_undisturbed(
-        tries, partial(measure, builds[run.build], run.build, run.policy, model, slot, n_threads)
-    )
+    with OthersShare() as others:
+        points = measure(builds[run.build], run, model, slot, n_threads, CLOCKS[clock])
     decode = "  ".join(f"{point.depth}: {point.decode:.1f}" for point in points)
-    print(f"{run} decode {decode}  others {others:.1%}", file=sys.stderr, flush=True)
-    return {**entry, "others_share": round(others, 3), "points": [asdict(point) for point in points]}
+    print(f"{run} decode {decode}  others {others.share:.0%}", file=sys.stderr, flush=True)
+    return {**entry, "others_share": round(others.share, 3), "points": [asdict(point) for point in points]}
 
 
 def start_record(builds: dict[str, Path], folder: Path) -> dict[str, Any]:
@@ -231,7 +246,7 @@ def start_record(builds: dict[str, Path], folder: Path) -> dict[str, Any]:
     for name, model in MODELS.items():
         path = write_random_gguf(folder / f"{name}.gguf", model)
         record["models"][name] = describe_model(model, ModelShape.from_gguf(path), path)
-    return {**record, "n_threads": None, "runs": []}
+    return {**record, "runs": []}
 
 
 def main() -> None:
@@ -242,25 +257,31 @@ def main() -> None:
     parser.add_argument("--stock", type=Path, required=True, metavar="DIR", help="folder of stock ones")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="how long one piece may take")
-    parser.add_argument("--tries", type=int, default=2, help="runs of each, while disturbed (%(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="all (%(default)s)")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="processor", help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--model", choices=tuple(MODELS), action="append", help="one model; may be repeated")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON, continued when there")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the result as SVG")
     arguments = parser.parse_args()
+    if arguments.clock == "processor" and arguments.threads != 1:
+        parser.error("--clock processor adds up threads, also those that wait: it takes --threads 1")
     builds = {"stock": arguments.stock, "patched": arguments.patched}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.out.exists():
             record = json.loads(arguments.out.read_text())
         else:
-            record = {**start_record(builds, folder), "n_threads": arguments.threads}
+            record = {
+                **start_record(builds, folder),
+                "clock": arguments.clock,
+                "n_threads": arguments.threads,
+            }
         began, longest = time.monotonic(), 0.0
         for run in runs_to_do(record, arguments.model or tuple(MODELS), arguments.rounds):
             start = time.monotonic()
             if start - began + longest > arguments.seconds:
                 break
-            entry = perform(run, builds, folder, record["n_threads"], arguments.tries)
+            entry = perform(run, builds, folder, record["n_threads"], record["clock"])
             longest = max(longest, time.monotonic() - start)
             record["runs"].append(entry)
             record["summary"] = summarize(record)
