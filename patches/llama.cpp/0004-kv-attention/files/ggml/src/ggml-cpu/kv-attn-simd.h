@@ -15,6 +15,9 @@
 #define KV_ATTN_AVX2
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 #define KV_ATTN_NEON
+#if defined(__ARM_FEATURE_DOTPROD)
+#define KV_ATTN_SDOT
+#endif
 #endif
 
 // GCC takes a function that only prefetches for one without effect and drops its calls, unless it is inlined early.
@@ -180,19 +183,21 @@ inline f32x16 widen(i8x16 x) {
 }
 
 inline f32x16 load_16(const ggml_fp16_t * x) {
-    f32x16 y;
-    for (int i = 0; i < 4; ++i) {
-        y.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x + 4*i)));
-    }
-    return y;
+    const float16x8_t lo = vreinterpretq_f16_u16(vld1q_u16(x));
+    const float16x8_t hi = vreinterpretq_f16_u16(vld1q_u16(x + 8));
+    return {{ vcvt_f32_f16(vget_low_f16(lo)), vcvt_high_f32_f16(lo), vcvt_f32_f16(vget_low_f16(hi)), vcvt_high_f32_f16(hi) }};
 }
 
 inline f32x16 load_16(const ggml_bf16_t * x) {
-    f32x16 y;
-    for (int i = 0; i < 4; ++i) {
-        y.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) (x + 4*i)), 16));
-    }
-    return y;
+    const uint16x8_t lo = vld1q_u16((const uint16_t *) x);
+    const uint16x8_t hi = vld1q_u16((const uint16_t *) (x + 8));
+    const auto widen = [](uint16x4_t bits) { return vreinterpretq_f32_u32(vshll_n_u16(bits, 16)); };
+    return {{ widen(vget_low_u16(lo)), widen(vget_high_u16(lo)), widen(vget_low_u16(hi)), widen(vget_high_u16(hi)) }};
+}
+
+inline float32x4_t widen_f16(ggml_fp16_t a, ggml_fp16_t b, ggml_fp16_t c, ggml_fp16_t d) {
+    const uint16x4_t x = { a, b, c, d };
+    return vcvt_f32_f16(vreinterpret_f16_u16(x));
 }
 
 inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {

@@ -19,8 +19,9 @@ namespace {
 // Cache rows per tile: enough to amortise the softmax, few enough that a tile as floats stays near.
 constexpr int64_t TILE_KV = 64;
 
-// From this many query rows on, a tile is converted to floats once and multiplied as a matrix.
-constexpr int64_t GEMM_ROWS = 12;
+// From this many query rows on, a tile is converted to floats once and multiplied as a matrix; fewer do not repay
+// the transposition of the K tile.
+constexpr int64_t GEMM_ROWS = 96;
 
 // Cache rows of one chunk when there are too few query rows to keep the threads busy. All KV heads of a chunk are
 // visited one after the other, so its cache lines, which hold every head of a token, are fetched from memory once.
@@ -30,6 +31,29 @@ constexpr int64_t CHUNK_KV = 256;
 constexpr int64_t MAX_PARTIALS = 4096;
 
 constexpr ggml_fp16_t F16_NEG_INF = 0xFC00;
+
+constexpr int64_t LINE = 16; // floats of a cache line; vectors should not straddle two
+
+int64_t whole_lines(int64_t n) {
+    return (n + LINE - 1) / LINE * LINE;
+}
+
+float largest(const float * x, int64_t n) {
+    constexpr int64_t LANES = 16; // independent maxima, so that the compiler can use vectors
+    float lane[LANES];
+    std::fill(lane, lane + LANES, -INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int64_t j = 0; j < LANES; ++j) {
+            lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+        }
+    }
+    float max = *std::max_element(lane, lane + LANES);
+    for (; i < n; ++i) {
+        max = std::max(max, x[i]);
+    }
+    return max;
+}
 
 //
 // the plan: how one node is cut into work items. It depends on the shapes alone, so that the result does not depend
@@ -59,7 +83,7 @@ struct attn_plan {
     // floats of one thread's item_buffers
     int64_t scratch_size() const {
         const int64_t tiles = tile_rows >= GEMM_ROWS ? TILE_KV * (2*dk_pad + dv_pad) : 0;
-        return tile_rows * (dk_pad + dv_pad + TILE_KV + 3) + tiles;
+        return tile_rows * (dk_pad + dv_pad + TILE_KV) + 3*whole_lines(tile_rows) + tiles;
     }
 };
 
@@ -182,7 +206,7 @@ struct item_buffers {
     item_buffers(const attn_plan & plan, float * scratch) {
         const auto take = [&](int64_t n) {
             float * part = scratch;
-            scratch += n;
+            scratch += whole_lines(n);
             return part;
         };
         q      = take(plan.tile_rows * plan.dk_pad);
@@ -218,8 +242,7 @@ class item_worker {
                 k_rows[t] = k_head + visible[t]*in.k->nb[1];
                 v_rows[t] = v_head + visible[t]*in.v->nb[1];
             }
-            const bool as_matrix = item.n_rows >= GEMM_ROWS;
-            if (as_matrix) {
+            if (as_matrix(item)) {
                 multiply_k(item.n_rows, k_rows);
             } else {
                 in.k_ops->dot(buf.q, item.n_rows, k_rows, n_visible, plan.dk, buf.scores, TILE_KV, upcoming(in.v, v_head, kv, item.kv1));
@@ -227,7 +250,7 @@ class item_worker {
             for (int64_t r = 0; r < item.n_rows; ++r) {
                 update_softmax(item, r);
             }
-            if (as_matrix) {
+            if (as_matrix(item)) {
                 multiply_v(item.n_rows, v_rows);
             } else {
                 upcoming_rows next = kv + TILE_KV < item.kv1 ? upcoming(in.k, k_head, kv + TILE_KV, item.kv1) : upcoming(in.k, k_head + in.k->nb[2], item.kv0, item.kv1);
@@ -247,9 +270,14 @@ class item_worker {
     int64_t visible[TILE_KV];
     int64_t n_visible;
 
+    float               bias[TILE_KV];
+    const ggml_fp16_t * bias_of;
+
     static upcoming_rows upcoming(const ggml_tensor * cache, const char * head, int64_t kv, int64_t kv1) {
         return { head + kv*cache->nb[1], cache->nb[1], ggml_row_size(cache->type, cache->ne[0]), std::min(TILE_KV, kv1 - kv) };
     }
+
+    static bool as_matrix(const attn_item & item) { return item.n_rows >= GEMM_ROWS; }
 
     int64_t token_of(const attn_item & item, int64_t r) const { return (item.row0 + r) / plan.n_group; }
     int64_t head_of (const attn_item & item, int64_t r) const { return item.head_kv*plan.n_group + (item.row0 + r) % plan.n_group; }
@@ -262,6 +290,9 @@ class item_worker {
                 y[i] = x[i] * in.scale;
             }
             std::fill(y + plan.dk, y + plan.dk_pad, 0.0f);
+            if (!as_matrix(item)) {
+                in.k_ops->prepare(y, plan.dk);
+            }
             buf.slopes[r] = in.slope(head_of(item, r));
             buf.out.m[r]  = -INFINITY;
             buf.out.s[r]  = 0.0f;
@@ -285,6 +316,7 @@ class item_worker {
                 all_seen = std::find(seen, seen + n_kv, 0) == seen + n_kv;
             }
         }
+        bias_of   = nullptr;
         n_visible = 0;
         for (int64_t t = 0; t < n_kv; ++t) {
             visible[n_visible] = kv + t;
@@ -296,14 +328,10 @@ class item_worker {
         for (int64_t t = 0; t < n_visible; ++t) {
             in.k_ops->to_f32(k_rows[t], plan.dk, buf.k_tile + t*plan.dk_pad);
         }
-        for (int64_t t = 0; t < n_visible; ++t) {
+        std::fill(buf.k_tile + n_visible*plan.dk_pad, buf.k_tile + TILE_KV*plan.dk_pad, 0.0f);
+        for (int64_t t = 0; t < TILE_KV; ++t) {
             for (int64_t i = 0; i < plan.dk_pad; ++i) {
                 buf.k_cols[i*TILE_KV + t] = buf.k_tile[t*plan.dk_pad + i];
-            }
-        }
-        for (int64_t t = n_visible; t < TILE_KV; ++t) {
-            for (int64_t i = 0; i < plan.dk_pad; ++i) {
-                buf.k_cols[i*TILE_KV + t] = 0.0f;
             }
         }
         std::fill(buf.scores, buf.scores + n_rows*TILE_KV, 0.0f);
@@ -318,6 +346,17 @@ class item_worker {
         simd_gemm(buf.out.o, buf.scores, buf.v_tile, n_rows, TILE_KV, plan.dv_pad);
     }
 
+    // The values of a mask row for the visible cache rows. Heads mostly share one, so the last answer is kept.
+    const float * visible_mask(const ggml_fp16_t * mask) {
+        if (mask != bias_of) {
+            for (int64_t t = 0; t < n_visible; ++t) {
+                bias[t] = GGML_CPU_FP16_TO_FP32(mask[visible[t]]);
+            }
+            bias_of = mask;
+        }
+        return bias;
+    }
+
     // Turns the scores of query row r into weights exp(score - M), 0 past n_visible, and brings O and S to the new M.
     void update_softmax(const attn_item & item, int64_t r) {
         float * x = buf.scores + r*TILE_KV;
@@ -327,13 +366,12 @@ class item_worker {
             }
         }
         if (in.mask) {
-            const ggml_fp16_t * mask = in.mask_row(token_of(item, r), head_of(item, r), item.stream);
+            const float * bias = visible_mask(in.mask_row(token_of(item, r), head_of(item, r), item.stream));
             for (int64_t t = 0; t < n_visible; ++t) {
-                x[t] += buf.slopes[r] * GGML_CPU_FP16_TO_FP32(mask[visible[t]]);
+                x[t] += buf.slopes[r] * bias[t];
             }
         }
-        float tile_max = -INFINITY;
-        ggml_vec_max_f32(n_visible, &tile_max, x);
+        const float tile_max = largest(x, n_visible);
         if (tile_max == -INFINITY) {
             std::fill(x, x + TILE_KV, 0.0f);
             return;
@@ -423,15 +461,16 @@ size_t ggml_kv_attn_work_size(const ggml_tensor * dst, int n_threads) {
         return 0;
     }
     const attn_plan plan = make_plan(dst);
-    return sizeof(float) * (plan.scratch_size() * n_threads + plan.partials_size());
+    return sizeof(float) * (LINE + plan.scratch_size() * n_threads + plan.partials_size());
 }
 
 void ggml_kv_attn_forward(const ggml_compute_params * params, ggml_tensor * dst) {
     const attn_inputs in(dst);
     const attn_plan   plan = make_plan(dst);
 
-    float * scratch  = (float *) params->wdata + params->ith * plan.scratch_size();
-    float * partials = (float *) params->wdata + params->nth * plan.scratch_size();
+    float * work     = (float *) (((uintptr_t) params->wdata + LINE*sizeof(float) - 1) / (LINE*sizeof(float)) * (LINE*sizeof(float)));
+    float * scratch  = work + params->ith * plan.scratch_size();
+    float * partials = work + params->nth * plan.scratch_size();
 
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
