@@ -39,6 +39,7 @@ from kvquant.evals.divergence_summary import (
 from kvquant.evals.statistics import bootstrap_mean
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 REQUEST = DivergenceRequest(Path("model.gguf"), (Path("text"),), CacheTypes("*:q8_0"))
 
 START = json.dumps({"kind": "start", "schema_version": 1, "n_tokens": 2})
@@ -310,6 +311,29 @@ def test_what_is_not_known_is_none() -> None:
     alike = summarize_divergence([replace(made, kl=0.0, same_top=True) for made in SPREAD])
     assert alike is not None and (alike.mean, alike.interval) == (0.0, None)
     assert (alike.top1.value, alike.top1.interval) == (1.0, None)
+
+
+def test_the_documented_record() -> None:
+    """The tables in docs/evaluation.md are those of the committed record, and it says what they are for."""
+    record = json.loads((ROOT / "benchmarks/results/divergence.json").read_text())
+    text = (ROOT / "docs/evaluation.md").read_text()
+    rows = {(row["cache"], row["path"]): row for row in record["rows"]}
+    for cache in ("floor", "q8_0", "q4_0"):
+        cells = []
+        for path in ("prefill", "decode"):
+            mean, (low, high) = rows[cache, path]["mean"], rows[cache, path]["interval"]
+            cells.append(f"{mean:.2g} ({low:.2g}–{high:.2g})")
+        assert f"| {cache} | {cells[0]} | {cells[1]} |" in text
+    assert f"Reference model, {rows['q4_0', 'prefill']['n_tokens']:,} tokens" in text
+    errors = rows["q4_0", "prefill"]["standard_error_by_block"]
+    names = {"1": "single tokens", "16": "16 neighbours", "64": "64 neighbours", "chunk": "whole chunks"}
+    for block, name in names.items():
+        assert f"| {name} | {errors[block]:.5f} |" in text
+    one, many = (n_bytes / 2**20 for n_bytes in record["peak_n_bytes"].values())
+    assert f"{one:.1f} MiB at most with one document and {many:.1f} MiB with 32" in text
+    assert rows["the same", "prefill"]["mean"] == rows["the same", "decode"]["mean"] == 0
+    assert sorted(errors.values()) == list(errors.values()), "longer blocks, larger errors"
+    assert abs(many - one) < 1
 
 
 def simulated(rng: np.random.Generator, n_chunks: int, n_scored: int) -> list[TokenDivergence]:
