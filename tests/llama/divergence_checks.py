@@ -15,6 +15,10 @@ PRINTED = 1e-4
 16/65535 nats."""
 
 
+CLIPPED_BY = 2.0
+"""Nats by which a value that was raised is off at most, on the average of a row; rows show up to 0.6."""
+
+
 def column(tokens: Sequence[TokenDivergence], name: str, like: Float64Array) -> Float64Array:
     """A number of every token, in the shape of ``like``."""
     return np.array([getattr(token, name) for token in tokens]).reshape(like.shape)
@@ -26,7 +30,9 @@ def check_against_saved(
     """Every token agrees with what llama-perplexity saved of both caches, as closely as its steps allow."""
     p = np.exp(baseline.log_probs)
     kl = (p * (baseline.log_probs - policy.log_probs)).sum(axis=-1)
-    assert np.all(np.abs(column(tokens, "kl", kl) - kl) <= baseline.error + policy.error)
+    clipped = (p * (baseline.clipped() | policy.clipped())).sum(axis=-1)
+    allowed = baseline.error + policy.error + CLIPPED_BY * clipped
+    assert np.all(np.abs(column(tokens, "kl", kl) - kl) <= allowed)
     for name, saved in (("nll_baseline", baseline), ("nll_policy", policy)):
         found = np.minimum(column(tokens, name, saved.error), -saved.lowest)
         assert np.all(np.abs(found - saved.nll()) <= saved.error + 1e-5), name

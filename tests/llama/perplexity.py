@@ -34,6 +34,10 @@ class SavedLogProbs:
     error: Float64Array
     lowest: Float64Array
 
+    def clipped(self) -> npt.NDArray[np.bool_]:
+        """Which values were raised, (n_chunk, n_scored, n_vocab)."""
+        return self.log_probs <= self.lowest[..., None]
+
     def nll(self) -> Float64Array:
         """Negative log probabilities of the tokens to predict, (n_chunk, n_scored)."""
         return -np.take_along_axis(self.log_probs, self.following[..., None], axis=-1)[..., 0]
