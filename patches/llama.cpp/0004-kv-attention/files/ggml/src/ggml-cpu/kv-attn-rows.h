@@ -108,7 +108,7 @@ void for_row_groups(int64_t row, int64_t n_rows, F && f) {
     }
 }
 
-// Query rows that share one conversion, as the registers allow
+// Query rows that share one conversion, as many as there are registers for; AVX2 has 16 of them, the others 32.
 constexpr int DOT_ROWS  = EPR == 8 ? 2 : 4;
 constexpr int SDOT_ROWS = 2;
 constexpr int ADD_ROWS  = EPR == 16 ? 8 : EPR == 8 ? 2 : 4;
@@ -116,15 +116,13 @@ constexpr int ADD_ROWS  = EPR == 16 ? 8 : EPR == 8 ? 2 : 4;
 // Cache rows whose converted values are held at once, so that a query value is loaded once for all of them
 constexpr int DOT_HELD = EPR == 16 ? 4 : EPR == 8 ? 1 : 2;
 
-// Value rows between two visits to an output row: few, so that they stay in the first-level cache
-// even when their distance is a power of two.
-
-
+// Value rows between two visits to an output row: few, so that they stay in the first-level cache even when their
+// distance is a power of two.
 constexpr int64_t ADD_KV = 16;
 
-// Cache rows that are wanted soon. Rows of one head are too far from each other for the processor to foresee.
+// Cache rows that are wanted soon. The rows of one head lie too far apart for the processor to foresee them.
 struct upcoming_rows {
-    const char * first;   // nullptr: none
+    const char * first;
     size_t       stride;  // bytes from row to row
     size_t       n_bytes; // of one row
     int64_t      n_rows;
@@ -404,12 +402,17 @@ struct row_kernels {
     // y = the row as floats, padded with zeros to whole blocks
     static void to_f32(const char * row, int64_t width, float * y) {
         const Block * x = (const Block *) row;
-        for (int64_t i = 0; i < n_blocks(width); ++i) {
-            const Block b = i < width/BLOCK ? x[i] : last_block(x, width);
-            for (int h = 0; h < 2; ++h) {
-                store_16(y + i*BLOCK + 16*h, half_as_f32(b, h));
-            }
+        for (int64_t i = 0; i < width/BLOCK; ++i) {
+            block_to_f32(x[i], y + i*BLOCK);
         }
+        if (width % BLOCK != 0) {
+            block_to_f32(last_block(x, width), y + width/BLOCK*BLOCK);
+        }
+    }
+
+    static void block_to_f32(const Block & x, float * y) {
+        store_16(y,      half_as_f32(x, 0));
+        store_16(y + 16, half_as_f32(x, 1));
     }
 };
 

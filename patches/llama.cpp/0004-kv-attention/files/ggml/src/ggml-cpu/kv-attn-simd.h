@@ -191,8 +191,8 @@ inline f32x16 load_16(const ggml_fp16_t * x) {
 inline f32x16 load_16(const ggml_bf16_t * x) {
     const uint16x8_t lo = vld1q_u16((const uint16_t *) x);
     const uint16x8_t hi = vld1q_u16((const uint16_t *) (x + 8));
-    const auto widen = [](uint16x4_t bits) { return vreinterpretq_f32_u32(vshll_n_u16(bits, 16)); };
-    return {{ widen(vget_low_u16(lo)), widen(vget_high_u16(lo)), widen(vget_low_u16(hi)), widen(vget_high_u16(hi)) }};
+    const auto as_f32 = [](uint16x4_t bits) { return vreinterpretq_f32_u32(vshll_n_u16(bits, 16)); };
+    return {{ as_f32(vget_low_u16(lo)), as_f32(vget_high_u16(lo)), as_f32(vget_low_u16(hi)), as_f32(vget_high_u16(hi)) }};
 }
 
 inline float32x4_t widen_f16(ggml_fp16_t a, ggml_fp16_t b, ggml_fp16_t c, ggml_fp16_t d) {

@@ -1,8 +1,13 @@
 #include "kv-attn.h"
 
+#include "ggml-impl.h"
+#include "simd-mappings.h"
+
+// The kernels keep vectors in arrays, which those of SVE and RVV, of no fixed size, do not allow.
+#if defined(GGML_SIMD) && !defined(__ARM_FEATURE_SVE) && !defined(__riscv_v_intrinsic)
+
 #include "kv-attn-rows.h"
 
-#include "ggml-impl.h"
 #include "simd-gemm.h"
 #include "vec.h"
 
@@ -10,8 +15,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-
-#if defined(GGML_SIMD) && !defined(__ARM_FEATURE_SVE) && !defined(__riscv_v_intrinsic)
 
 namespace kv_attn {
 namespace {
@@ -23,9 +26,12 @@ constexpr int64_t TILE_KV = 64;
 // the transposition of the K tile.
 constexpr int64_t GEMM_ROWS = 96;
 
-// Cache rows of one chunk when there are too few query rows to keep the threads busy. All KV heads of a chunk are
-// visited one after the other, so its cache lines, which hold every head of a token, are fetched from memory once.
+// Cache rows of one chunk, at most, when there are few query rows. All KV heads of a chunk are visited one after the
+// other, so its cache lines, which hold every head of a token, are fetched from memory once.
 constexpr int64_t CHUNK_KV = 256;
+
+// Smaller chunks make at least so many items, to keep the threads busy.
+constexpr int64_t MIN_ITEMS = 8;
 
 // Bounds the partial results: (query rows) x (chunks) stays below it, unless one chunk alone exceeds it.
 constexpr int64_t MAX_PARTIALS = 4096;
@@ -34,8 +40,12 @@ constexpr ggml_fp16_t F16_NEG_INF = 0xFC00;
 
 constexpr int64_t LINE = 16; // floats of a cache line; vectors should not straddle two
 
-int64_t whole_lines(int64_t n) {
-    return (n + LINE - 1) / LINE * LINE;
+int64_t divide_up(int64_t n, int64_t part) {
+    return (n + part - 1) / part;
+}
+
+int64_t round_up(int64_t n, int64_t part) {
+    return divide_up(n, part) * part;
 }
 
 float largest(const float * x, int64_t n) {
@@ -80,10 +90,12 @@ struct attn_plan {
     int64_t partial_size() const { return dv + 2; }
     int64_t partials_size() const { return n_chunks > 1 ? n_rows_all() * n_chunks * partial_size() : 0; }
 
+    bool has_matrices() const { return tile_rows >= GEMM_ROWS; }
+
     // floats of one thread's item_buffers
     int64_t scratch_size() const {
-        const int64_t tiles = tile_rows >= GEMM_ROWS ? TILE_KV * (2*dk_pad + dv_pad) : 0;
-        return tile_rows * (dk_pad + dv_pad + TILE_KV) + 3*whole_lines(tile_rows) + tiles;
+        const int64_t tiles = has_matrices() ? TILE_KV * (2*dk_pad + dv_pad) : 0;
+        return tile_rows * (dk_pad + dv_pad + TILE_KV) + 3*round_up(tile_rows, LINE) + tiles;
     }
 };
 
@@ -106,12 +118,13 @@ attn_plan make_plan(const ggml_tensor * dst) {
     // Q and O of one item take half of a 512 KiB second-level cache
     const int64_t fitting = std::max<int64_t>(64, 65536 / (p.dk + p.dv) / 64 * 64);
     p.tile_rows   = std::min(p.n_rows, fitting);
-    p.n_row_tiles = (p.n_rows + p.tile_rows - 1) / p.tile_rows;
+    p.n_row_tiles = divide_up(p.n_rows, p.tile_rows);
 
+    const int64_t min_chunks = divide_up(MIN_ITEMS, p.n_stream * p.n_head_kv * p.n_row_tiles);
     const int64_t max_chunks = std::max<int64_t>(1, MAX_PARTIALS / p.n_rows_all());
-    const int64_t per_chunk  = (p.n_kv + max_chunks - 1) / max_chunks;
-    p.chunk_kv = std::max(CHUNK_KV, (per_chunk + TILE_KV - 1) / TILE_KV * TILE_KV);
-    p.n_chunks = (p.n_kv + p.chunk_kv - 1) / p.chunk_kv;
+    const int64_t wanted     = std::min(CHUNK_KV, p.n_kv / min_chunks);
+    p.chunk_kv = round_up(std::max<int64_t>({ 1, wanted, divide_up(p.n_kv, max_chunks) }), TILE_KV);
+    p.n_chunks = divide_up(p.n_kv, p.chunk_kv);
     return p;
 }
 
@@ -199,14 +212,16 @@ struct item_buffers {
     softmax_state out;
     float * slopes;   // one a query row
     float * scores;   // TILE_KV a query row
-    float * k_tile;   // matrix path only: TILE_KV rows of dk_pad floats, the same transposed, TILE_KV rows of dv_pad
-    float * k_cols;
-    float * v_tile;
+
+    // for items of many query rows
+    float * k_tile = nullptr; // TILE_KV rows of dk_pad floats
+    float * k_cols = nullptr; // the same transposed
+    float * v_tile = nullptr; // TILE_KV rows of dv_pad floats
 
     item_buffers(const attn_plan & plan, float * scratch) {
         const auto take = [&](int64_t n) {
             float * part = scratch;
-            scratch += whole_lines(n);
+            scratch += round_up(n, LINE);
             return part;
         };
         q      = take(plan.tile_rows * plan.dk_pad);
@@ -215,9 +230,11 @@ struct item_buffers {
         out.s  = take(plan.tile_rows);
         slopes = take(plan.tile_rows);
         scores = take(plan.tile_rows * TILE_KV);
-        k_tile = take(TILE_KV * plan.dk_pad);
-        k_cols = take(TILE_KV * plan.dk_pad);
-        v_tile = take(TILE_KV * plan.dv_pad);
+        if (plan.has_matrices()) {
+            k_tile = take(TILE_KV * plan.dk_pad);
+            k_cols = take(TILE_KV * plan.dk_pad);
+            v_tile = take(TILE_KV * plan.dv_pad);
+        }
     }
 };
 
@@ -229,32 +246,10 @@ class item_worker {
     // Leaves the result of query row item.row0 + r in state r of what it returns.
     softmax_state run(const attn_item & item) {
         start(item);
-        const char * k_head = in.head_data(in.k, item.head_kv, item.stream);
-        const char * v_head = in.head_data(in.v, item.head_kv, item.stream);
         for (int64_t kv = item.kv0; kv < item.kv1; kv += TILE_KV) {
             find_visible(item, kv, std::min(TILE_KV, item.kv1 - kv));
-            if (n_visible == 0) {
-                continue;
-            }
-            const char * k_rows[TILE_KV];
-            const char * v_rows[TILE_KV];
-            for (int64_t t = 0; t < n_visible; ++t) {
-                k_rows[t] = k_head + visible[t]*in.k->nb[1];
-                v_rows[t] = v_head + visible[t]*in.v->nb[1];
-            }
-            if (as_matrix(item)) {
-                multiply_k(item.n_rows, k_rows);
-            } else {
-                in.k_ops->dot(buf.q, item.n_rows, k_rows, n_visible, plan.dk, buf.scores, TILE_KV, upcoming(in.v, v_head, kv, item.kv1));
-            }
-            for (int64_t r = 0; r < item.n_rows; ++r) {
-                update_softmax(item, r);
-            }
-            if (as_matrix(item)) {
-                multiply_v(item.n_rows, v_rows);
-            } else {
-                upcoming_rows next = kv + TILE_KV < item.kv1 ? upcoming(in.k, k_head, kv + TILE_KV, item.kv1) : upcoming(in.k, k_head + in.k->nb[2], item.kv0, item.kv1);
-                in.v_ops->add(buf.scores, TILE_KV, item.n_rows, v_rows, n_visible, plan.dv, buf.out.o, next);
+            if (n_visible > 0) {
+                add_tile(item, kv);
             }
         }
         return buf.out;
@@ -270,9 +265,48 @@ class item_worker {
     int64_t visible[TILE_KV];
     int64_t n_visible;
 
+    // The first query row of the item that may see any of them. With a causal mask many rows come before it.
+    int64_t first_row;
+
+    // Values of one mask row for the visible cache rows
     float               bias[TILE_KV];
     const ggml_fp16_t * bias_of;
 
+    void add_tile(const attn_item & item, int64_t kv) {
+        const char * k_head = in.head_data(in.k, item.head_kv, item.stream);
+        const char * v_head = in.head_data(in.v, item.head_kv, item.stream);
+        const char * k_rows[TILE_KV];
+        const char * v_rows[TILE_KV];
+        for (int64_t t = 0; t < n_visible; ++t) {
+            k_rows[t] = k_head + visible[t]*in.k->nb[1];
+            v_rows[t] = v_head + visible[t]*in.v->nb[1];
+        }
+
+        const int64_t n_rows = item.n_rows - first_row;
+        const float * q      = buf.q      + first_row*plan.dk_pad;
+        float       * scores = buf.scores + first_row*TILE_KV;
+        float       * o      = buf.out.o  + first_row*plan.dv_pad;
+
+        if (as_matrix(item)) {
+            multiply_k(q, n_rows, k_rows, scores);
+        } else {
+            in.k_ops->dot(q, n_rows, k_rows, n_visible, plan.dk, scores, TILE_KV, upcoming(in.v, v_head, kv, item.kv1));
+        }
+        for (int64_t r = first_row; r < item.n_rows; ++r) {
+            update_softmax(item, r);
+        }
+        if (as_matrix(item)) {
+            multiply_v(scores, n_rows, v_rows, o);
+        } else {
+            // behind the last tile mostly comes the first one of the next head
+            const bool is_last = kv + TILE_KV >= item.kv1;
+            in.v_ops->add(scores, TILE_KV, n_rows, v_rows, n_visible, plan.dv, o,
+                          is_last ? upcoming(in.k, k_head + in.k->nb[2], item.kv0, item.kv1)
+                                  : upcoming(in.k, k_head, kv + TILE_KV, item.kv1));
+        }
+    }
+
+    // cache rows of one head from kv on, of one tile and before kv1
     static upcoming_rows upcoming(const ggml_tensor * cache, const char * head, int64_t kv, int64_t kv1) {
         return { head + kv*cache->nb[1], cache->nb[1], ggml_row_size(cache->type, cache->ne[0]), std::min(TILE_KV, kv1 - kv) };
     }
@@ -302,19 +336,16 @@ class item_worker {
 
     void find_visible(const attn_item & item, int64_t kv, int64_t n_kv) {
         uint16_t seen[TILE_KV] = {};
-        bool     all_seen = !in.mask;
-        if (in.mask) {
-            const int64_t n_mask_heads = std::min(plan.n_group, in.mask->ne[2]);
-            const int64_t token1 = token_of(item, item.n_rows - 1);
-            for (int64_t token = token_of(item, 0); !all_seen && token <= token1; ++token) {
-                for (int64_t h = 0; h < n_mask_heads; ++h) {
-                    const ggml_fp16_t * mask = in.mask_row(token, item.head_kv*plan.n_group + h, item.stream) + kv;
-                    for (int64_t t = 0; t < n_kv; ++t) {
-                        seen[t] |= mask[t] ^ F16_NEG_INF;
-                    }
-                }
-                all_seen = std::find(seen, seen + n_kv, 0) == seen + n_kv;
+        bool     all_seen = in.mask == nullptr;
+        first_row = 0;
+        for (int64_t r = 0; !all_seen && r < item.n_rows; ++r) {
+            const ggml_fp16_t * mask = in.mask_row(token_of(item, r), head_of(item, r), item.stream) + kv;
+            for (int64_t t = 0; t < n_kv; ++t) {
+                seen[t] |= mask[t] ^ F16_NEG_INF;
             }
+            const int64_t n_seen = n_kv - std::count(seen, seen + n_kv, 0);
+            all_seen  = n_seen == n_kv;
+            first_row = n_seen == 0 ? r + 1 : first_row;
         }
         bias_of   = nullptr;
         n_visible = 0;
@@ -324,7 +355,7 @@ class item_worker {
         }
     }
 
-    void multiply_k(int64_t n_rows, const char * const * k_rows) {
+    void multiply_k(const float * q, int64_t n_rows, const char * const * k_rows, float * scores) {
         for (int64_t t = 0; t < n_visible; ++t) {
             in.k_ops->to_f32(k_rows[t], plan.dk, buf.k_tile + t*plan.dk_pad);
         }
@@ -334,27 +365,27 @@ class item_worker {
                 buf.k_cols[i*TILE_KV + t] = buf.k_tile[t*plan.dk_pad + i];
             }
         }
-        std::fill(buf.scores, buf.scores + n_rows*TILE_KV, 0.0f);
-        simd_gemm(buf.scores, buf.q, buf.k_cols, n_rows, plan.dk_pad, TILE_KV);
+        std::fill(scores, scores + n_rows*TILE_KV, 0.0f);
+        simd_gemm(scores, q, buf.k_cols, n_rows, plan.dk_pad, TILE_KV);
     }
 
-    void multiply_v(int64_t n_rows, const char * const * v_rows) {
+    void multiply_v(const float * weights, int64_t n_rows, const char * const * v_rows, float * o) {
         for (int64_t t = 0; t < n_visible; ++t) {
             in.v_ops->to_f32(v_rows[t], plan.dv, buf.v_tile + t*plan.dv_pad);
         }
         std::fill(buf.v_tile + n_visible*plan.dv_pad, buf.v_tile + TILE_KV*plan.dv_pad, 0.0f);
-        simd_gemm(buf.out.o, buf.scores, buf.v_tile, n_rows, TILE_KV, plan.dv_pad);
+        simd_gemm(o, weights, buf.v_tile, n_rows, TILE_KV, plan.dv_pad);
     }
 
-    // The values of a mask row for the visible cache rows. Heads mostly share one, so the last answer is kept.
-    const float * visible_mask(const ggml_fp16_t * mask) {
-        if (mask != bias_of) {
-            for (int64_t t = 0; t < n_visible; ++t) {
-                bias[t] = GGML_CPU_FP16_TO_FP32(mask[visible[t]]);
-            }
-            bias_of = mask;
+    // Heads mostly share a mask row, so it is not read again.
+    void read_bias(const ggml_fp16_t * mask) {
+        if (mask == bias_of) {
+            return;
         }
-        return bias;
+        for (int64_t t = 0; t < n_visible; ++t) {
+            bias[t] = GGML_CPU_FP16_TO_FP32(mask[visible[t]]);
+        }
+        bias_of = mask;
     }
 
     // Turns the scores of query row r into weights exp(score - M), 0 past n_visible, and brings O and S to the new M.
@@ -366,7 +397,7 @@ class item_worker {
             }
         }
         if (in.mask) {
-            const float * bias = visible_mask(in.mask_row(token_of(item, r), head_of(item, r), item.stream));
+            read_bias(in.mask_row(token_of(item, r), head_of(item, r), item.stream));
             for (int64_t t = 0; t < n_visible; ++t) {
                 x[t] += buf.slopes[r] * bias[t];
             }
