@@ -137,8 +137,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     for name, points in (
-        ("--points", ["32x1024x16", "128x1024x16"]),
-        ("--long-points", ["256x2048x4", "256x4096x2"]),
+        ("--points", ["32x1024x12", "128x1024x16"]),
+        ("--long-points", ["256x2048x4", "256x4096x1"]),
     ):
         parser.add_argument(
             name,
@@ -149,10 +149,10 @@ def main() -> None:
             default=[RecallPoint.parse(point) for point in points],
         )
     parser.add_argument("--document-tokens", type=int, default=512, help="tokens of a document")
-    parser.add_argument("--documents", type=int, default=16, help="documents for perplexity and divergence")
-    parser.add_argument("--layer-documents", type=int, default=3, help="documents for one layer at a time")
+    parser.add_argument("--documents", type=int, default=8, help="documents for perplexity and divergence")
+    parser.add_argument("--layer-documents", type=int, default=2, help="documents for one layer at a time")
     parser.add_argument("--layer-type", default="q4_0", help="the format one layer at a time is kept in")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--only-publish", action="store_true", help="publish curves.json again, measure nothing"
     )

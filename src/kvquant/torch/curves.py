@@ -154,7 +154,8 @@ def measure(
     documents. same_top: share of positions with the f16 cache's first choice. ``report`` is told of each
     setting when it is done.
     """
-    baseline = Setting(BASELINE, f"*:{BASELINE}").writer(model)
+    exact = Setting(BASELINE, f"*:{BASELINE}")
+    baseline = exact.writer(model)
     expected = [log_probabilities(model, reading, baseline) for reading in documents]
     answered = {label: _hits(model, baseline, readings) for label, readings in prompts.items()}
     results = []
@@ -162,7 +163,9 @@ def measure(
         write = setting.writer(model)
         result: dict[str, Any] = {"name": setting.name, "policy": setting.policy, "rotate": setting.rotate}
         result["recall"] = {
-            label: _recall(answered[label], _hits(model, write, readings))
+            label: _recall(
+                answered[label], answered[label] if setting == exact else _hits(model, write, readings)
+            )
             for label, readings in prompts.items()
         }
         if documents:
