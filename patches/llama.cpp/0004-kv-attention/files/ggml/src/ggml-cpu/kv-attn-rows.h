@@ -335,8 +335,8 @@ struct row_kernels {
 
     // o[r] += sum over t of p[r][t] * v[t], HALVES halves of block i of each, from half FIRST on
     template <int N, int FIRST, int HALVES>
-    static inline void add_halves(const float * GGML_RESTRICT p, int64_t p_stride, const Block * const * v, int64_t n_kv,
-                                  int64_t i, float * GGML_RESTRICT o, int64_t o_stride) {
+    static inline void add_halves(const float * GGML_RESTRICT p, int64_t p_stride, const Block * const * v,
+                                  int64_t n_kv, int64_t i, float * GGML_RESTRICT o, int64_t o_stride) {
         GGML_F32_VEC acc[N][HALVES*N_VEC];
         for (int r = 0; r < N; ++r) {
             for (int j = 0; j < HALVES*N_VEC; ++j) {
@@ -393,7 +393,8 @@ struct row_kernels {
                         last[t]  = last_block(rows[t], width);
                         lasts[t] = &last[t];
                     }
-                    add_block<n>(p + row*p_stride + t0, p_stride, lasts, n_t, 0, o + row*o_stride + width/BLOCK*BLOCK, o_stride);
+                    add_block<n>(p + row*p_stride + t0, p_stride, lasts, n_t, 0,
+                                 o + row*o_stride + width/BLOCK*BLOCK, o_stride);
                 }
             });
         }

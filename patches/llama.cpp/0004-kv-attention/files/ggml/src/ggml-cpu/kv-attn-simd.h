@@ -77,16 +77,6 @@ inline f32x16 scaled(const f32x16 & x, GGML_F32_VEC scale, GGML_F32_VEC offset) 
     return y;
 }
 
-inline float sum_lanes(GGML_F32_VEC x) {
-    float lanes[EPR];
-    GGML_F32_VEC_STORE(lanes, x);
-    float sum = 0.0f;
-    for (int64_t i = 0; i < EPR; ++i) {
-        sum += lanes[i];
-    }
-    return sum;
-}
-
 #if defined(KV_ATTN_AVX2)
 
 using i8x16 = __m128i;
@@ -99,7 +89,8 @@ inline i8x16 lookup(i8x16 table, i8x16 x)    { return _mm_shuffle_epi8(table, x)
 
 // adds 16 to lane i where bit i is set
 inline i8x16 plus_fifth_bit(i8x16 x, uint16_t bits) {
-    const __m128i spread  = _mm_shuffle_epi8(_mm_set1_epi16(bits), _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
+    const __m128i which   = _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m128i spread  = _mm_shuffle_epi8(_mm_set1_epi16(bits), which);
     const __m128i bit     = _mm_set1_epi64x((int64_t) 0x8040201008040201);
     const __m128i missing = _mm_cmpeq_epi8(_mm_and_si128(spread, bit), _mm_setzero_si128());
     return _mm_or_si128(x, _mm_andnot_si128(missing, _mm_set1_epi8(16)));
@@ -143,7 +134,7 @@ inline f32x16 load_16(const ggml_bf16_t * x) {
 
 #endif // __AVX512F__
 
-// the sums of the lanes of a, b, c and d, in this order, to s[0..3]
+// s[i] = the sum of the lanes of x[i]
 inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
     __m128 y[4];
     for (int i = 0; i < 4; ++i) {
@@ -185,14 +176,16 @@ inline f32x16 widen(i8x16 x) {
 inline f32x16 load_16(const ggml_fp16_t * x) {
     const float16x8_t lo = vreinterpretq_f16_u16(vld1q_u16(x));
     const float16x8_t hi = vreinterpretq_f16_u16(vld1q_u16(x + 8));
-    return {{ vcvt_f32_f16(vget_low_f16(lo)), vcvt_high_f32_f16(lo), vcvt_f32_f16(vget_low_f16(hi)), vcvt_high_f32_f16(hi) }};
+    return {{ vcvt_f32_f16(vget_low_f16(lo)), vcvt_high_f32_f16(lo),
+              vcvt_f32_f16(vget_low_f16(hi)), vcvt_high_f32_f16(hi) }};
 }
 
 inline f32x16 load_16(const ggml_bf16_t * x) {
     const uint16x8_t lo = vld1q_u16((const uint16_t *) x);
     const uint16x8_t hi = vld1q_u16((const uint16_t *) (x + 8));
     const auto as_f32 = [](uint16x4_t bits) { return vreinterpretq_f32_u32(vshll_n_u16(bits, 16)); };
-    return {{ as_f32(vget_low_u16(lo)), as_f32(vget_high_u16(lo)), as_f32(vget_low_u16(hi)), as_f32(vget_high_u16(hi)) }};
+    return {{ as_f32(vget_low_u16(lo)), as_f32(vget_high_u16(lo)),
+              as_f32(vget_low_u16(hi)), as_f32(vget_high_u16(hi)) }};
 }
 
 inline float32x4_t widen_f16(ggml_fp16_t a, ggml_fp16_t b, ggml_fp16_t c, ggml_fp16_t d) {
@@ -244,6 +237,16 @@ template <typename F> f32x16 each_f32(F && f) {
 inline f32x16 widen(i8x16 x)                   { return each_f32([&](int i) { return (float) x.x[i]; }); }
 inline f32x16 load_16(const ggml_fp16_t * x)  { return each_f32([&](int i) { return GGML_CPU_FP16_TO_FP32(x[i]); }); }
 inline f32x16 load_16(const ggml_bf16_t * x) { return each_f32([&](int i) { return GGML_BF16_TO_FP32(x[i]); }); }
+
+inline float sum_lanes(GGML_F32_VEC x) {
+    float lanes[EPR];
+    GGML_F32_VEC_STORE(lanes, x);
+    float sum = 0.0f;
+    for (int64_t i = 0; i < EPR; ++i) {
+        sum += lanes[i];
+    }
+    return sum;
+}
 
 inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
     for (int i = 0; i < 4; ++i) {

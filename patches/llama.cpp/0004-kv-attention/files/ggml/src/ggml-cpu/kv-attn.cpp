@@ -308,13 +308,17 @@ class item_worker {
 
     // cache rows of one head from kv on, of one tile and before kv1
     static upcoming_rows upcoming(const ggml_tensor * cache, const char * head, int64_t kv, int64_t kv1) {
-        return { head + kv*cache->nb[1], cache->nb[1], ggml_row_size(cache->type, cache->ne[0]), std::min(TILE_KV, kv1 - kv) };
+        const size_t stride = cache->nb[1];
+        return { head + kv*stride, stride, ggml_row_size(cache->type, cache->ne[0]), std::min(TILE_KV, kv1 - kv) };
     }
 
     static bool as_matrix(const attn_item & item) { return item.n_rows >= GEMM_ROWS; }
 
     int64_t token_of(const attn_item & item, int64_t r) const { return (item.row0 + r) / plan.n_group; }
-    int64_t head_of (const attn_item & item, int64_t r) const { return item.head_kv*plan.n_group + (item.row0 + r) % plan.n_group; }
+
+    int64_t head_of(const attn_item & item, int64_t r) const {
+        return item.head_kv*plan.n_group + (item.row0 + r) % plan.n_group;
+    }
 
     void start(const attn_item & item) {
         for (int64_t r = 0; r < item.n_rows; ++r) {
@@ -499,7 +503,8 @@ void ggml_kv_attn_forward(const ggml_compute_params * params, ggml_tensor * dst)
     const attn_inputs in(dst);
     const attn_plan   plan = make_plan(dst);
 
-    float * work     = (float *) (((uintptr_t) params->wdata + LINE*sizeof(float) - 1) / (LINE*sizeof(float)) * (LINE*sizeof(float)));
+    const uintptr_t line = LINE*sizeof(float);
+    float * work     = (float *) (((uintptr_t) params->wdata + line - 1) / line * line);
     float * scratch  = work + params->ith * plan.scratch_size();
     float * partials = work + params->nth * plan.scratch_size();
 
