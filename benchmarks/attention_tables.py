@@ -1,4 +1,4 @@
-"""The tables of docs/attention.md, from the record of benchmarks/attention.py, as Markdown."""
+"""The tables of docs/attention.md, from the records of its measurements, as Markdown."""
 
 from __future__ import annotations
 
@@ -73,6 +73,36 @@ def target_table(record: dict[str, Any]) -> str:
         for target in record["summary"]["targets"]
     ]
     return markdown(["what", "target", "measured", "met"], rows)
+
+
+def divergence_table(record: dict[str, Any]) -> str:
+    """From the record of benchmarks/attention_divergence.py."""
+    rows = [
+        [
+            f"`{row['policy']}`",
+            row["path"],
+            *(f"{mean:.2e} ± {error:.0e}" for mean, error in (row["patched"], row["stock"])),
+            f"{row['difference'][0]:+.1e} ± {row['difference'][1]:.0e}",
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(["policy", "path", "patched", "stock's attention", "difference"], rows)
+
+
+def arm_table(record: dict[str, Any]) -> str:
+    """From the record of tools/prove_attention_rk.py."""
+    rows = [
+        [
+            f"{count['n_head'] // count['n_head_kv']} heads of {count['head_dim']}",
+            f"`{count['k_type']}`",
+            str(count["n_tokens"]),
+            f"{count['stock']:.0f}",
+            f"{count['ours']:.0f}",
+            f"{count['ours'] / count['stock']:.2f}",
+        ]
+        for count in record["counts"]
+    ]
+    return markdown(["a KV head's group", "cache", "query tokens", "stock", "patched", "ratio"], rows)
 
 
 def met(target: dict[str, Any]) -> str:
