@@ -70,6 +70,7 @@ rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions,
 		--out benchmarks/results/rk3588.json
 
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
+SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-attention-op
 SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer
 REPORTS := $(CURDIR)/.cache/sanitize
 
@@ -77,11 +78,11 @@ REPORTS := $(CURDIR)/.cache/sanitize
 sanitize: $(VENV)/test.stamp ## The proofs against a build with address and undefined-behaviour sanitizers
 	@set -e; \
 	rm -rf $(REPORTS); mkdir -p $(REPORTS); \
-	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program llama-server --program llama-kv-layers-test \
+	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) $(foreach name,$(SANITIZED),--program $(name)) \
 		$(foreach arg,$(SANITIZE),--cmake-arg $(arg)) \
 		--cmake-arg "-DCMAKE_C_FLAGS=$(SANITIZE_FLAGS)" --cmake-arg "-DCMAKE_CXX_FLAGS=$(SANITIZE_FLAGS)"); \
 	KVQUANT_LLAMA_BIN=$$bin ASAN_OPTIONS=log_path=$(REPORTS)/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(REPORTS)/report \
-		$(BIN)/pytest --numprocesses $(JOBS) tests/llama/test_proof_*.py 2>&1 | tee $(REPORTS)/tests; \
+		$(BIN)/pytest --numprocesses $(JOBS) tests/llama/test_proof_*.py tests/attention 2>&1 | tee $(REPORTS)/tests; \
 	$(BIN)/python tools/sanitizer_report.py $(REPORTS)/report --build-info "$$bin/../build-info.json" \
 		--tests $(REPORTS)/tests --out benchmarks/results/sanitize.json

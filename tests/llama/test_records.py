@@ -50,6 +50,7 @@ def test_the_patch_matrix_record() -> None:
             assert {"llama-server", "llama-bench"} <= set(row["built"])
             assert row["kv_layers"]
             assert row["vectors_hold"]
+            assert row["serves_mixed"]
 
 
 def test_the_sanitizer_record() -> None:
