@@ -17,12 +17,14 @@ from kvquant.evals.validation.records import Records
 from kvquant.evals.validation.result import (
     Failure,
     PolicyResult,
+    Speed,
     ValidationResult,
     Verdict,
     parse_result,
     read_result,
     write_result,
 )
+from kvquant.evals.validation.verdict import judge_speed
 
 BROKEN = "1" * 280 + "0" * 120
 COSTS = "1" * 380 + "0" * 20
@@ -138,6 +140,15 @@ def test_only_a_sure_slowdown_costs(factors: list[float], expected: Verdict) -> 
     made = records(rounds=rounds_of(speeds))
     assert verdict(made) is expected
     assert "decode at depth 64" in reasons(made)
+
+
+def test_one_slow_depth_of_several_may_be_chance() -> None:
+    def point(depth: int, high: float) -> Speed:
+        return Speed("decode", depth, 100.0, 0.5, (0.4, high), 6)
+
+    for highs, expected in (((0.6, 1.2), Verdict.SAFE), ((0.6, 0.7), Verdict.COSTS)):
+        (found,) = judge_speed([point(0, highs[0]), point(64, highs[1])], RULES)
+        assert found.verdict is expected
 
 
 def test_no_baseline_no_comparison() -> None:

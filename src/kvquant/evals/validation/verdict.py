@@ -19,6 +19,10 @@ WORST_FIRST = (Verdict.BROKEN, Verdict.FAILED, Verdict.COSTS, Verdict.CANNOT_TEL
 """Of several findings the first of these decides. What is known to be broken stays so if something fails."""
 
 
+SLOW_DEPTHS = 2
+"""Depths at which a phase must be surely slow to count as a cost, where it was measured at as many."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one part says. counts: whether it speaks about quality, without which nothing is called safe."""
@@ -102,11 +106,17 @@ def judge_memory(memory: Memory | None) -> list[Finding]:
 
 
 def judge_speed(points: Sequence[Speed], rules: Rules) -> list[Finding]:
-    """The slowest point decides, and only where its whole interval is below the limit."""
+    """A phase is slow where whole intervals are below the limit, at SLOW_DEPTHS depths if it has so many: of
+    many intervals one is off by chance.
+    """
     known = [point for point in points if point.ratio is not None]
     if not known:
         return []
-    slow = [point for point in known if point.interval and point.interval[1] < rules.safe_speed]
+    slow = [
+        point
+        for phase in ("prefill", "decode")
+        for point in _slow([p for p in known if p.phase == phase], rules)
+    ]
     worst = min(slow or known, key=lambda point: point.ratio or 0.0)
     said = (
         f"{worst.phase} at depth {worst.depth}: {worst.ratio:.2f} of the baseline's speed"
@@ -116,6 +126,12 @@ def judge_speed(points: Sequence[Speed], rules: Rules) -> list[Finding]:
         return [Finding(Verdict.COSTS, f"{said}, below {rules.safe_speed:g}")]
     unsure = f", {worst.n_rounds} of the 6 rounds an interval needs" if worst.interval is None else ""
     return [Finding(Verdict.SAFE, f"slowest point, {said}{unsure}")]
+
+
+def _slow(points: Sequence[Speed], rules: Rules) -> list[Speed]:
+    """The points of a phase that are surely slow, none when they are too few."""
+    found = [point for point in points if point.interval and point.interval[1] < rules.safe_speed]
+    return found if len(found) >= min(SLOW_DEPTHS, len(points)) else []
 
 
 def _because(verdict: Verdict, row: TaskRow, rules: Rules) -> str:
@@ -149,7 +165,7 @@ def _path(path: Divergence, rules: Rules) -> Finding:
         return Finding(Verdict.COSTS, f"{said}, above {rules.safe_kl:g}", True)
     if high <= rules.safe_kl:
         return Finding(Verdict.SAFE, f"{said}, at most {rules.safe_kl:g}", True)
-    return Finding(Verdict.CANNOT_TELL, f"{said}, which has {rules.safe_kl:g} inside", True)
+    return Finding(Verdict.CANNOT_TELL, f"{said}; {rules.safe_kl:g} lies inside", True)
 
 
 def _category(row: TaskRow) -> str:
