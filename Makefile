@@ -69,6 +69,12 @@ rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions,
 	$(BIN)/python tools/prove_rk.py --native "$$($(BIN)/kvquant llama build --jobs $(JOBS))" --prefix build/rk3588 \
 		--out benchmarks/results/rk3588.json
 
+.PHONY: standard
+standard: $(VENV)/run.stamp ## Validate six policies on the reference model; goes on where it stopped
+	$(BIN)/kvquant validate --llama-bin "$$($(BIN)/kvquant llama build --jobs $(JOBS))" --threads 1 --policy f16 \
+		--policy q8_0 --policy q4_0 --policy hybrid --policy k8v4 --policy 0-10:q4_0,11-31:q8_0 --out runs/standard
+	$(BIN)/kvquant report runs/standard --html runs/standard/report.html
+
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
 SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-attention-op
 SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer

@@ -16,7 +16,7 @@ from write_cli_reference import REFERENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-COMMAND = re.compile(r"^ *(?:\$ )?(kvquant .*|make [a-z0-9-]+.*)$")
+COMMAND = re.compile(r"^ *(?:\$ )?(?:\.venv/bin/)?(kvquant .*|make [a-z0-9-]+.*)$")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -91,3 +91,13 @@ def test_the_command_reference_is_current() -> None:
         check=True,
     )
     assert made.stdout == REFERENCE.read_text(), "run: python tools/write_cli_reference.py"
+
+
+def test_readme_shows_the_verdicts_of_the_committed_validation() -> None:
+    page = (ROOT / "eval/results/standard/report.md").read_text()
+    table = page[page.index("| policy |") :].split("\n\n")[0].splitlines()
+    cells = [re.split(r"(?<!\\)\|", row)[1:7] for row in (table[0], *table[2:])]
+    assert len(cells) > 6
+    readme = (ROOT / "README.md").read_text()
+    for row in cells:
+        assert f"|{'|'.join(row)}|\n" in readme
