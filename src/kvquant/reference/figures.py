@@ -108,6 +108,8 @@ def difference_figure(*parts: Sequence[Mapping[str, Any]]) -> bytes:
     """
     figure, panels = _figure(len(parts), height=4.2)
     for panel, (_, *results) in zip(panels, parts, strict=True):
+        # Linear to one point, then logarithmic: 4 bits and 2 bits in one picture.
+        panel.set_yscale("symlog", linthresh=1.0)
         labels = list(results[0]["recall"])
         for number, label in enumerate(labels):
             cells = [result["recall"][label] for result in results]
@@ -121,6 +123,7 @@ def difference_figure(*parts: Sequence[Mapping[str, Any]]) -> bytes:
             )
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.set(ylabel="recall, change from f16 (percentage points)")
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xticks(
             range(len(results)), [result["name"] for result in results], rotation=60, ha="right", fontsize=7
         )
