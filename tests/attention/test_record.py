@@ -1,0 +1,72 @@
+"""docs/attention.md says what the committed records of its measurements say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvquant.llama.cache import checkout_root
+
+ROOT = checkout_root() or Path()
+RECORDS = ("attention.json", "attention-divergence.json", "attention-rk3588.json")
+
+
+def record(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / "benchmarks/results" / name).read_text())
+    return loaded
+
+
+@pytest.fixture
+def text() -> str:
+    return (ROOT / "docs/attention.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
+
+
+def test_the_benchmark(text: str) -> None:
+    from attention_summary import summarize
+    from attention_tables import all_tables
+
+    made = record("attention.json")
+    assert json.loads(json.dumps(summarize(made))) == made["summary"], "the summary is not that of the runs"
+    for name, table in all_tables(made).items():
+        assert name == "targets" or table in text, f"the table {name} is not the record's"
+    missed = [target["what"] for target in made["summary"]["targets"] if not target["met"]]
+    assert all(what in text for what in missed), "a missed target is not named"
+    assert f"{len(made['summary']['targets'])} comparisons" in text
+    assert f"{made['summary']['bandwidth_gb_per_s']} GB/s" in text
+
+
+def test_the_divergence(text: str) -> None:
+    from attention_tables import divergence_table
+
+    made = record("attention-divergence.json")
+    assert divergence_table(made) in text
+    assert f"{made['rows'][0]['n_chunks']} chunks" in text
+    for row in made["rows"]:
+        difference, error = row["difference"]
+        assert difference < 3 * error, f"{row['policy']} costs more than with stock's attention"
+
+
+def test_the_arm_build(text: str) -> None:
+    from attention_tables import arm_table
+
+    made = record("attention-rk3588.json")
+    assert arm_table(made) in text
+    assert made["instructions"]["sdot 4s"] > 0
+    assert f"{made['instructions']['sdot 4s']} `sdot`" in text
+    assert made["tests"].split(" in ")[0] in text
+    assert "failed" not in made["tests"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_name_no_folder_of_the_machine_they_were_made_on(name: str) -> None:
+    text = json.dumps(record(name))
+    assert not any(part in text for part in ('"/home', '"/root', '"/work', '"/tmp'))
