@@ -171,9 +171,9 @@ def test_both_paths_tell_the_same(
 @needs_program
 def test_which_positions_are_scored(folder: Path) -> None:
     texts = tuple(sorted(folder.glob("document-*")))
-    request = DivergenceRequest(
-        REFERENCE, texts, CacheTypes(k_type="q8_0"), n_ctx=96, n_ubatch=40, n_threads=1
-    )
+    # Nothing in a float32 cache rounds one way in one batch and another way in the next.
+    exact = CacheTypes(k_type="f32", v_type="f32")
+    request = DivergenceRequest(REFERENCE, texts, exact, n_ctx=96, n_ubatch=40, n_threads=1)
     chosen = tokens_of(replace(request, score_from=50, every=7), folder)
     assert {token.document for token in chosen} == {0, 1, 2}
     full = [token.position for token in chosen if (token.document, token.chunk) == (0, 0)]
@@ -190,7 +190,7 @@ def test_which_positions_are_scored(folder: Path) -> None:
         for token in tokens_of(replace(request, score_from=20, n_ubatch=96), folder)
     }
     for token, place in zip(chosen, places, strict=True):
-        assert token.nll_policy == pytest.approx(every[place].nll_policy, abs=0.02)
+        assert token.nll_policy == pytest.approx(every[place].nll_policy, abs=0.001)
 
 
 @needs_program

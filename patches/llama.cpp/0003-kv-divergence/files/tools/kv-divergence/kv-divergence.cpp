@@ -315,6 +315,8 @@ int main(int argc, char ** argv) {
         llama_log_set(on_log, &log);
         ggml_backend_load_all();
         llama_backend_init();
+        // a backend that is not there is no reason for a failure later on
+        log.first_error.clear();
 
         run(opts);
         return 0;
