@@ -1,10 +1,11 @@
 """Attention over the cache: the patched llama-server against the stock one, in turn, in tokens per second.
 
-Two random models whose other parts cost little. A slot is restored to each depth, then timed are batches of
-further prompt tokens and the decoding behind them. Every round runs all types on both builds in turn, the
-next round the other way round. By default each server has one thread and its processor time counts, so that
-waiting for other programs does not; --clock wall takes any number of threads and needs an idle machine. The
-program ends before it has run for --seconds; the same command goes on where it stopped.
+Random models: two whose other parts cost little, and one with an embedding as wide as its heads together. A
+slot is restored to each depth, then timed are batches of further prompt tokens and the decoding behind them.
+Every round runs all types on both builds in turn, the next round the other way round. By default each server
+has one thread and its processor time counts, so that waiting for other programs does not; --clock wall takes
+any number of threads and needs an idle machine. The program ends before it has run for --seconds; the same
+command goes on where it stopped.
 
     python benchmarks/attention.py --patched "$(kvquant llama build)" \\
         --stock "$(kvquant llama build --stock --program llama-server)" \\
@@ -44,6 +45,7 @@ from write_random_gguf import RandomModel, write_random_gguf
 MODELS = {
     "gqa2-128": RandomModel(n_layer=28, n_head=16, n_head_kv=8, head_dim=128, width=256),
     "gqa8-256": RandomModel(n_layer=28, n_head=16, n_head_kv=2, head_dim=256, width=256),
+    "gqa2-128-wide": RandomModel(n_layer=28, n_head=16, n_head_kv=8, head_dim=128),
 }
 MIXED = "0-10:q8_0,11-27:q4_0"
 RUNS = (
@@ -235,7 +237,7 @@ def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, clo
     return {**entry, "others_share": round(others.share, 3), "points": [asdict(point) for point in points]}
 
 
-def start_record(builds: dict[str, Path], folder: Path) -> dict[str, Any]:
+def start_record(builds: dict[str, Path], folder: Path, models: Sequence[str]) -> dict[str, Any]:
     record = provenance("benchmarks/attention.py", ("numpy", "gguf", "kvquant"))
     kept = ("commit", "series_digest", "patches", "target", "cmake_args", "compiler")
     record["builds"] = {
@@ -243,7 +245,8 @@ def start_record(builds: dict[str, Path], folder: Path) -> dict[str, Any]:
         for arm, programs in builds.items()
     }
     record["models"] = {}
-    for name, model in MODELS.items():
+    for name in models:
+        model = MODELS[name]
         path = write_random_gguf(folder / f"{name}.gguf", model)
         record["models"][name] = describe_model(model, ModelShape.from_gguf(path), path)
     return {**record, "runs": []}
@@ -266,18 +269,19 @@ def main() -> None:
     if arguments.clock == "processor" and arguments.threads != 1:
         parser.error("--clock processor adds up threads, also those that wait: it takes --threads 1")
     builds = {"stock": arguments.stock, "patched": arguments.patched}
+    models = arguments.model or tuple(MODELS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.out.exists():
             record = json.loads(arguments.out.read_text())
         else:
             record = {
-                **start_record(builds, folder),
+                **start_record(builds, folder, models),
                 "clock": arguments.clock,
                 "n_threads": arguments.threads,
             }
         began, longest = time.monotonic(), 0.0
-        for run in runs_to_do(record, arguments.model or tuple(MODELS), arguments.rounds):
+        for run in runs_to_do(record, models, arguments.rounds):
             start = time.monotonic()
             if start - began + longest > arguments.seconds:
                 break

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 DEPTHS = (0, 512, 2048, 8192)
 PANELS = {"decode": "decode", "256": "prefill of 256"}
-MODEL_TITLES = {"gqa2-128": "8 KV heads of 128", "gqa8-256": "2 KV heads of 256"}
+MODEL_TITLES = {
+    "gqa2-128": "8 KV heads of 128",
+    "gqa8-256": "2 KV heads of 256",
+    "gqa2-128-wide": "8 KV heads of 128, wide embedding",
+}
 COLOURS = {
     "f16": LIGHT.text,
     "q8_0": LIGHT.series_1,

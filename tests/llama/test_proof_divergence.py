@@ -190,7 +190,7 @@ def test_which_positions_are_scored(folder: Path) -> None:
         for token in tokens_of(replace(request, score_from=20, n_ubatch=96), folder)
     }
     for token, place in zip(chosen, places, strict=True):
-        assert token.nll_policy == pytest.approx(every[place].nll_policy, abs=0.001)
+        assert token.nll_policy == pytest.approx(every[place].nll_policy, abs=0.01)
 
 
 @needs_program
