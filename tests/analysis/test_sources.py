@@ -84,7 +84,9 @@ def test_a_hybrid_model_is_drawn_layer_by_layer() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_a_capture_gives_its_own_numbers(dtype: type) -> None:
     capture = small_capture(dtype=dtype)
-    layer = open_source(capture=capture).layer(2)
+    source = open_source(capture=capture)
+    layer = source.layer(2)
+    assert ("so f16 is exact" in source.info.description) == (dtype is np.float16)
     np.testing.assert_array_equal(layer.k, capture.layers[2].k.astype(np.float32))
     np.testing.assert_array_equal(layer.v, capture.layers[2].v.astype(np.float32))
     np.testing.assert_array_equal(layer.q, np.asarray(capture.layers[2].q, np.float32))

@@ -162,10 +162,12 @@ class CaptureSource:
         """Where the data come from and how much is sampled."""
         axes = self.capture.layers[0].axes
         n_head_kv = len(_spread(axes.n_head_kv, self.sampling.n_head_kv))
+        halved = any(layer.k.dtype == np.float16 for layer in self.capture.layers)
+        kept = "; kept as float16, so f16 is exact" if halved else ""
         return SourceInfo(
             kind="capture",
             name=self.name,
-            description=f"K and V of {self.capture.model} ({self.capture.source})",
+            description=f"K and V of {self.capture.model} ({self.capture.source}{kept})",
             queries="captured" if self.capture.queries == "captured" else "synthetic",
             seed=self.seed if self.capture.queries == "none" else None,
             n_tokens=self.capture.n_tokens,
