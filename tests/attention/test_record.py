@@ -12,7 +12,7 @@ import pytest
 from kvquant.llama.cache import checkout_root
 
 ROOT = checkout_root() or Path()
-RECORDS = ("attention.json", "attention-divergence.json", "attention-rk3588.json")
+RECORDS = ("attention.json", "attention-wide.json", "attention-divergence.json", "attention-rk3588.json")
 
 
 def record(name: str) -> dict[str, Any]:
@@ -42,6 +42,18 @@ def test_the_benchmark(text: str) -> None:
     assert all(what in text for what in missed), "a missed target is not named"
     assert f"{len(made['summary']['targets'])} comparisons" in text
     assert f"{made['summary']['bandwidth_gb_per_s']} GB/s" in text
+
+
+def test_the_benchmark_of_a_whole_model(text: str) -> None:
+    from attention_summary import summarize
+    from attention_tables import speed_table
+
+    made = record("attention-wide.json")
+    assert json.loads(json.dumps(summarize(made))) == made["summary"], "the summary is not that of the runs"
+    for what in ("decode", "256"):
+        assert speed_table(made, "gqa2-128-wide", what) in text
+    missed = [target for target in made["summary"]["targets"] if not target["met"]]
+    assert f"{len(missed)} of {len(made['summary']['targets'])}" in text
 
 
 def test_the_divergence(text: str) -> None:
