@@ -96,16 +96,22 @@ def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
 def test_it_ends_when_its_starter_is_ended(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
         "from pathlib import Path\n"
         "from kvquant.llama.process import BackgroundProgram\n"
+        # Whoever runs the tests may ignore these, as nohup does, and what is ignored is inherited.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"with BackgroundProgram([sys.executable, '-c', {SPAWNS_A_CHILD!r}], Path({str(log)!r})):\n"
         "    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as starter:
-        pids = _pids(log)
-        starter.send_signal(number)
-        starter.wait(timeout=20)
+        try:
+            pids = _pids(log)
+            starter.send_signal(number)
+            starter.wait(timeout=20)
+        finally:
+            starter.kill()
         _assert_gone(pids)
 
 
