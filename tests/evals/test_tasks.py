@@ -181,7 +181,7 @@ def test_the_agent_suite_is_the_published_one() -> None:
     assert (weights["reasoning"], weights["tool calls"], weights["math"]) == (3.0, 2.5, 1.0)
 
 
-@pytest.mark.parametrize("name", ["agent", "recall"])
+@pytest.mark.parametrize("name", ["agent", "recall", "short", "standard"])
 def test_samples_are_spread_and_a_short_run_is_part_of_a_long_one(name: str) -> None:
     suite = load_suite(name)
     drawn = samples(suite, 6, 0)
@@ -192,10 +192,14 @@ def test_samples_are_spread_and_a_short_run_is_part_of_a_long_one(name: str) -> 
 
 
 def test_every_shipped_suite_loads() -> None:
-    assert suite_names() == ["agent", "recall"]
-    assert len({load_suite(name).digest for name in suite_names()}) == 2
+    assert suite_names() == SUITES
+    suites = [load_suite(name) for name in SUITES]
+    # Those without tests ask nothing of their own; what tells them apart are their other parts.
+    assert len({suite.digest for suite in suites if suite.tests}) == sum(bool(suite.tests) for suite in suites)
+    assert len({(suite.digest, repr(suite.parts)) for suite in suites}) == len(SUITES)
 
 
+SUITES = ["agent", "kld", "memory", "recall", "short", "speed", "standard"]
 HEAD = {"suite": {"name": "s", "about": "a", "n": 3, "max_tokens": 9}}
 RULES = {"rules": {"alpha": 0.05, "power": 0.8, "disagreement": 0.05, "safe_loss": 0.05, "broken_loss": 0.2}}
 TEST = {"task": "needle", "category": "c", "weight": 1.0}
@@ -228,7 +232,7 @@ def test_a_suite_with_a_mistake_says_where(document: dict[str, object], message:
 
 
 def test_unknown_suites(tmp_path: object) -> None:
-    with pytest.raises(UsageError, match="no suite 'agnet'; known: agent, recall"):
+    with pytest.raises(UsageError, match=f"no suite 'agnet'; known: {', '.join(SUITES)}"):
         load_suite("agnet")
     with pytest.raises(KVQuantError, match="cannot be read"):
         load_suite(f"{tmp_path}/no.toml")
