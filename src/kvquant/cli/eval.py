@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.options import json_option
+from kvquant.cli.options import json_option, out_option, seed_option, timeout_option
 from kvquant.evals.endpoint import Endpoint
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.records import FILE_NAME, Run, SampleRecord, open_log, read_run
@@ -23,20 +23,11 @@ from kvquant.evals.summary import Summary, summarise
 @click.command("eval")
 @click.option("--base-url", required=True, metavar="URL", help="Up to the version: http://127.0.0.1:8080/v1.")
 @click.option("--suite", default="agent", show_default=True, metavar="NAME|FILE", help="Which tasks.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the records go."
-)
+@out_option
 @click.option("--model", metavar="NAME", help="As the endpoint calls it.  [default: the only one it serves]")
 @click.option("--n", type=int, metavar="N", help="Samples per category.  [default: the suite's]")
-@click.option("--seed", default=0, show_default=True, metavar="S", help="Which variants are asked.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For one answer.",
-)
+@seed_option
+@timeout_option
 @click.option("--dry-run", is_flag=True, help="Say what would be asked and how long it may take.")
 @json_option
 def evaluate(

@@ -104,6 +104,32 @@ def programs_folder(llama_bin: Path | None) -> Path:
     return Path(found).parent
 
 
+def out_option(command: Command) -> Command:
+    """Add --out DIR, the folder of a run's records."""
+    return click.option(
+        "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the records go."
+    )(command)
+
+
+def seed_option(command: Command) -> Command:
+    """Add --seed S, which of a suite's variants are asked."""
+    return click.option(
+        "--seed", default=0, show_default=True, metavar="S", help="Which variants are asked."
+    )(command)
+
+
+def timeout_option(command: Command) -> Command:
+    """Add --timeout SECONDS, above 0, for one answer."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=300.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="For one answer.",
+    )(command)
+
+
 def json_option(command: Command) -> Command:
     """Add --json: one document on stdout instead of text."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)

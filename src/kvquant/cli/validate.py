@@ -10,7 +10,14 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.options import json_option, llama_bin_option, programs_folder
+from kvquant.cli.options import (
+    json_option,
+    llama_bin_option,
+    out_option,
+    programs_folder,
+    seed_option,
+    timeout_option,
+)
 from kvquant.cli.validation_text import validation_text
 from kvquant.errors import CheckFailed, KVQuantError
 from kvquant.evals.location import eval_folder
@@ -44,26 +51,17 @@ MODEL = Path("reference-model/kvquant-reference-f16.gguf")
     help="A policy or preset; give it once for each. The baseline is f16, else the first.",
 )
 @click.option("--suite", default="standard", show_default=True, metavar="NAME|FILE", help="What is measured.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the records go."
-)
+@out_option
 @llama_bin_option
 @click.option(
     "--n", type=click.IntRange(min=1), metavar="N", help="Samples per category.  [default: the suite's]"
 )
-@click.option("--seed", default=0, show_default=True, metavar="S", help="Which variants are asked.")
+@seed_option
 @click.option(
     "--ctx", type=click.IntRange(min=1), metavar="N", help="Context of the server.  [default: the suite's]"
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama.cpp's programs.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For one answer.",
-)
+@timeout_option
 @click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it takes.")
 @json_option
 def validate_policies(
