@@ -49,3 +49,23 @@ def test_records_name_no_place_of_the_machine_they_were_made_on(folder: Path) ->
         for line in path.read_text().splitlines():
             argv = json.loads(line).get("argv", []) if path.suffix == ".jsonl" else []
             assert not [part for part in argv if part.startswith(("/", "~"))], path
+
+
+def test_the_page_of_results_says_what_the_records_say() -> None:
+    page = (eval_folder() / "results" / "README.md").read_text()
+    rows = {row.split(" | ")[0][2:]: row for row in page.splitlines() if row.startswith("| ")}
+    for policy in read_result(eval_folder() / "results" / "standard" / RESULT).policies[1:]:
+        assert policy.memory is not None and policy.memory.ratio is not None
+        [total] = [row for row in policy.tasks if row.category == "total"]
+        ratios = [
+            ", ".join(f"{point.ratio:.2f}" for point in policy.speed if point.phase == phase)
+            for phase in ("prefill", "decode")
+        ]
+        [path] = [path for path in policy.divergence if path.path == "prefill"]
+        for said in (
+            f"| {policy.memory.ratio:.3f} | {total.other.rate:.1%}".replace("%", " %"),
+            f"| {total.n_lost}, {total.n_gained} |",
+            f"| {path.top1.value:.1%}".replace("%", " %"),
+            f"| {'; '.join(ratios)} | {policy.verdict} |",
+        ):
+            assert said in rows[policy.label], policy.label
