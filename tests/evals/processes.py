@@ -1,10 +1,12 @@
-"""Which programs work in a folder, by their command lines."""
+"""Which programs work in a folder, by their command lines, and a disk that is full."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+
+import pytest
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -18,6 +20,19 @@ def assert_gone(folder: Path, seconds: float = 15.0) -> None:
     while found := processes_of(folder):
         assert time.monotonic() < deadline, f"still running: {found}"
         time.sleep(0.02)
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
+    """Let the ``at_call``-th fsync find the disk full; those before and after it work."""
+    real, calls = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == at_call:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 def _numbers() -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from evals.fake_endpoint import Behaviour, fake_endpoint
+from evals.processes import fill_disk
 from kvquant.cli.main import kvquant
 from kvquant.errors import EndpointError, KVQuantError, UsageError
 from kvquant.evals.outcome import Outcome
@@ -288,15 +289,7 @@ def test_a_file_of_a_later_version_is_refused_and_its_new_fields_are_passed_over
 
 
 def test_a_full_disk_keeps_what_is_measured(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = os.fsync, []
-
-    def fsync(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    fill_disk(monkeypatch, at_call=4)
     with fake_endpoint() as server:
         message = failure(run(server.url, suite), KVQuantError)
         assert "No space left on device; the 2 samples before this are kept" in message

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from evals.processes import assert_gone, processes_of
+from evals.processes import assert_gone, fill_disk, processes_of
 from kvquant.cli.main import kvquant
 from kvquant.errors import CheckFailed, KVQuantError, PolicyError, UsageError
 from kvquant.evals.append_only import alone_in
@@ -307,15 +307,8 @@ def test_a_torn_journal_goes_on_and_a_damaged_one_names_the_line(tmp_path: Path,
 def test_a_full_disk_keeps_what_is_measured(
     tmp_path: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real, calls = tmp_path / "out", os.fsync, []
-
-    def fsync(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 5:
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    out = tmp_path / "out"
+    fill_disk(monkeypatch, at_call=5)
     message = failure(run(suite, out), KVQuantError)
     assert "No space left on device" in message and "samples before this are kept" in message
     monkeypatch.undo()
