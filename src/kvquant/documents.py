@@ -49,8 +49,8 @@ def from_document(
 ) -> T:
     """Build a ``kind`` (a dataclass, or any type of them) from its JSON form.
 
-    where: what the document is called in messages, such as its path. known_only: refuse keys that ``kind`` does
-    not have. Raises ``error``, one line, with the path of the value at fault and what it must be.
+    where: what the document is called in messages, such as its path. known_only: refuse keys that ``kind``
+    does not have. Raises ``error``, one line, with the path of the value at fault and what it must be.
     """
     import msgspec
 
