@@ -25,7 +25,7 @@ _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?$", r
 
 
 def to_document(value: Any) -> Any:
-    """Return the JSON form of a value: dataclasses as objects, tuples as lists, enums by value, paths as text.
+    """Return the JSON form of a value: dataclasses are objects, tuples lists, enums their value, paths text.
 
     Numbers that are not finite stay as they are; `to_json` refuses them.
     """
