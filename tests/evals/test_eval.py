@@ -126,14 +126,21 @@ def at(number: int, what: str) -> Behaviour:
 
 
 @pytest.mark.parametrize("what", ["crash", "cut", "rubbish", "list", "empty", "status"])
-def test_one_failure_is_one_sample(suite: Path, what: str) -> None:
+def test_a_failure_leaves_one_sample_unanswered_and_the_next_run_asks_it_again(
+    suite: Path, what: str
+) -> None:
     with fake_endpoint(at(3, what)) as server:
         assert run(server.url, suite).exit_code == 0
-    assert outcomes(suite) == [Outcome.RIGHT] * 2 + [Outcome.ERROR] + [Outcome.RIGHT] * 5
-    detail = read_run(suite.parent / "out").samples[2].detail
-    assert detail and "\n" not in detail
-    if what == "status":
-        assert detail == "HTTP status 500: the model is not loaded"
+        found = read_run(suite.parent / "out")
+        assert [sample.outcome for sample in found.samples] == [Outcome.RIGHT] * 7
+        (failed,) = found.unanswered
+        assert failed.detail and "\n" not in failed.detail
+        if what == "status":
+            assert failed.detail == "HTTP status 500: the model is not loaded"
+        assert run(server.url, suite).exit_code == 0
+    assert server.prompts[2] == server.prompts[8]
+    found = read_run(suite.parent / "out")
+    assert len(found.samples) == 8 and not found.unanswered
 
 
 @pytest.mark.parametrize("what", ["hang", "drip"])
@@ -149,8 +156,8 @@ def test_an_endpoint_that_only_fails_ends_the_run_with_one_line(suite: Path) -> 
     with fake_endpoint("rubbish") as server:
         message = failure(run(server.url, suite), EndpointError)
     assert "failed 5 times in a row, last: not JSON" in message
-    assert "5 of 8 samples are kept" in message
-    assert outcomes(suite) == [Outcome.ERROR] * 5
+    assert "0 of 8 samples are kept" in message
+    assert outcomes(suite) == [] and len(read_run(suite.parent / "out").unanswered) == 5
 
 
 def test_an_endpoint_that_goes_away_loses_nothing(suite: Path) -> None:

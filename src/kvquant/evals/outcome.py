@@ -10,14 +10,17 @@ class Outcome(StrEnum):
     """Right or wrong, or why there is nothing to call either.
 
     MALFORMED: an answer, not in the form asked for. TRUNCATED: cut off by the token limit, in the answer or
-    in the reasoning before it. REFUSAL: the model declines. TIMEOUT: no answer in time. ERROR: the endpoint
-    failed, or answered something that is no chat completion.
+    in the reasoning before it. REASONING_ONLY: the model stopped after its reasoning, with no answer.
+    REFUSAL: the model declines. TIMEOUT: no answer in the time allowed; it counts against the model, since
+    slowness may be what a policy costs. ERROR: the endpoint failed, or answered something that is no chat
+    completion; that is no answer of the model, and the sample stays unanswered.
     """
 
     RIGHT = "right"
     WRONG = "wrong"
     MALFORMED = "malformed"
     TRUNCATED = "truncated"
+    REASONING_ONLY = "reasoning only"
     REFUSAL = "refusal"
     TIMEOUT = "timeout"
     ERROR = "error"

@@ -1,7 +1,8 @@
 """A run on disk: one append-only JSONL file, a line per sample, each on the disk before the next is asked.
 
 ``samples.jsonl`` holds lines of two kinds. ``run`` says what is asked of what; one is written when a run is
-started and one each time it is resumed. ``sample`` is one finished sample. A last line without its end was
+started and one each time it is resumed. ``sample`` is one sample: answered, or left unanswered because the
+endpoint failed (outcome ``error``), in which case the next run asks it again. A last line without its end was
 cut off by a kill or a full disk: it is passed over by readers and removed when the run is resumed.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from kvquant.errors import KVQuantError, UsageError
 from kvquant.evals.append_only import LineWriter, alone_in, appending, parse_lines, whole_lines
 from kvquant.evals.outcome import Outcome
+from kvquant.evals.suite import Rules
 
 SCHEMA_VERSION = 1
 FILE_NAME = "samples.jsonl"
@@ -37,7 +39,8 @@ class RunInfo:
     """What was asked of what, where and by which version.
 
     model_report: what the endpoint's list says about the model. started: UTC, ISO 8601. git_commit: kvquant's
-    own, None outside a clone. machine: `kvquant.evals.machine.Machine` as JSON.
+    own, None outside a clone. machine: `kvquant.evals.machine.Machine` as JSON. rules: the suite's, None in
+    runs of versions that did not keep them.
     """
 
     suite: str
@@ -53,6 +56,7 @@ class RunInfo:
     kvquant_version: str
     git_commit: str | None
     machine: Mapping[str, Any]
+    rules: Rules | None = None
 
     @property
     def identity(self) -> tuple[str, str, int, str]:
@@ -62,9 +66,10 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One finished sample. wall_seconds: from sending the request to the end of the answer.
+    """One sample. wall_seconds: from sending the request to the end of the answer.
 
-    answer: the text as the endpoint sent it, reasoning included. tool_calls: (name, arguments).
+    answer: the text as the endpoint sent it, with the reasoning that stands in it. reasoning: what the
+    endpoint sent apart from the answer. tool_calls: (name, arguments).
     """
 
     id: str
@@ -79,15 +84,26 @@ class SampleRecord:
     n_prompt_tokens: int | None = None
     n_completion_tokens: int | None = None
     labels: Mapping[str, float | int | str] = field(default_factory=dict)
+    reasoning: str = ""
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model has answered, or used up its time; not when the endpoint failed."""
+        return self.outcome is not Outcome.ERROR
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read back: what it was when last started, and its samples in the order they were finished."""
+    """A run as read back: what it was when last started, and its samples in the order they were recorded.
+
+    samples: those answered, which are final. unanswered: those the endpoint failed on so far; they say
+    nothing about the model and are asked again when the run is resumed.
+    """
 
     folder: Path
     info: RunInfo
     samples: tuple[SampleRecord, ...]
+    unanswered: tuple[SampleRecord, ...] = ()
 
 
 class RunLog:
@@ -100,7 +116,8 @@ class RunLog:
     def append(self, record: SampleRecord) -> None:
         """Write one sample; it is on the disk when this returns. Raises KVQuantError on a full disk."""
         self._write({"kind": "sample", **asdict(record)})
-        self.finished[record.id] = record
+        if record.is_answered:
+            self.finished[record.id] = record
 
     def start(self, info: RunInfo) -> None:
         """Write the line that says what follows."""
@@ -169,10 +186,16 @@ def _parse(data: bytes, path: Path) -> Run | None:
             info = _run_info(document, path)
         elif kind == "sample":
             record = _sample(document)
-            samples.setdefault(record.id, record)
+            if record.id not in samples or not samples[record.id].is_answered:
+                samples.pop(record.id, None)
+                samples[record.id] = record
 
     parse_lines(data, path, read)
-    return None if info is None else Run(path.parent, info, tuple(samples.values()))
+    if info is None:
+        return None
+    answered = tuple(record for record in samples.values() if record.is_answered)
+    unanswered = tuple(record for record in samples.values() if not record.is_answered)
+    return Run(path.parent, info, answered, unanswered)
 
 
 def _run_info(document: dict[str, Any], path: Path) -> RunInfo:
@@ -180,7 +203,9 @@ def _run_info(document: dict[str, Any], path: Path) -> RunInfo:
     if version != SCHEMA_VERSION:
         raise KVQuantError(f"{path}: schema version {version}, this kvquant reads {SCHEMA_VERSION}")
     tests = tuple(_built(CountedTest, test) for test in document.pop("tests"))
-    return _built(RunInfo, {**document, "tests": tests, "argv": tuple(document.pop("argv"))})
+    kept = document.pop("rules", None)
+    rules = None if kept is None else _built(Rules, kept)
+    return _built(RunInfo, {**document, "tests": tests, "rules": rules, "argv": tuple(document.pop("argv"))})
 
 
 def _sample(document: dict[str, Any]) -> SampleRecord:

@@ -42,6 +42,7 @@ def run_info(
         kvquant_version=version("kvquant"),
         git_commit=None if root is None else tree_commit(root),
         machine=asdict(read_machine()),
+        rules=suite.rules,
     )
 
 

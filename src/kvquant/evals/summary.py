@@ -16,15 +16,20 @@ TOTAL = "total"
 
 @dataclass(frozen=True)
 class Summary:
-    """One category, or the total. rate: share of right answers, None without samples."""
+    """One category, or the total. outcomes: of its samples; those with ERROR are unanswered."""
 
     category: str
     outcomes: dict[Outcome, int]
 
     @property
     def n(self) -> int:
-        """Samples finished."""
-        return sum(self.outcomes.values())
+        """Samples answered."""
+        return sum(self.outcomes.values()) - self.n_unanswered
+
+    @property
+    def n_unanswered(self) -> int:
+        """Samples the endpoint failed on."""
+        return self.outcomes.get(Outcome.ERROR, 0)
 
     @property
     def n_right(self) -> int:
@@ -65,4 +70,5 @@ def in_category(samples: Sequence[SampleRecord], category: str) -> list[SampleRe
 def summarise(run: Run) -> list[Summary]:
     """Return a summary per category, then the total."""
     names = [*categories(run), TOTAL]
-    return [Summary(name, Counter(s.outcome for s in in_category(run.samples, name))) for name in names]
+    asked = [*run.samples, *run.unanswered]
+    return [Summary(name, Counter(s.outcome for s in in_category(asked, name))) for name in names]
