@@ -28,7 +28,7 @@ from kvquant.evals.divergence import (
 from kvquant.evals.divergence_summary import summarize_divergence
 from kvquant.evals.statistics import Interval, bootstrap_blocks, bootstrap_mean
 from kvquant.llama.build import read_info
-from kvquant.llama.process import BackgroundProgram, clean_environment
+from kvquant.processes.background import BackgroundProgram, clean_environment
 from kvquant.reference.tasks import Size, Split, held_out_documents
 from provenance import ROOT, provenance, write_record
 

@@ -15,13 +15,15 @@ import kvquant
 PACKAGE = Path(kvquant.__file__).parent
 
 # What each part may import, itself included. `report` reads result files and so never needs `evals`.
-FOUNDATION = {"errors", "units", "files", "documents"}
+FOUNDATION = {"errors", "units", "files", "documents", "cache", "processes"}
 CORE = ["model", "formats", "policy", "memory", "analysis", "search", "report"]
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
     "files": {"errors"},
     "documents": {"errors", "files"},
+    "cache": {"errors"},
+    "processes": {"errors", "processes"},
     **{part: FOUNDATION | set(CORE[: depth + 1]) for depth, part in enumerate(CORE)},
     "llama": FOUNDATION | {"model", "formats", "policy", "llama"},
     "evals": FOUNDATION | {"model", "policy", "memory", "llama", "reference", "evals"},

@@ -21,10 +21,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from kvquant.cache import cache_folder
 from kvquant.errors import KVQuantError, LlamaError
 from kvquant.files import write_atomic
 from kvquant.llama.build import Build, BuildRequest, build
-from kvquant.llama.cache import cache_folder
 from kvquant.llama.fetch import default_dest, fetch_tree
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import Plan

@@ -33,8 +33,8 @@ from attention_op import PROGRAM, AttentionCase, AttentionProgram
 from kvquant.errors import KVQuantError
 from kvquant.files import write_atomic
 from kvquant.formats.registry import cache_format
-from kvquant.llama.command import run_captured
 from kvquant.llama.toolchain import Target, find_target
+from kvquant.processes.command import run_captured
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = "ggml/src/CMakeFiles/ggml-cpu.dir/ggml-cpu"

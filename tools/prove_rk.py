@@ -21,10 +21,10 @@ from typing import Any
 
 from kvquant.errors import KVQuantError
 from kvquant.files import write_atomic
-from kvquant.llama.command import run_captured
 from kvquant.llama.logs import LoggedLayer
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.llama.toolchain import find_target
+from kvquant.processes.command import run_captured
 from write_random_gguf import RandomModel, write_random_gguf
 
 CASES = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kvquant.llama.process import clean_environment
+from kvquant.processes.background import clean_environment
 
 Float64Array = npt.NDArray[np.float64]
 

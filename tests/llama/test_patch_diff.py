@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvquant.llama.cache import cache_folder
+from kvquant.cache import cache_folder
 from kvquant.llama.fetch import default_dest
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import FileChange, PatchPlan, make_plan

@@ -24,7 +24,7 @@ from kvquant.evals.divergence import (
     measure_divergence,
 )
 from kvquant.evals.divergence_summary import summarize_divergence
-from kvquant.llama.process import BackgroundProgram, clean_environment
+from kvquant.processes.background import BackgroundProgram, clean_environment
 from kvquant.reference.tasks import Size, Split, held_out_documents
 from llama.divergence_checks import check_against_saved, check_against_table
 from llama.perplexity import SavedLogProbs, TableRow, read_log_probs, read_table, run_perplexity

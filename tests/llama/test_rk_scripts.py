@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvquant.llama.cache import checkout_root
+from kvquant.cache import checkout_root
 
 ROOT = checkout_root() or Path()
 BUILD, SERVE = ROOT / "tools/build_rk.sh", ROOT / "tools/serve_rk.sh"

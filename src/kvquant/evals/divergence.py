@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvquant.errors import LlamaError, UsageError
-from kvquant.llama.command import follow
 from kvquant.llama.logs import failure_line
-from kvquant.llama.process import BackgroundProgram, clean_environment
+from kvquant.processes.background import BackgroundProgram, clean_environment
+from kvquant.processes.command import follow
 
 PROGRAM = "llama-kv-divergence"
 SCHEMA_VERSION = 1

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kvquant.cache import checkout_root
 from kvquant.errors import KVQuantError, UsageError
-from kvquant.llama.cache import checkout_root
 
 ENVIRONMENT_VARIABLE = "KVQUANT_EVAL"
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from kvquant.cache import checkout_root
 from kvquant.errors import EndpointError
 from kvquant.evals.endpoint import Endpoint, EndpointTimeout, EndpointUnreachable, ServedModel
 from kvquant.evals.machine import read_machine
@@ -16,7 +17,6 @@ from kvquant.evals.records import CountedTest, RunInfo, RunLog, SampleRecord
 from kvquant.evals.reply import Reply
 from kvquant.evals.suite import Sample, Suite
 from kvquant.evals.task import grade
-from kvquant.llama.cache import checkout_root
 from kvquant.llama.workspace import tree_commit
 
 ERRORS_IN_A_ROW = 5

@@ -1,7 +1,7 @@
 """Calls a function that a model wrote, in a process of its own with limits.
 
 The right results stay here: the code never sees them. ``sandbox_runner`` says what confines it; the process
-and whatever it starts end with the call, and with kvquant, however that ends (kvquant.llama.process).
+and whatever it starts end with the call, and with kvquant, however that ends (kvquant.processes.background).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kvquant.errors import KVQuantError
-from kvquant.llama.process import BackgroundProgram
+from kvquant.processes.background import BackgroundProgram
 
 CPU_SECONDS = 2
 MEMORY_BYTES = 512 * 2**20

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from kvquant.errors import LlamaError, PolicyError
 from kvquant.llama.logs import failure_line
-from kvquant.llama.process import BackgroundProgram, clean_environment
 from kvquant.policy import Policy, parse_policy
+from kvquant.processes.background import BackgroundProgram, clean_environment
 
 Phase = Literal["prefill", "decode"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvquant.errors import CheckFailed
-from kvquant.llama.command import run_captured
 from kvquant.llama.toolchain import Target
+from kvquant.processes.command import run_captured
 
 #: Disassembling a static server takes about ten seconds.
 _OBJDUMP_SECONDS = 300.0

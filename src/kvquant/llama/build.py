@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvquant.cache import cache_folder, locked, make_folder
 from kvquant.errors import LlamaError
 from kvquant.files import write_atomic
 from kvquant.llama.binary import Features, inspect_server
-from kvquant.llama.cache import cache_folder, make_folder
-from kvquant.llama.command import run_logged
 from kvquant.llama.patching.transaction import AppliedPatch, load_state
 from kvquant.llama.toolchain import COMMON_ARGS, Target, TargetName, Tools, describe, find_target, find_tools
 from kvquant.llama.tree import digest_tree
-from kvquant.llama.workspace import locked, tree_commit
+from kvquant.llama.workspace import tree_commit
+from kvquant.processes.command import run_logged
 
 SCHEMA_VERSION = 1
 INFO_FILE = "build-info.json"

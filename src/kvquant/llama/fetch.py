@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from kvquant.cache import cache_folder, make_folder, temporary_folder
 from kvquant.errors import LlamaError
 from kvquant.files import write_atomic
 from kvquant.llama import sdist_backend
 from kvquant.llama.archive import extract_vendored_tree, verify_sha256
-from kvquant.llama.cache import cache_folder, make_folder, temporary_folder
-from kvquant.llama.command import run_logged
 from kvquant.llama.pin import Pin, Sdist
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, open_tree
+from kvquant.processes.command import run_logged
 
 Method = Literal["sdist", "git"]
 METHODS: tuple[Method, ...] = ("sdist", "git")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvquant.cache import checkout_root
 from kvquant.llama.build import BuildRequest, default_folder, read_info
-from kvquant.llama.cache import checkout_root
 from kvquant.llama.fetch import default_dest
 from kvquant.llama.patching.recipe import checkout_patches, load_series
 from kvquant.llama.pin import load_pin

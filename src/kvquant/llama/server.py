@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from kvquant.errors import LlamaError
 from kvquant.llama.logs import KVLog, failure_line, parse_kv_log
-from kvquant.llama.process import BackgroundProgram, clean_environment
+from kvquant.processes.background import BackgroundProgram, clean_environment
 
 START_SECONDS = 600.0
 """How long a server may take to load its model; a large one on a slow disk needs minutes."""

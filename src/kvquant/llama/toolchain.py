@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvquant.errors import LlamaError
-from kvquant.llama.command import run_captured
+from kvquant.processes.command import run_captured
 
 TargetName = Literal["native", "rk3588"]
 TARGETS: tuple[TargetName, ...] = ("native", "rk3588")

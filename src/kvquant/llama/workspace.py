@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from kvquant.cache import cache_folder, locked, make_folder, temporary_folder
 from kvquant.errors import LlamaError, PatchError
 from kvquant.files import write_atomic
-from kvquant.llama.cache import cache_folder, make_folder, temporary_folder
-from kvquant.llama.command import run_captured
 from kvquant.llama.fetch import Origin, read_origin
 from kvquant.llama.patching.recipe import Series
 from kvquant.llama.patching.transaction import (
@@ -25,6 +22,7 @@ from kvquant.llama.patching.transaction import (
     revert_series,
 )
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, source_files
+from kvquant.processes.command import run_captured
 
 
 def copy_folder(source: Path) -> Path:
@@ -72,21 +70,6 @@ def tree_commit(root: Path) -> str | None:
         return None
     status, output = run_captured(["git", "-C", str(root), "rev-parse", "HEAD"])
     return output.strip() if status == 0 else None
-
-
-@contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold ``folder`` for this process, waiting for another one that does."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another kvquant that works in {folder}")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_copy(copy: Path, digest: str) -> bool:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kvquant.cache import checkout_root
 from kvquant.errors import KVQuantError, LlamaError
 from kvquant.evals.machine import read_machine
 from kvquant.evals.speed import BenchOptions, SpeedRound, run_rounds
@@ -36,7 +37,6 @@ from kvquant.evals.validation.steps import (
 from kvquant.evals.validation.texts import texts_of
 from kvquant.evals.validation.watch import Watch
 from kvquant.llama.build import BuildInfo
-from kvquant.llama.cache import checkout_root
 from kvquant.llama.workspace import tree_commit
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from kvquant.cache import checkout_root
 from kvquant.errors import PatchError
-from kvquant.llama.cache import checkout_root
 
 Action = Literal["insert-before", "insert-after", "replace"]
 ACTIONS: tuple[Action, ...] = ("insert-before", "insert-after", "replace")

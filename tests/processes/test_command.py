@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvquant.errors import LlamaError
-from kvquant.llama.command import run_captured, run_logged
+from kvquant.processes.command import run_captured, run_logged
 
 
 def test_lines_status_and_log(tmp_path: Path) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvquant.errors import LlamaError
+from kvquant.errors import KVQuantError
 
 ENVIRONMENT_VARIABLE = "KVQUANT_CACHE"
 
 
 def checkout_root() -> Path | None:
     """The clone this package runs from; None when it was installed without one."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[2]
     return root if (root / "patches" / "llama.cpp" / "series").is_file() else None
 
 
@@ -33,11 +34,11 @@ def cache_folder() -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and those above it. Raises LlamaError when that cannot be."""
+    """Make ``folder`` and those above it. Raises KVQuantError when that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LlamaError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise KVQuantError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     """A folder inside ``parent``, so that a rename to a place there is atomic; deleted at the end, also on
     errors.
 
-    What fails on the disk while it is in use is raised as LlamaError.
+    What fails on the disk while it is in use is raised as KVQuantError.
     """
     try:
         with tempfile.TemporaryDirectory(
@@ -53,4 +54,19 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         ) as name:
             yield Path(name)
     except OSError as error:
-        raise LlamaError(f"cannot work in {parent}: {error.strerror or error}") from error
+        raise KVQuantError(f"cannot work in {parent}: {error.strerror or error}") from error
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold ``folder`` for this process, waiting for another one that does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another kvquant that works in {folder}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,6 @@
 """Programs that run beside kvquant: started in a group of their own, ended with certainty, and only they.
 
-Each runs under ``kvquant.llama.watchdog``, which ends it when kvquant closes its pipe: on purpose, on an
+Each runs under ``kvquant.processes.watchdog``, which ends it when kvquant closes its pipe: on purpose, on an
 exception, or because kvquant was interrupted, terminated or killed.
 """
 

@@ -1,6 +1,6 @@
 """Runs one program and makes sure that it does not outlive whoever asked for it.
 
-Started by ``kvquant.llama.process`` as a program of its own, by path, with the standard library only:
+Started by ``kvquant.processes.background`` as a program of its own, by path, with the standard library only:
 
     watchdog.py GRACE_SECONDS PROGRAM [ARGUMENT...]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvquant.errors import LlamaError
-from kvquant.llama.process import BackgroundProgram, clean_environment
+from kvquant.processes.background import BackgroundProgram, clean_environment
 
 # Prints its own pid and that of a child that would run for long, and waits.
 SPAWNS_A_CHILD = (
@@ -78,7 +78,7 @@ def test_children_left_behind_are_ended(tmp_path: Path) -> None:
 
 
 def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvquant.llama.process.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("kvquant.processes.background.GRACE_SECONDS", 0.2)
     code = (
         "import os, signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -98,7 +98,7 @@ def test_it_ends_when_its_starter_is_ended(tmp_path: Path, number: signal.Signal
     code = (
         "import signal, sys, time\n"
         "from pathlib import Path\n"
-        "from kvquant.llama.process import BackgroundProgram\n"
+        "from kvquant.processes.background import BackgroundProgram\n"
         # Whoever runs the tests may ignore these, as nohup does, and what is ignored is inherited.
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kvquant.errors import LlamaError
-from kvquant.llama.process import BackgroundProgram
+from kvquant.processes.background import BackgroundProgram
 
 #: How often a running program's log is looked at, in seconds.
 POLL_SECONDS = 0.1
