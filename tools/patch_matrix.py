@@ -46,7 +46,7 @@ class Row:
     """
 
     sdist: str
-    commit: str
+    commit: str | None
     edits: int
     skipped: int
     drifted: int
@@ -172,7 +172,7 @@ def prove(archives: Path | None, jobs: int, out: Path) -> list[Row]:
         write_atomic(out, json.dumps({**head, "trees": [asdict(row) for row in rows]}, indent=1) + "\n")
 
     for sdist in pin.sdists:
-        archive = archives / sdist.filename if archives and not default_dest(sdist.commit).exists() else None
+        archive = archives / sdist.filename if archives and not default_dest(sdist).exists() else None
         trees.append(fetch_tree(pin, version=sdist.version, archive=archive, say=say))
         rows.append(prove_patches(series, sdist, trees[-1]))
     write()

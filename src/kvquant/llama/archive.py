@@ -9,30 +9,32 @@ from pathlib import Path, PurePosixPath
 
 from kvquant.errors import LlamaError
 
-#: Limits for one tree. The pinned one has 3,741 files and 213 MB, its largest file 38 MB.
+#: Limits for one tree. That of b11434 has 3,974 files and 217 MB, its largest file 38 MB.
 MAX_FILES = 20_000
 MAX_FILE_BYTES = 256 * 1024**2
 MAX_TOTAL_BYTES = 1024**3
 
-#: Where the tree lies in the archive, below the archive's single top folder.
-VENDORED = ("vendor", "llama.cpp")
-
 _CHUNK_BYTES = 1024**2
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256, lower-case hex. Raises LlamaError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LlamaError(f"cannot read {path}: {error.strerror}") from error
 
 
 def verify_sha256(path: Path, sha256: str) -> None:
     """Raise LlamaError unless the file's SHA-256 is ``sha256`` (lower-case hex)."""
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise LlamaError(f"cannot read {path}: {error.strerror}") from error
+    found = file_sha256(path)
     if found != sha256:
         raise LlamaError(f"{path} has SHA-256 {found}, wanted {sha256}; delete it and fetch again")
 
 
-def extract_vendored_tree(archive: Path, target: Path) -> int:
-    """Write the archive's ``vendor/llama.cpp`` into the new folder ``target``; the number of files written.
+def extract_tree(archive: Path, folder: tuple[str, ...], target: Path) -> int:
+    """Write ``folder`` of the archive's top folder into the new ``target``; the number of files written.
 
     Only plain files and folders are taken, with new times and only the executable bit of their modes. Raises
     LlamaError on anything else below that folder, on paths that lead out of it, and past the size limits.
@@ -41,7 +43,7 @@ def extract_vendored_tree(archive: Path, target: Path) -> int:
     target.mkdir()
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            for member, path in _vendored_files(archive, tar):
+            for member, path in _files_below(archive, folder, tar):
                 n_files += 1
                 n_bytes += member.size
                 if n_files > MAX_FILES or member.size > MAX_FILE_BYTES or n_bytes > MAX_TOTAL_BYTES:
@@ -55,21 +57,24 @@ def extract_vendored_tree(archive: Path, target: Path) -> int:
         raise LlamaError(f"cannot unpack {archive}: {error}") from error
     if not n_files:
         raise LlamaError(
-            f"{archive} holds no {'/'.join(VENDORED)}; name a llama-cpp-python source distribution"
+            f"{archive} holds no {'/'.join(folder)}; name the source distribution that was asked for"
         )
     return n_files
 
 
-def _vendored_files(archive: Path, tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, Path]]:
-    """The plain files below the vendored folder, each with its checked path inside the tree."""
+def _files_below(
+    archive: Path, folder: tuple[str, ...], tar: tarfile.TarFile
+) -> Iterator[tuple[tarfile.TarInfo, Path]]:
+    """The plain files below ``folder``, each with its checked path inside the tree."""
+    depth = 1 + len(folder)
     for member in tar:
         parts = PurePosixPath(member.name).parts
-        if parts[1:3] != VENDORED or len(parts) <= 3 or parts[3] == ".git":
+        if parts[1:depth] != folder or len(parts) <= depth or parts[depth] == ".git":
             continue
         if ".." in parts or member.name.startswith("/") or "\0" in member.name:
             raise LlamaError(f"{archive}: the path {member.name!r} leads out of the tree; refused")
         if member.isfile():
-            yield member, Path(*parts[3:])
+            yield member, Path(*parts[depth:])
         elif not member.isdir():
             raise LlamaError(
                 f"{archive}: {member.name!r} is a link or device; only files and folders are taken"

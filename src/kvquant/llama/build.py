@@ -24,7 +24,7 @@ from kvquant.llama.binary import Features, inspect_server
 from kvquant.llama.patching.transaction import AppliedPatch, load_state
 from kvquant.llama.toolchain import COMMON_ARGS, Target, TargetName, Tools, describe, find_target, find_tools
 from kvquant.llama.tree import digest_tree
-from kvquant.llama.workspace import tree_commit
+from kvquant.llama.workspace import tree_commit, tree_tag
 from kvquant.processes.command import run_logged
 
 SCHEMA_VERSION = 1
@@ -71,12 +71,13 @@ class BuildRequest:
 class BuildInfo:
     """What a build was made from and what came out; stored as ``build-info.json``.
 
-    ``commit`` is the upstream commit (None when unknown); ``series_digest`` is None for an unpatched tree;
+    ``commit`` and ``tag`` are upstream's, None when unknown; ``series_digest`` is None for an unpatched tree;
     ``source_sha256`` covers the whole source tree; ``files`` maps every program and library in ``bin`` to its
     SHA-256.
     """
 
     commit: str | None
+    tag: str | None
     series_digest: str | None
     patches: tuple[AppliedPatch, ...]
     source_sha256: str
@@ -186,12 +187,13 @@ def _is_current(folder: Path, info: BuildInfo, request: BuildRequest, recipe: _R
 
 
 def _cmake_args(request: BuildRequest, target: Target) -> tuple[str, ...]:
-    commit = tree_commit(request.source) or "unknown"
+    # What the programs print as version: upstream's own tags are its build numbers.
+    commit, tag = tree_commit(request.source) or "unknown", tree_tag(request.source) or "b0"
     return (
         *COMMON_ARGS,
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DLLAMA_BUILD_COMMIT={commit[:12]}",
-        "-DLLAMA_BUILD_NUMBER=0",
+        f"-DLLAMA_BUILD_NUMBER={tag[1:]}",
         *target.cmake_args,
         *request.cmake_args,
     )
@@ -257,6 +259,7 @@ def _describe_build(
     features = inspect_server(server, target) if server.is_file() else Features(None, None, None, None, None)
     return BuildInfo(
         commit=tree_commit(request.source),
+        tag=tree_tag(request.source),
         series_digest=state.series_digest if state else None,
         patches=state.patches if state else (),
         source_sha256=recipe.source_sha256,

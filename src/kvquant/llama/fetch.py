@@ -5,22 +5,21 @@ A tree appears whole or not at all: it is made in a temporary folder beside its 
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kvquant.cache import cache_folder, make_folder, temporary_folder
+from kvquant.documents import read_json, write_json
 from kvquant.errors import LlamaError
-from kvquant.files import write_atomic
 from kvquant.llama import sdist_backend
-from kvquant.llama.archive import extract_vendored_tree, verify_sha256
+from kvquant.llama.archive import extract_tree, file_sha256, verify_sha256
 from kvquant.llama.pin import Pin, Sdist
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, open_tree
-from kvquant.processes.command import run_logged
+from kvquant.processes.command import run_captured, run_logged
 
 Method = Literal["sdist", "git"]
 METHODS: tuple[Method, ...] = ("sdist", "git")
@@ -28,26 +27,27 @@ METHODS: tuple[Method, ...] = ("sdist", "git")
 #: Takes one line of progress at a time.
 Say = Callable[[str], None]
 
-#: The build backend named in the sdist's pyproject.toml, for which ``sdist_backend`` stands in.
-_BACKEND = ("scikit_build_core", "build.py")
+#: The build backends named in the pyproject.toml of the distributions, for which ``sdist_backend`` stands in.
+_BACKENDS = (("setuptools", "build_meta.py"), ("scikit_build_core", "build.py"))
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where a fetched tree came from; stored in the tree as ``.kvquant-origin.json``.
 
-    ``tree_sha256`` is ``digest_tree`` of the tree as fetched, by which a later run knows that it is
-    unchanged.
+    ``commit`` and ``tag`` are upstream's, None when the source does not state them. ``tree_sha256`` is
+    ``digest_tree`` of the tree as fetched, by which a later run knows that it is unchanged.
     """
 
-    commit: str
+    commit: str | None
     source: str
     tree_sha256: str
+    tag: str | None = None
 
 
-def default_dest(commit: str) -> Path:
-    """Where ``fetch`` puts the tree of a commit unless told otherwise."""
-    return cache_folder() / "llama.cpp" / commit[:12] / "tree"
+def default_dest(sdist: Sdist) -> Path:
+    """Where ``fetch`` puts a tree unless told otherwise."""
+    return cache_folder() / "llama.cpp" / sdist.label / "tree"
 
 
 def fetch_tree(
@@ -55,6 +55,7 @@ def fetch_tree(
     *,
     dest: Path | None = None,
     method: Method = "sdist",
+    tag: str | None = None,
     version: str | None = None,
     archive: Path | None = None,
     say: Say = lambda _: None,
@@ -62,31 +63,32 @@ def fetch_tree(
     """Put a verified, unpatched llama.cpp tree at ``dest`` and return its path; a tree already there is
     verified.
 
-    ``version`` names one of the pinned sdists (default: the one with the pinned commit); ``archive`` is that
-    sdist as a file already at hand. Raises LlamaError when nothing can be fetched, a checksum does not
-    match, or ``dest`` holds something else.
+    ``tag`` (default: the pinned one) or ``version``, of a distribution of a commit, says which; ``archive``
+    is that distribution as a file already at hand. A tag newer than the known ones is taken with the checksum
+    that the package index states, which is said. Raises LlamaError when nothing can be fetched, a checksum
+    does not match, or ``dest`` holds something else, and UsageError for a tag or version that is not known.
     """
-    sdist = pin.sdist(version)
-    target = (dest or default_dest(sdist.commit)).absolute()
+    sdist = pin.sdist(tag=tag, version=version)
+    target = (dest or default_dest(sdist)).absolute()
     if target.exists():
-        _require_same_tree(target, sdist.commit)
+        _require_same_tree(target, sdist)
         say(f"{target} is there already, unchanged since it was fetched")
         return target
     make_folder(target.parent)
     with temporary_folder(target.parent) as work:
         tree = work / "tree"
+        commit = sdist.commit
         if method == "git":
-            _clone(pin.repository, sdist.commit, tree, say)
+            commit = _clone(pin.repository, sdist, tree, say)
             source = f"git {pin.repository}"
         else:
             path = archive or _download(sdist, say)
-            verify_sha256(path, sdist.sha256)
+            _verify(path, sdist, say)
             say(f"unpacking {path}")
-            extract_vendored_tree(path, tree)
+            extract_tree(path, sdist.folder, tree)
             source = f"sdist {sdist.name} {sdist.version}"
         open_tree(tree)
-        origin = Origin(sdist.commit, source, digest_tree(tree))
-        write_atomic(tree / ORIGIN_FILE, json.dumps(asdict(origin), indent=1) + "\n")
+        write_json(tree / ORIGIN_FILE, Origin(commit, source, digest_tree(tree), sdist.tag))
         tree.rename(target)
     return target
 
@@ -94,29 +96,38 @@ def fetch_tree(
 def read_origin(root: Path) -> Origin | None:
     """Where the tree came from; None when kvquant did not fetch it. Raises LlamaError on damage."""
     path = root / ORIGIN_FILE
-    try:
-        record = json.loads(path.read_bytes())
-        return Origin(str(record["commit"]), str(record["source"]), str(record["tree_sha256"]))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        return read_json(Origin, path, error=LlamaError)
+    except LlamaError as error:
         raise LlamaError(
             f"{path} is damaged ({error}); delete {root} and run: kvquant llama fetch"
         ) from error
 
 
-def _require_same_tree(target: Path, commit: str) -> None:
+def _require_same_tree(target: Path, sdist: Sdist) -> None:
     origin = read_origin(open_tree(target))
     if origin is None:
         raise LlamaError(f"{target} was not fetched by kvquant; name another --dest, or use it as --source")
-    if origin.commit != commit:
-        raise LlamaError(
-            f"{target} holds commit {origin.commit[:12]}, wanted {commit[:12]}; name another --dest"
-        )
+    if sdist.tag != origin.tag or (sdist.commit and sdist.commit != origin.commit):
+        held = origin.tag or (origin.commit or "nothing known")[:12]
+        raise LlamaError(f"{target} holds {held}, wanted {sdist.label}; name another --dest")
     if digest_tree(target) != origin.tree_sha256:
         raise LlamaError(
             f"{target} was changed or patched since it was fetched; delete it or name another --dest"
         )
+
+
+def _verify(path: Path, sdist: Sdist, say: Say) -> None:
+    if sdist.sha256 is not None:
+        verify_sha256(path, sdist.sha256)
+        return
+    # pip has held what it downloaded to the index; that is all that vouches for an unknown tag.
+    say(
+        f"{sdist.label} is newer than the tags whose checksums are known here; taken as it came: "
+        f"{sdist.filename} sha256 {file_sha256(path)}"
+    )
 
 
 def _download(sdist: Sdist, say: Say) -> Path:
@@ -129,16 +140,19 @@ def _download(sdist: Sdist, say: Say) -> Path:
         return path
     say(f"downloading {sdist.filename} with pip")
     with temporary_folder(folder) as work:
-        backend = work / "backend" / _BACKEND[0] / _BACKEND[1]
-        backend.parent.mkdir(parents=True)
-        (backend.parent / "__init__.py").touch()
-        shutil.copyfile(sdist_backend.__file__, backend)
-        pinned = f"{sdist.name}=={sdist.version} --hash=sha256:{sdist.sha256}\n"
-        (work / "requirements.txt").write_text(pinned)
+        for package, module in _BACKENDS:
+            backend = work / "backend" / package
+            backend.mkdir(parents=True)
+            (backend / "__init__.py").touch()
+            shutil.copyfile(sdist_backend.__file__, backend / module)
+        hashed = f" --hash=sha256:{sdist.sha256}" if sdist.sha256 else ""
+        (work / "requirements.txt").write_text(f"{sdist.name}=={sdist.version}{hashed}\n")
         lines: list[str] = []
         log = folder / "pip.log"
         environment = {"PYTHONPATH": str(work / "backend"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        status = run_logged(_pip_download(work), log, env=environment, on_line=lines.append)
+        status = run_logged(
+            _pip_download(work, require_hashes=bool(hashed)), log, env=environment, on_line=lines.append
+        )
         if status or not (work / sdist.filename).is_file():
             raise LlamaError(
                 f"pip could not download {sdist.filename}: {_last_error(lines)}; "
@@ -148,29 +162,35 @@ def _download(sdist: Sdist, say: Say) -> Path:
     return path
 
 
-def _pip_download(work: Path) -> list[str]:
-    options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
+def _pip_download(work: Path, *, require_hashes: bool) -> list[str]:
+    options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    options += ["--require-hashes"] if require_hashes else []
     files = ["--requirement", str(work / "requirements.txt"), "--dest", str(work)]
     return [sys.executable, "-m", "pip", "download", *options, *files]
 
 
-def _clone(repository: str, commit: str, tree: Path, say: Say) -> None:
-    """Check out one commit; git itself verifies that the content hashes to it."""
-    say(f"fetching commit {commit[:12]} from {repository}")
+def _clone(repository: str, sdist: Sdist, tree: Path, say: Say) -> str:
+    """Check out the tag or commit; the commit, to which git itself verifies that the content hashes."""
+    wanted = f"refs/tags/{sdist.tag}" if sdist.tag else sdist.commit or ""
+    say(f"fetching {sdist.label} from {repository}")
     folder = cache_folder() / "downloads"
     make_folder(folder)
     steps = [
         ["git", "init", "--quiet", str(tree)],
-        ["git", "-C", str(tree), "fetch", "--quiet", "--depth", "1", "--no-tags", repository, commit],
+        ["git", "-C", str(tree), "fetch", "--quiet", "--depth", "1", "--no-tags", repository, wanted],
         ["git", "-C", str(tree), "-c", "advice.detachedHead=false", "checkout", "--quiet", "FETCH_HEAD"],
     ]
     for argv in steps:
         lines: list[str] = []
         if run_logged(argv, folder / "git.log", env={"GIT_TERMINAL_PROMPT": "0"}, on_line=lines.append):
             raise LlamaError(
-                f"git could not fetch commit {commit[:12]} from {repository}: {_last_error(lines)}; "
+                f"git could not fetch {sdist.label} from {repository}: {_last_error(lines)}; "
                 "try --from sdist, or pass --source DIR"
             )
+    status, output = run_captured(["git", "-C", str(tree), "rev-parse", "HEAD"])
+    if status:
+        raise LlamaError(f"git cannot say which commit {sdist.label} is: {output.strip()}")
+    return output.strip()
 
 
 def _last_error(lines: list[str]) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from kvquant.cache import cache_folder, locked, make_folder, temporary_folder
+from kvquant.documents import write_json
 from kvquant.errors import LlamaError, PatchError
-from kvquant.files import write_atomic
 from kvquant.llama.fetch import Origin, read_origin
 from kvquant.llama.patching.recipe import Series
 from kvquant.llama.patching.transaction import (
@@ -65,11 +63,17 @@ def tree_commit(root: Path) -> str | None:
     """The upstream commit of a tree, from what ``fetch`` noted or from git; None when neither knows."""
     origin = read_origin(root)
     if origin is not None:
-        return origin.commit or None
+        return origin.commit
     if not (root / ".git").exists():
         return None
     status, output = run_captured(["git", "-C", str(root), "rev-parse", "HEAD"])
     return output.strip() if status == 0 else None
+
+
+def tree_tag(root: Path) -> str | None:
+    """The upstream tag of a tree, from what ``fetch`` noted; None when it did not come as a tag."""
+    origin = read_origin(root)
+    return None if origin is None else origin.tag
 
 
 def _is_copy(copy: Path, digest: str) -> bool:
@@ -94,8 +98,8 @@ def _copy(source: Path, digest: str, copy: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, target)
             shutil.copymode(source / path, target)
-        origin = Origin(tree_commit(source) or "", f"copy of {source}", digest)
-        write_atomic(tree / ORIGIN_FILE, json.dumps(asdict(origin), indent=1) + "\n")
+        origin = Origin(tree_commit(source), f"copy of {source}", digest, tree_tag(source))
+        write_json(tree / ORIGIN_FILE, origin)
         if copy.exists():
             shutil.rmtree(copy)
         tree.rename(copy)

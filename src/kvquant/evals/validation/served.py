@@ -159,5 +159,6 @@ def _report(served: Served) -> dict[str, Any]:
         "policy": served.planned.text,
         "server": ["llama-server", *options.arguments(Path("slots"))],
         "llama_cpp_commit": build.commit if build else None,
+        "llama_cpp_tag": build.tag if build else None,
         "series_digest": build.series_digest if build else None,
     }
