@@ -16,7 +16,7 @@ PACKAGE = Path(kvquant.__file__).parent
 
 # What each part may import, itself included. `report` reads result files and so never needs `evals`.
 FOUNDATION = {"errors", "units", "files", "documents", "cache", "processes"}
-CORE = ["model", "formats", "policy", "memory", "analysis", "search", "report"]
+CORE = ["model", "formats", "policy", "memory", "transform", "analysis", "search", "report"]
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"errors"},
     "processes": {"errors", "processes"},
     **{part: FOUNDATION | set(CORE[: depth + 1]) for depth, part in enumerate(CORE)},
-    "llama": FOUNDATION | {"model", "formats", "policy", "llama"},
+    "llama": FOUNDATION | {"model", "formats", "policy", "transform", "llama"},
     "evals": FOUNDATION | {"model", "policy", "memory", "llama", "reference", "evals"},
     "reference": FOUNDATION | {"model", "formats", "policy", "reference"},
     "torch": FOUNDATION | {"model", "formats", "policy", "reference", "torch"},

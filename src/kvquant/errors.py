@@ -51,6 +51,10 @@ class CaptureError(KVQuantError):
     """A K/V capture or llama.cpp state file that is damaged or has the wrong axes."""
 
 
+class TransformError(KVQuantError):
+    """A K transform, its moments or its file: damaged, of another model, or not for this layer."""
+
+
 class LlamaError(KVQuantError):
     """Trouble with a llama.cpp source tree, build, or running program."""
 

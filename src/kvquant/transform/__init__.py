@@ -1,0 +1,24 @@
+"""Exact changes of K and Q that leave attention as it is and make quantizing K cheaper
+(docs/transform.md).
+"""
+
+from kvquant.transform.fit import FitOptions, fit_head, fit_layer, predicted_error
+from kvquant.transform.moments import HeadMoments, LayerMoments, measure
+from kvquant.transform.sidecar import read_transform, write_transform
+from kvquant.transform.transform import KINDS, Kind, KVTransform, LayerTransform
+
+__all__ = [
+    "KINDS",
+    "FitOptions",
+    "HeadMoments",
+    "KVTransform",
+    "Kind",
+    "LayerMoments",
+    "LayerTransform",
+    "fit_head",
+    "fit_layer",
+    "measure",
+    "predicted_error",
+    "read_transform",
+    "write_transform",
+]
