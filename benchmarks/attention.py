@@ -37,6 +37,7 @@ from attention_tables import all_tables
 from deep_slot import write_deep_slot
 from kvquant.formats.registry import get_format
 from kvquant.llama.server import LlamaServer, ServerOptions
+from kvquant.model.architectures import read_shape
 from kvquant.model.shape import ModelShape
 from kvquant.policy import ResolvedPolicy, parse_policy
 from provenance import provenance, write_record
@@ -222,7 +223,7 @@ def runs_to_do(record: dict[str, Any], models: Sequence[str], n_rounds: int) -> 
 def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, clock: str) -> dict[str, Any]:
     """Measure ``run`` and return its entry in the record."""
     model = write_random_gguf(folder / f"{run.model}.gguf", MODELS[run.model])
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     slot = folder / "slot"
     write_deep_slot(slot, shape, resolve(run.policy, shape), SLOT_TOKENS)
     entry = {
@@ -248,7 +249,7 @@ def start_record(builds: dict[str, Path], folder: Path, models: Sequence[str]) -
     for name in models:
         model = MODELS[name]
         path = write_random_gguf(folder / f"{name}.gguf", model)
-        record["models"][name] = describe_model(model, ModelShape.from_gguf(path), path)
+        record["models"][name] = describe_model(model, read_shape(path), path)
     return {**record, "runs": []}
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvquant.formats.api import format_names as format_names
     from kvquant.formats.api import quantize as quantize
     from kvquant.memory.kv import kv_bytes as kv_bytes
+    from kvquant.model.architectures import read_shape as read_shape
     from kvquant.model.shape import ModelShape as ModelShape
     from kvquant.policy import Policy as Policy
     from kvquant.policy import parse_policy as parse_policy
@@ -32,6 +33,7 @@ _PUBLIC = {
     "kv_bytes": "kvquant.memory.kv",
     "parse_policy": "kvquant.policy",
     "quantize": "kvquant.formats.api",
+    "read_shape": "kvquant.model.architectures",
 }
 
 __all__ = sorted(_PUBLIC)

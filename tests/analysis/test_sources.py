@@ -13,7 +13,9 @@ from analysis.strategies import HYBRID, SMALL
 from kvquant.analysis import Sampling, open_source
 from kvquant.analysis.sources import DEFAULT_SHAPE, capture_shape
 from kvquant.errors import CaptureError, ShapeError, UsageError
+from kvquant.model.architectures import read_shape
 from kvquant.model.capture import KVCapture, LayerAxes, LayerCapture, save_capture
+from kvquant.model.presets import load_preset
 from kvquant.model.shape import LayerShape, ModelShape
 
 
@@ -52,7 +54,7 @@ def test_the_default_is_the_capture_of_the_reference_model_with_its_own_queries(
 
 def test_the_shipped_capture_is_of_the_shape_of_the_shipped_model() -> None:
     path = Path(__file__).parents[2] / "eval/reference-model/kvquant-reference-f16.gguf"
-    assert open_source(ModelShape.from_gguf(path), capture="reference").shape.n_layer == 32
+    assert open_source(read_shape(path), capture="reference").shape.n_layer == 32
 
 
 def test_a_file_called_like_a_shipped_capture_is_named_by_its_path(tmp_path: Path) -> None:
@@ -61,15 +63,15 @@ def test_a_file_called_like_a_shipped_capture_is_named_by_its_path(tmp_path: Pat
 
 
 def test_a_shape_alone_gets_the_typical_profile_and_a_profile_alone_a_32_layer_model() -> None:
-    alone = open_source(ModelShape.preset(DEFAULT_SHAPE))
+    alone = open_source(load_preset(DEFAULT_SHAPE))
     assert (alone.info.kind, alone.info.name, alone.info.seed) == ("profile", "typical", 0)
     source = open_source(profile="typical")
-    assert source.shape == ModelShape.preset(DEFAULT_SHAPE) and source.shape.n_layer == 32
+    assert source.shape == load_preset(DEFAULT_SHAPE) and source.shape.n_layer == 32
     assert (source.info.n_tokens, source.info.n_head_kv, source.info.n_head) == (512, "2 of 8", "8 of 32")
 
 
 def test_a_profile_named_after_a_model_brings_its_shape() -> None:
-    assert open_source(profile="qwen2.5-7b").shape == ModelShape.preset("qwen2.5-7b")
+    assert open_source(profile="qwen2.5-7b").shape == load_preset("qwen2.5-7b")
     assert open_source(SMALL, "qwen2.5-7b").shape == SMALL
 
 
@@ -156,7 +158,7 @@ def test_queries_before_the_first_token_are_not_used() -> None:
         (lambda: open_source(profile="none"), UsageError, "unknown profile 'none'; known: typical"),
         (lambda: open_source(seed=-1), UsageError, "negative"),
         (lambda: open_source(capture="no/such.npz"), CaptureError, "no such file"),
-        (lambda: open_source(ModelShape.preset("deepseek-v3")), ShapeError, "latent"),
+        (lambda: open_source(load_preset("deepseek-v3")), ShapeError, "latent"),
         (lambda: Sampling(n_tokens=0), UsageError, "at least 1"),
         (
             lambda: open_source(replace(SMALL, layers=(LayerShape(0, 0, 0, 0, keeps_cache=False),))),

@@ -24,7 +24,7 @@ from kvquant.evals.doctor import (
     key_bias_norms,
 )
 from kvquant.evals.machine import read_machine
-from kvquant.model.gguf_header import read_header
+from kvquant.model.gguf_file import open_model
 from kvquant.model.shape import LayerShape, ModelShape
 from kvquant.policy import parse_policy
 from model.gguf_bytes import GgufFile, Tensor, llama_keys
@@ -76,10 +76,11 @@ def test_nothing_to_complain_about(tmp_path: Path, good: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what", "fix"),
     [
-        (b"", "it is empty", "get the file again"),
+        (b"", "is empty", "get the file again"),
         (b"GGUF", "it ends after 4 bytes", "get the file again"),
-        (b"GGML" * 9, "it starts with b'GGML'", "convert the model to GGUF first"),
-        (b"PK\x03\x04" + b"\0" * 90, "a ZIP archive or a PyTorch checkpoint", "converted model"),
+        (b"GGML" * 9, "a text that starts with 'GGMLGGML", "get the file itself"),
+        (b"GGML\0\1\2" * 9, "it starts with b'GGML'", "give the model as GGUF"),
+        (b"PK\x03\x04" + b"\0" * 90, "a ZIP archive, perhaps a PyTorch checkpoint", "convert_hf_to_gguf.py"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "is a web page", "download the file itself"),
         (b"GGUF\0\0\0\3" + b"\0" * 16, "big-endian", "gguf-convert-endian"),
@@ -106,25 +107,25 @@ def test_a_missing_file_and_an_unknown_architecture(tmp_path: Path) -> None:
     assert "No such file" in finding["what"]
     path = tmp_path / "odd.gguf"
     path.write_bytes(GgufFile(keys={"general.architecture": "no-such-arch"}).encoded())
-    (finding,) = found(run(tmp_path, "--model", str(path)))
+    *_, finding = found(run(tmp_path, "--model", str(path)))
     assert finding["severity"] == "must fix" and "--shape" in finding["fix"]
 
 
 @pytest.mark.parametrize("kind", [F32, F16, BF16])
 def test_bias_norms_are_read(tmp_path: Path, kind: int) -> None:
     path = model_file(tmp_path / "m.gguf", QWEN, kind)
-    assert key_bias_norms(read_header(path)) == pytest.approx(QWEN, rel=0.01)
+    assert key_bias_norms(open_model(path)) == pytest.approx(QWEN, rel=0.01)
 
 
 def test_biases_in_other_types_are_left_out(tmp_path: Path) -> None:
-    assert key_bias_norms(read_header(model_file(tmp_path / "m.gguf", QWEN, Q8_0))) == {}
+    assert key_bias_norms(open_model(model_file(tmp_path / "m.gguf", QWEN, Q8_0))) == {}
 
 
 def test_a_file_that_shrank_after_its_header_was_read(tmp_path: Path) -> None:
     path = model_file(tmp_path / "m.gguf", QWEN)
-    header = read_header(path)
+    model = open_model(path)
     path.write_bytes(path.read_bytes()[:-160])
-    assert set(key_bias_norms(header)) == set(range(6))
+    assert set(key_bias_norms(model)) == set(range(6))
 
 
 @pytest.mark.parametrize(
@@ -161,10 +162,8 @@ def test_a_bias_that_is_no_number() -> None:
 
 
 def shape(head_dim: int) -> ModelShape:
-    return ModelShape.from_json(
-        ModelShape(
-            name="m", arch="llama", n_ctx_train=4096, layers=(LayerShape(4, 2, head_dim, head_dim),) * 4
-        ).to_json()
+    return ModelShape(
+        name="m", arch="llama", n_ctx_train=4096, layers=(LayerShape(4, 2, head_dim, head_dim),) * 4
     )
 
 
@@ -261,7 +260,7 @@ def test_rkllm_platforms(
     ("n_bytes", "head", "what"),
     [
         (0, b"", "is empty"),
-        (2**21, b"", "zero bytes"),
+        (2**21, b"", "nothing but zeros"),
         (2**20 - 1, b"\1", "has only 1024.00 KiB"),
         (2**21, b"GGUF", "is a GGUF file"),
         (300, b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),

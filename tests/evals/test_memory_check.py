@@ -12,6 +12,7 @@ from kvquant.llama.logs import KVLog, parse_kv_log
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.llama.state import SequenceState, parse_state
 from kvquant.memory import KVMemory, kv_bytes
+from kvquant.model.architectures import read_shape
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from llama.proof import PATCHED, STOCK, needs_both, needs_patched
@@ -113,7 +114,7 @@ def test_ratios_and_what_is_not_known() -> None:
 @needs_patched
 def test_the_real_server() -> None:
     assert PATCHED is not None
-    shape = ModelShape.from_gguf(REFERENCE)
+    shape = read_shape(REFERENCE)
     policy = "0-10:q8_0,11-31:k=q8_0/v=q4_0"
     options = ServerOptions(REFERENCE, n_ctx=512, n_parallel=2, n_threads=1, kv_layers=policy)
     with LlamaServer(PATCHED, options) as server:
@@ -130,7 +131,7 @@ def test_the_real_server() -> None:
 @needs_both
 def test_a_stock_server_is_known_by_its_slot() -> None:
     assert STOCK is not None
-    shape = ModelShape.from_gguf(REFERENCE)
+    shape = read_shape(REFERENCE)
     options = ServerOptions(REFERENCE, n_ctx=512, n_threads=1, k_type="q8_0", v_type="q8_0")
     with LlamaServer(STOCK, options) as server:
         check = check_memory(server, shape, parse_policy("*:q8_0").resolve(shape))

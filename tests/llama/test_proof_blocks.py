@@ -24,6 +24,7 @@ import pytest
 from kvquant.formats.hadamard import llama_block, rotate
 from kvquant.formats.registry import CACHE_TYPES, get_format
 from kvquant.llama.state import SequenceState, StoredRows
+from kvquant.model.architectures import read_shape
 from kvquant.model.shape import ModelShape
 from llama.proof import PATCHED, STOCK, WITH_V, Outcome, needs_both, needs_patched, run, small
 
@@ -100,7 +101,7 @@ def float_run(folder: Path | None, model: Path) -> Outcome:
 @pytest.mark.parametrize("arch", WITH_V)
 def test_each_layer_alone(arch: str, proof_model: Model) -> None:
     model = proof_model(arch)
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     plain = float_run(PATCHED, model).state(shape)
     types = [name for name in CACHE_TYPES if name != "f32"]
     for number, layer in enumerate(shape.kv_layers):
@@ -120,7 +121,7 @@ def test_each_layer_alone(arch: str, proof_model: Model) -> None:
 @pytest.mark.parametrize("rotation", [True, False])
 def test_each_type(type_name: str, rotation: bool, proof_model: Model) -> None:
     model = proof_model("llama")
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     plain = float_run(PATCHED, model).state(shape)
     options = small(model, k_type="f32", v_type="f32", kv_layers=f"2:{type_name}", rotation=rotation)
     check_layer(run(PATCHED, options, n_predict=0).state(shape), plain, shape, 2, rotation)
@@ -131,7 +132,7 @@ def test_each_type(type_name: str, rotation: bool, proof_model: Model) -> None:
 def test_stock_stores_the_same_blocks(type_name: str, proof_model: Model) -> None:
     """Only the first layer of a uniform cache has inputs that its types cannot have changed."""
     model = proof_model("llama")
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     plain = float_run(STOCK, model).state(shape)
     uniform = run(STOCK, small(model, k_type=type_name, v_type=type_name), n_predict=0).state(shape)
     check_layer(uniform, plain, shape, 0, rotation=True)

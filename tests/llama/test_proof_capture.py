@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvquant.model.architectures import read_shape
 from kvquant.model.capture import load_capture
-from kvquant.model.shape import ModelShape
 from llama.proof import PATCHED, PROMPT, needs_patched, run, small
 
 Model = Callable[[str], Path]
@@ -35,7 +35,7 @@ def _kvquant_capture(model: Path, text: str, folder: Path, *extra: str) -> subpr
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gemma4", "qwen35"])
 def test_the_capture_is_the_saved_float_cache(arch: str, proof_model: Model, tmp_path: Path) -> None:
     model = proof_model(arch)
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     done = _kvquant_capture(model, PROMPT, tmp_path)
     assert done.returncode == 0 and done.stdout == "", done.stderr
     capture = load_capture(tmp_path / "kv.npz")

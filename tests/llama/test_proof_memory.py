@@ -11,6 +11,7 @@ import pytest
 from kvquant.llama.logs import KVLog, LoggedTensor
 from kvquant.llama.server import LlamaServer
 from kvquant.memory import ContextOptions, KVMemory, memory_of
+from kvquant.model.architectures import read_shape
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from llama.proof import PATCHED, WITH_V, needs_patched, small
@@ -81,7 +82,7 @@ def _rotated(type_name: str, head_dim: int) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_layers_bytes_are_the_computed_ones(arch: str, case: Case, proof_model: Model) -> None:
     model = proof_model(arch)
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     o = case.options
     extra = ["--kv-unified" if o.kv_unified else "--no-kv-unified", "--ubatch-size", str(o.n_ubatch)]
     options = small(
@@ -109,7 +110,7 @@ def test_every_layers_bytes_are_the_computed_ones(arch: str, case: Case, proof_m
 @pytest.mark.parametrize("arch", sorted(arch for arch in RANDOM_MODELS if arch != "deepseek2"))
 def test_every_architecture_under_a_policy(arch: str, tmp_path: Path) -> None:
     model = write_random_gguf(tmp_path / f"{arch}.gguf", RANDOM_MODELS[arch])
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     policy = "kv0:q8_0,kv2-:k=q5_1/v=q4_0"
     assert PATCHED is not None
     with LlamaServer(PATCHED, small(model, n_ctx=1024, kv_layers=policy)) as server:
@@ -123,7 +124,7 @@ def test_every_architecture_under_a_policy(arch: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ["deepseek2"])
 def test_latent_attention_keeps_no_v(arch: str, proof_model: Model) -> None:
     model = proof_model(arch)
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     assert PATCHED is not None
     with LlamaServer(PATCHED, small(model, n_ctx=1024, k_type="q8_0", v_type="q8_0")) as server:
         log = server.kv_log()

@@ -17,6 +17,7 @@ import pytest
 from kvquant.formats.hadamard import llama_block, unrotate
 from kvquant.llama.server import LlamaServer
 from kvquant.llama.state import SequenceState, load_state
+from kvquant.model.architectures import read_shape
 from kvquant.model.shape import ModelShape
 from llama.proof import PATCHED, PROMPT, generate, needs_patched, small
 from llama.test_proof_blocks import UNROTATED
@@ -64,7 +65,7 @@ def nmse(values: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("type_name", MAX_NMSE)
 def test_keys_are_turned_in_their_own_type(arch: str, type_name: str, proof_model: Model) -> None:
     model = proof_model(arch)
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     plain, plain_log = shifted(model, shape, None)
     state, log = shifted(model, shape, f"{LAYER}:{type_name}")
     assert "slot context shift" in log and "slot context shift" in plain_log
@@ -79,7 +80,7 @@ def test_keys_are_turned_in_their_own_type(arch: str, type_name: str, proof_mode
 @needs_patched
 def test_a_type_that_cannot_be_turned_turns_shifting_off(proof_model: Model) -> None:
     model = proof_model("llama")
-    state, log = shifted(model, ModelShape.from_gguf(model), f"{LAYER}:k=bf16")
+    state, log = shifted(model, read_shape(model), f"{LAYER}:k=bf16")
     assert f"layer {LAYER}: K type bf16 cannot be shifted" in log
     assert "slot context shift" not in log
     assert state.caches[0].positions.max() < 256

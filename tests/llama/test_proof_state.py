@@ -9,7 +9,7 @@ import pytest
 
 from kvquant.errors import LlamaError
 from kvquant.llama.server import LlamaServer, ServerOptions
-from kvquant.model.shape import ModelShape
+from kvquant.model.architectures import read_shape
 from kvquant.policy import parse_policy
 from llama.proof import PATCHED, PROMPT, STOCK, WITH_V, generate, needs_both, needs_patched, run, small
 
@@ -36,7 +36,7 @@ def restored(folder: Path | None, options: ServerOptions, saved: bytes) -> Llama
 @pytest.mark.parametrize("policy", [MIXED, "0-1:q8_0,2-:q4_0", "1-2:f32", "*:k=iq4_nl"])
 def test_the_saved_slot_shows_the_policy(arch: str, policy: str, proof_model: Model) -> None:
     model = proof_model(arch)
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     state = run(PATCHED, small(model, kv_layers=policy)).state(shape)
     resolved = parse_policy(policy).resolve(shape)
     assert [(layer.layer, layer.k_type, layer.v_type) for layer in resolved.layers] == [

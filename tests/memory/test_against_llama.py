@@ -21,7 +21,7 @@ from kvquant.formats.registry import CACHE_TYPES
 from kvquant.llama.logs import parse_kv_log
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.memory import ContextOptions, KVMemory, memory_of
-from kvquant.model.architectures import RULES
+from kvquant.model.architectures import RULES, read_shape
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy, policy_from_layers
 from memory.checks import RESOLVED_CELLS, against_log
@@ -114,7 +114,7 @@ def takes_policies() -> bool:
 
 def compare(model: Path, run: Run) -> None:
     """Start the server once and hold every line of its log about memory against the computed one."""
-    shape = ModelShape.from_gguf(model)
+    shape = read_shape(model)
     options = ServerOptions(
         model,
         n_ctx=run.options.n_ctx,
@@ -138,7 +138,7 @@ def test_every_rule_has_a_random_model() -> None:
 @pytest.mark.parametrize("arch", sorted(RULES))
 def test_the_first_run_resolves_every_byte(arch: str, model_file: Callable[[str], Path]) -> None:
     """Its caches are long enough for the rounded sizes, and a window shortens the second one."""
-    memory = computed(ModelShape.from_gguf(model_file(arch)), EVERYWHERE[0])
+    memory = computed(read_shape(model_file(arch)), EVERYWHERE[0])
     assert all(layer.n_cells >= RESOLVED_CELLS for layer in memory.layers)
     windowed = [layer.n_cells for layer in memory.layers if layer.windowed and arch != "llama4"]
     assert all(n_cells < memory.cells.base for n_cells in windowed)
@@ -162,7 +162,7 @@ def test_in_depth(arch: str, run: Run, model_file: Callable[[str], Path]) -> Non
 @pytest.mark.parametrize("arch", ["gemma3", "qwen35"])
 def test_the_server_s_own_defaults(arch: str, model_file: Callable[[str], Path]) -> None:
     """-np -1 is what the server starts with; the options that `kvquant memory` takes in its place."""
-    shape = ModelShape.from_gguf(model_file(arch))
+    shape = read_shape(model_file(arch))
     options = ServerOptions(model_file(arch), n_ctx=12000, n_threads=1, extra=("--parallel", "-1"))
     with LlamaServer(Path(PROGRAMS), options) as server:
         log = server.log_text()
@@ -184,7 +184,7 @@ def test_every_layer_in_types_of_its_own(arch: str, model_file: Callable[[str], 
     """The patched server prints every layer's bytes. Latent attention takes no policy."""
     if not takes_policies():
         pytest.skip("the server is a stock build, which has no --kv-layers")
-    shape = ModelShape.from_gguf(model_file(arch))
+    shape = read_shape(model_file(arch))
     n = len(CACHE_TYPES)
     types = [(CACHE_TYPES[i % n], CACHE_TYPES[(3 * i + 1) % n]) for i in range(len(shape.kv_layers))]
     policy = policy_from_layers((layer, k, v) for layer, (k, v) in zip(shape.kv_layers, types, strict=True))
@@ -208,7 +208,7 @@ def test_every_layer_in_types_of_its_own(arch: str, model_file: Callable[[str], 
 @needs_llama
 def test_a_wrong_size_would_be_seen(model_file: Callable[[str], Path]) -> None:
     """The comparison is not blind: a row one byte larger in one layer is reported."""
-    shape, run = ModelShape.from_gguf(model_file("llama")), EVERYWHERE[0]
+    shape, run = read_shape(model_file("llama")), EVERYWHERE[0]
     options = ServerOptions(
         model_file("llama"), n_ctx=run.options.n_ctx, n_parallel=4, n_threads=1, extra=run.arguments()
     )

@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from kvquant.cli.main import kvquant
 from kvquant.errors import KVQuantError
-from kvquant.model.shape import ModelShape
+from kvquant.model.architectures import read_shape
+from kvquant.model.shape_json import shape_from_json
 from write_random_gguf import RandomModel, write_random_gguf
 
 
@@ -60,7 +61,7 @@ def test_a_model_file_and_its_exported_shape_agree(tmp_path: Path) -> None:
     path = write_random_gguf(tmp_path / "model.gguf", RandomModel(arch="qwen35", n_layer=8))
     exported = tmp_path / "shape.json"
     exported.write_text(run("shape", "--model", str(path), "--json").stdout, encoding="utf-8")
-    assert ModelShape.from_json(exported.read_text(encoding="utf-8")) == ModelShape.from_gguf(path)
+    assert shape_from_json(exported.read_text(encoding="utf-8")) == read_shape(path)
     by_file = document("--model", str(path), "--ctx", "0")
     assert by_file["n_ctx"] == 32768
     assert by_file == document("--shape", str(exported), "--ctx", "0")
@@ -111,7 +112,7 @@ def test_warnings_go_to_stderr() -> None:
         (("memory", "--ctx", "256"), 2, "no model given"),
         (("memory", "--shape", "llama-8b"), 2, "give either --ctx N or --budget SIZE"),
         (("memory", "--shape", "llama-8b", "--ctx", "1", "--budget", "1"), 2, "give either"),
-        (("memory", "--shape", "llama-8b", "--model", "x", "--ctx", "1"), 2, "give one of them"),
+        (("memory", "--shape", "llama-8b", "--model", "x", "--ctx", "1"), 1, "No such file"),
         (("memory", "--shape", "nope", "--ctx", "1"), 1, "unknown shape 'nope'"),
         (("memory", "--model", "nope.gguf", "--ctx", "1"), 1, "No such file"),
         (("memory", "--shape", "llama-8b", "--ctx", "-1"), 2, "-1 tokens"),

@@ -22,7 +22,7 @@ from kvquant.memory import (
     total_bytes,
 )
 from kvquant.memory.cells import MAX_CONTEXT, MAX_SEQUENCES, PADDING
-from kvquant.model.presets import preset_names
+from kvquant.model.presets import load_preset, preset_names
 from kvquant.model.shape import LayerShape, ModelShape, RecurrentState, WindowKind
 from kvquant.policy import ResolvedPolicy, parse_policy
 from memory.checks import additive, is_largest, mib, monotone
@@ -59,7 +59,7 @@ def model(*layers: LayerShape, **fields: Any) -> ModelShape:
     ],
 )
 def test_known_totals(preset: str, n_ctx: int, text: str, default: str, expected: int) -> None:
-    shape = ModelShape.preset(preset)
+    shape = load_preset(preset)
     assert kv_bytes(shape, resolved(shape, text, default), n_ctx=n_ctx).kv_bytes == expected
 
 
@@ -253,7 +253,7 @@ def test_a_cache_that_stops_growing_fits_any_context() -> None:
 
 @given(st.sampled_from(preset_names()), st.sampled_from(CACHE_TYPES), st.integers(1, 10**6))
 def test_every_preset_in_every_type(name: str, type_name: str, n_ctx: int) -> None:
-    shape = ModelShape.preset(name)
+    shape = load_preset(name)
     memory = kv_bytes(shape, resolved(shape, f"*:{type_name}"), n_ctx=n_ctx)
     assert len(memory.layers) == len(shape.kv_layers)
     assert memory.kv_bytes > 0

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvquant.errors import ModelFileError, ShapeError
+from kvquant.model.architectures import read_shape
 from kvquant.model.gguf_header import (
     KEPT_ITEMS,
     MAX_KEYS,
@@ -25,7 +26,7 @@ from kvquant.model.gguf_header import (
     read_header,
 )
 from kvquant.model.gguf_types import ValueType
-from kvquant.model.shape import ModelShape
+from kvquant.model.shape_json import shape_from_json, shape_to_json
 from model.gguf_bytes import (
     LLAMA_KEYS,
     GgufFile,
@@ -120,11 +121,11 @@ def test_version_2_and_long_strings(path: Path) -> None:
 TWO = [Tensor("a", (64,), 0, 0), Tensor("b", (64,), 0, 256)]
 
 REFUSED: dict[str, tuple[GgufFile | bytes, str]] = {
-    "empty": (b"", "it is empty"),
-    "three bytes": (b"GGU", "not a GGUF file"),
+    "empty": (b"", "is empty: a download that failed"),
+    "three bytes": (b"GGU", "cut off after 3 bytes"),
     "magic only": (b"GGUF", "ends after 4 bytes"),
-    "zip": (b"PK\3\4" + bytes(60), "starts with b'PK"),
-    "old ggml": (b"tjgg" + bytes(60), "not a GGUF file"),
+    "zip": (b"PK\3\4" + bytes(60), "a ZIP archive"),
+    "old ggml": (b"tjgg" + bytes(60), "in the GGJT format"),
     "version 0": (GgufFile(version=0), "version is 0"),
     "version 1": (GgufFile(version=1), "version is 1"),
     "version 4": (GgufFile(version=4), "version is 4"),
@@ -138,7 +139,6 @@ REFUSED: dict[str, tuple[GgufFile | bytes, str]] = {
     "key past the end": (GgufFile().encoded()[:24] + struct.pack("<Q", 1000), "ends inside its header"),
     "empty key": (GgufFile([("", 1)]), "an empty key"),
     "duplicate key": (GgufFile([("a", 1), ("a", 1)]), "the key 'a' twice"),
-    "key not UTF-8": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + string(b"\xff") + value(1), "not UTF-8"),
     "unknown value type": (GgufFile({"a": Typed(13, b"")}), "type 13"),
     "huge string": (GgufFile({"a": Typed(ValueType.STRING, struct.pack("<Q", HUGE))}), "ends inside"),
     "huge array": (GgufFile({"a": array(ValueType.UINT64, HUGE, b"")}), "ends inside"),
@@ -163,7 +163,6 @@ REFUSED: dict[str, tuple[GgufFile | bytes, str]] = {
     "five axes": (GgufFile(tensors=[Tensor("a", (1,) * 5)]), "5 axes"),
     "axes overflow": (GgufFile(tensors=[Tensor("a", (2**32, 2**32))]), "claims"),
     "huge axis": (GgufFile(tensors=[Tensor("a", (HUGE,))]), "claims"),
-    "unknown tensor type": (GgufFile(tensors=[Tensor("a", type=5)]), "ggml type 5"),
     "row not a multiple of the block": (GgufFile(tensors=[Tensor("a", (33,), 8)]), "block of 32"),
     "unaligned offset": (GgufFile(tensors=[Tensor("a", offset=8)], data=bytes(256)), "multiple of 32"),
     "offset past the end": (GgufFile(tensors=[Tensor("a", offset=2**40)], data=bytes(256)), "incomplete"),
@@ -218,12 +217,12 @@ def test_names_from_the_file_cannot_break_the_line(path: Path) -> None:
     evil = "x\n\x1b[31mkvquant: all good\u202e" + "y" * 200
     for file in (
         GgufFile([(evil, 1), (evil, 1)]),
-        GgufFile(tensors=[Tensor("a\nb", type=5)]),
+        GgufFile(tensors=[Tensor("a\nb"), Tensor("a\nb")], data=bytes(256)),
         GgufFile({"general.architecture": evil}),
         GgufFile({"general.architecture": evil, f"{evil}.block_count": 0}),
     ):
         with pytest.raises((ModelFileError, ShapeError)) as caught:
-            ModelShape.from_gguf(write(path, file))
+            read_shape(write(path, file))
         assert str(caught.value).isprintable()
 
 
@@ -293,9 +292,9 @@ def only_clear_errors(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     tracemalloc.start()
     try:
-        shape = ModelShape.from_gguf(path)
+        shape = read_shape(path)
         assert 1 <= shape.n_layer <= 512
-        assert ModelShape.from_json(shape.to_json()) == shape
+        assert shape_from_json(shape_to_json(shape)) == shape
     except (ModelFileError, ShapeError) as error:
         assert str(error).isprintable(), error
     finally:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvquant.errors import ShapeError
-from kvquant.model.presets import load_shape, preset_names
+from kvquant.model.presets import load_preset, load_shape, preset_names
 from kvquant.model.shape import MAX_LAYERS, LayerShape, ModelShape, RecurrentState, WindowKind, runs
+from kvquant.model.shape_json import shape_from_json, shape_to_json
 from model.strategies import model_shapes
 
 FULL = LayerShape(n_head=8, n_head_kv=2, head_dim_k=64, head_dim_v=32)
@@ -74,11 +75,11 @@ def test_runs_of_equal_layers() -> None:
 
 @given(model_shapes())
 def test_json_round_trip(shape: ModelShape) -> None:
-    assert ModelShape.from_json(shape.to_json()) == shape
+    assert shape_from_json(shape_to_json(shape)) == shape
 
 
 def test_json_short_forms() -> None:
-    short = ModelShape.from_json(
+    short = shape_from_json(
         """{"layers": [
             {"repeat": 2, "layers": [{"repeat": 2, "recurrent": true},
                                      {"n_head": 8, "n_head_kv": 2, "head_dim": 64}]},
@@ -142,7 +143,7 @@ KEYS = [
 def test_json_refuses(document: Any, reason: str) -> None:
     text = document if isinstance(document, str) else json.dumps(document)
     with pytest.raises(ShapeError, match=reason) as caught:
-        ModelShape.from_json(text)
+        shape_from_json(text)
     assert len(str(caught.value)) < 300
 
 
@@ -158,15 +159,15 @@ def test_any_json_gives_a_shape_or_a_clear_error(value: Any, top: dict[str, Any]
     for document in (value, top, {**top, "layers": [value]}, {"layers": [{**LAYER, **top}]}):
         text = json.dumps(document)
         try:
-            shape = ModelShape.from_json(text)
-            assert ModelShape.from_json(shape.to_json()) == shape
+            shape = shape_from_json(text)
+            assert shape_from_json(shape_to_json(shape)) == shape
         except ShapeError as error:
             assert str(error).isprintable()
 
 
 def test_every_preset_loads_and_says_where_it_comes_from() -> None:
     for name in preset_names():
-        shape = ModelShape.preset(name)
+        shape = load_preset(name)
         assert shape.kv_layers
         assert shape.source
         assert name == name.lower()
@@ -174,7 +175,7 @@ def test_every_preset_loads_and_says_where_it_comes_from() -> None:
 
 def test_shapes_by_name_or_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    path.write_text(ModelShape.preset("gpt-oss-20b").to_json(), encoding="utf-8")
+    path.write_text(shape_to_json(load_preset("gpt-oss-20b")), encoding="utf-8")
     assert load_shape(str(path)) == load_shape("gpt-oss-20b")
     with pytest.raises(ShapeError, match=r"unknown shape 'nope'; known: .*llama-8b"):
         load_shape("nope")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.options import default_types, json_option, policy_options, shape_from_options, shape_options
+from kvquant.cli.options import default_types, json_option, policy_options, shape_options
 from kvquant.errors import CheckFailed, KVQuantError, UsageError
 from kvquant.evals.doctor import (
     Finding,
@@ -18,11 +18,14 @@ from kvquant.evals.doctor import (
     check_machine,
     check_policy,
     check_rkllm,
+    failed,
     key_bias_norms,
 )
 from kvquant.evals.machine import Machine, read_machine
 from kvquant.memory import ContextOptions, largest_context, memory_of, total_bytes
 from kvquant.memory.cells import PADDING
+from kvquant.model.architectures import shape_of
+from kvquant.model.presets import load_shape
 from kvquant.model.shape import ModelShape
 from kvquant.policy import ResolvedPolicy, policy_from_text
 from kvquant.units import format_n_bytes
@@ -92,25 +95,26 @@ def doctor(
 def _check_model(
     model: str | None, shape: str | None, layers: str | None, default: str, ctx: int, machine: Machine
 ) -> list[Finding]:
-    header = None
-    if model is not None and shape is None:
-        header, findings = check_gguf(Path(model))
-        if header is None:
+    file = None
+    findings: list[Finding] = []
+    if model is not None:
+        file, findings = check_gguf(Path(model))
+        if file is None:
             return findings
     try:
-        the_shape = shape_from_options(model, shape)
+        the_shape = load_shape(shape) if shape is not None else shape_of(file)  # type: ignore[arg-type]
     except UsageError:
         raise
     except KVQuantError as error:
-        return [Finding(Severity.FIX, str(model or shape), str(error), "give --shape FILE.json by hand")]
+        return [*findings, failed(Path(str(model or shape)), error)]
     text = f"*:{default}" if layers is None else layers
     policy = policy_from_text(text).resolve(the_shape, *default_types(default))
-    findings = check_policy(the_shape, policy)
+    findings += check_policy(the_shape, policy)
     file_bytes = 0
-    if header is not None:
+    if file is not None:
         chosen = None if layers is None and default == PLAIN else policy
-        findings += check_key_bias(key_bias_norms(header), chosen, header.path)
-        file_bytes = Path(header.path).stat().st_size
+        findings += check_key_bias(key_bias_norms(file), chosen, file.shown)
+        file_bytes = file.n_bytes
     return [*findings, *check_memory(the_shape, policy, ctx, file_bytes, machine.available_n_bytes)]
 
 

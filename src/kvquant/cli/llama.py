@@ -173,19 +173,22 @@ def serve(model: Path, policy_text: str | None, port: int, server_args: tuple[st
     # Only here: building needs nothing but the standard library and click, so that it also runs on a bare
     # board.
     from kvquant.formats.registry import CACHE_TYPES
-    from kvquant.model.shape import ModelShape
+    from kvquant.model.architectures import shape_of
+    from kvquant.model.gguf_file import open_model
     from kvquant.policy import policy_from_text
 
+    opened = open_model(model)
+    opened.require_loadable()
     argv = ["--host", "127.0.0.1", "--port", str(port), "--model", str(model)]
     if policy_text is not None:
         policy = policy_from_text(policy_text, CACHE_TYPES)
-        resolved = policy.resolve(ModelShape.from_gguf(model))
+        resolved = policy.resolve(shape_of(opened))
         for warning in resolved.warnings:
             _say(f"warning: {warning}")
         argv += ["--kv-layers", str(policy)]
     done = _default_build()
     server = str(done.program("llama-server"))
-    _say(f"serving {model} on http://127.0.0.1:{port}, end with Ctrl-C")
+    _say(f"serving {opened.shown} on http://127.0.0.1:{port}, end with Ctrl-C")
     os.execv(server, [server, *argv, *server_args])
 
 

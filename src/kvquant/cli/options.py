@@ -11,6 +11,9 @@ import click
 
 from kvquant.errors import PolicyError, UsageError
 from kvquant.formats.registry import format_names
+from kvquant.model.architectures import shape_of
+from kvquant.model.gguf_file import GgufModel, open_model
+from kvquant.model.hparams import Keys
 from kvquant.model.presets import load_shape
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
@@ -21,7 +24,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def shape_options(command: Command) -> Command:
     """Add --model FILE.gguf and --shape NAME|FILE.json; pass both to `shape_from_options`."""
     command = click.option(
-        "--shape", metavar="NAME|FILE", help="A built-in shape (kvquant shape --list) or a JSON file."
+        "--shape",
+        metavar="NAME|FILE",
+        help="A built-in shape (kvquant shape --list) or a JSON file; beside --model, in its place.",
     )(command)
     return click.option("--model", metavar="FILE", help="Read the shape from the header of this GGUF file.")(
         command
@@ -29,15 +34,33 @@ def shape_options(command: Command) -> Command:
 
 
 def shape_from_options(model: str | None, shape: str | None, default: str | None = None) -> ModelShape:
-    """Return the one shape that --model or --shape names, or the preset ``default`` when neither is given."""
-    if model is not None and shape is not None:
-        raise UsageError("--model and --shape both name a model; give one of them")
+    """Return the shape that --shape names, else the model file's, else the preset ``default``.
+
+    A model file is opened in any case: what is no language model is refused whatever shape stands beside it,
+    and what keeps llama.cpp from loading it is said.
+    """
     if model is not None:
-        return ModelShape.from_gguf(model)
+        opened = open_model(model)
+        for line in opened.not_loadable():
+            click.echo(f"kvquant: warning: {line}", err=True)
+        return shape_of(opened) if shape is None else shape_beside(opened, shape)
     name = shape if shape is not None else default
     if name is None:
         raise UsageError("no model given; use --model FILE.gguf or --shape NAME (kvquant shape --list)")
     return load_shape(name)
+
+
+def shape_beside(model: GgufModel, shape: str) -> ModelShape:
+    """Return the shape that --shape names for ``model``, with a warning where their layers differ."""
+    given = load_shape(shape)
+    n_layer = Keys(model.header).u32("block_count", 0)
+    if n_layer and n_layer != given.n_layer:
+        click.echo(
+            f"kvquant: warning: --shape {shape} has {given.n_layer} layers, {model.shown} {n_layer}; what is "
+            "said holds for the shape",
+            err=True,
+        )
+    return given
 
 
 def default_option(command: Command) -> Command:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from kvquant.cli.options import json_option, shape_from_options, shape_options
+from kvquant.model.gguf_header import shown
 from kvquant.model.presets import load_preset, preset_names
 from kvquant.model.shape import LayerShape, ModelShape, runs
+from kvquant.model.shape_json import shape_to_json
 
 
 @click.command()
@@ -31,7 +33,7 @@ def shape(model: str | None, shape: str | None, list_all: bool, as_json: bool) -
             click.echo(f"{name:<18} {layers}  {preset.name}")
         return
     found = shape_from_options(model, shape)
-    click.echo(found.to_json() if as_json else describe(found), nl=not as_json)
+    click.echo(shape_to_json(found) if as_json else describe(found), nl=not as_json)
 
 
 def describe(shape: ModelShape) -> str:
@@ -41,7 +43,7 @@ def describe(shape: ModelShape) -> str:
         f"{shape.name} ({shape.arch}): {shape.n_layer} layers, {len(shape.kv_layers)} with a cache{trained}"
     ]
     if shape.source:
-        lines.append(f"source: {shape.source}")
+        lines.append(f"source: {shown(shape.source)}")
     first = 0
     for count, layer in runs(shape.layers):
         last = first + count - 1

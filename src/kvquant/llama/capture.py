@@ -11,9 +11,10 @@ import numpy.typing as npt
 from kvquant.errors import CaptureError
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.llama.state import SequenceState, StoredCache, StoredLayer, StoredRows, load_state
+from kvquant.model.architectures import shape_of
 from kvquant.model.capture import FloatArray, Int32Array, KVCapture, LayerAxes, LayerCapture
-from kvquant.model.gguf_header import read_header
-from kvquant.model.logit_scale import logit_scale
+from kvquant.model.gguf_file import open_model
+from kvquant.model.hparams import logit_scale
 from kvquant.model.shape import LayerShape, ModelShape
 
 CACHE_TYPE = "f32"
@@ -40,11 +41,13 @@ def capture_text(request: CaptureRequest) -> KVCapture:
 
     Raises CaptureError when the text does not fit or the model keeps no V, LlamaError for server trouble.
     """
-    shape = ModelShape.from_gguf(request.model)
+    model = open_model(request.model)
+    model.require_loadable()
+    shape = shape_of(model)
     if not shape.kv_layers:
-        raise CaptureError(f"{request.model}: no layer keeps a K/V cache; there is nothing to capture")
+        raise CaptureError(f"{model.shown}: no layer keeps a K/V cache; there is nothing to capture")
     if shape.mla:
-        raise CaptureError(f"{request.model}: latent attention stores no V; there is nothing to capture")
+        raise CaptureError(f"{model.shown}: latent attention stores no V; there is nothing to capture")
     n_ctx = request.n_ctx or _roomy_context(request.text, shape)
     options = ServerOptions(
         request.model, n_ctx=n_ctx, k_type=CACHE_TYPE, v_type=CACHE_TYPE, n_threads=request.n_threads
@@ -52,14 +55,13 @@ def capture_text(request: CaptureRequest) -> KVCapture:
     with LlamaServer(request.programs, options) as server:
         server.completion(request.text, n_predict=0, cache_prompt=True)
         if server.kv_log().rotated:
-            raise CaptureError(f"{request.model}: llama-server rotates its K, which a capture must not hold")
+            raise CaptureError(f"{model.shown}: llama-server rotates its K, which a capture must not hold")
         state = load_state(server.save_slot(), shape)
-    header = read_header(request.model)
     return capture_of_state(
         state,
         shape,
         logit_scales={
-            layer: logit_scale(header, shape.layers[layer].head_dim_k) for layer in shape.kv_layers
+            layer: logit_scale(model.header, shape.layers[layer].head_dim_k) for layer in shape.kv_layers
         },
         source=f"llama-server, {CACHE_TYPE} cache, {len(state.tokens)} tokens",
     )

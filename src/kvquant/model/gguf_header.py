@@ -8,17 +8,18 @@ little endian.
 from __future__ import annotations
 
 import io
+import math
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from kvquant.errors import ModelFileError
+from kvquant.model.first_bytes import FIRST_BYTES, MAGIC, named_by_first_bytes
 from kvquant.model.gguf_types import STRUCT_CODES, TENSOR_TYPES, ValueType
 
-MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 MAX_TENSOR_NAME = 63
@@ -59,24 +60,58 @@ class Array:
 class TensorInfo:
     """A tensor's place in the file.
 
-    ne: values along each axis, the contiguous one first. offset: bytes from the start of the file.
+    name: bytes that are not UTF-8 are kept as surrogates. ne: values along each axis, the contiguous one
+    first. type_number: a `ggml_type`; n_bytes is None for one that the pin does not have. offset: bytes from
+    the start of the file.
     """
 
     name: str
     ne: tuple[int, ...]
-    type_name: str
+    type_number: int
     offset: int
-    n_bytes: int
+    n_bytes: int | None
+
+    @property
+    def type_name(self) -> str:
+        """The type's name, "" for one that the pin does not have."""
+        return TENSOR_TYPES[self.type_number].name if self.type_number in TENSOR_TYPES else ""
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Everything before the tensor data of one GGUF file."""
+    """Everything before the tensor data of one GGUF file.
 
-    path: str
+    path: as given. n_file_bytes: of the whole file. values: by key, which to llama.cpp is bytes: those that
+    are not UTF-8 are kept as surrogates.
+    """
+
+    path: Path
+    n_file_bytes: int
     version: int
     values: Mapping[str, Scalar | Array]
     tensors: tuple[TensorInfo, ...]
+
+    @property
+    def shown(self) -> str:
+        """The path as it may be printed."""
+        return shown(self.path)
+
+    def text(self, key: str) -> str:
+        """The string at ``key``, "" where there is none, another type, or more than fits a line."""
+        entry = self.values.get(key)
+        value = entry.value if isinstance(entry, Scalar) else None
+        return value if isinstance(value, str) and value.isprintable() and len(value) <= 100 else ""
+
+    def number(self, key: str) -> int | None:
+        """The integer at ``key``, None where there is none or another type."""
+        entry = self.values.get(key)
+        value = entry.value if isinstance(entry, Scalar) else None
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def shown(path: str | Path) -> str:
+    """A path as it may be printed: escaped where a terminal would not show it as it is."""
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def read_header(path: str | Path) -> GgufHeader:
@@ -84,24 +119,26 @@ def read_header(path: str | Path) -> GgufHeader:
 
     Raises ModelFileError, one line, for anything that is not a complete, consistent GGUF file.
     """
-    shown = str(path) if str(path).isprintable() else repr(str(path))
+    path = Path(path)
     try:
         # Asking before opening: opening a pipe would wait for a writer.
-        status = Path(path).stat()
+        status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ModelFileError(f"{shown} is {kind}; give the path of a .gguf file")
-        with Path(path).open("rb", buffering=0) as file:
-            return _Reader(file, status.st_size, shown).header()
+            raise ModelFileError(f"{shown(path)} is {kind}; give the path of a .gguf file")
+        with path.open("rb", buffering=0) as file:
+            return _Reader(file, status.st_size, path).header()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ModelFileError(f"{shown} cannot be read: {reason}") from None
+        raise ModelFileError(
+            f"{shown(path)} cannot be read: {reason}; give the path of a .gguf file"
+        ) from None
 
 
 class _Reader:
     """A position in the file and a window of bytes around it; every method reads one construct."""
 
-    def __init__(self, file: io.FileIO, size: int, path: str) -> None:
+    def __init__(self, file: io.FileIO, size: int, path: Path) -> None:
         self._file = file
         self._size = size
         self._path = path
@@ -121,12 +158,12 @@ class _Reader:
                 self._fail(f"it has {'the key ' + _short(key) + ' twice' if key else 'an empty key'}")
             values[key] = self._value(key)
         tensors = self._tensors(n_tensors, self._alignment(values))
-        return GgufHeader(self._path, version, values, tensors)
+        return GgufHeader(self._path, self._size, version, values, tensors)
 
     # -- bytes -----------------------------------------------------------------------------------------------
 
     def _fail(self, problem: str, advice: str = "get the file again") -> NoReturn:
-        raise ModelFileError(f"{self._path} is not a usable GGUF file: {problem}; {advice}")
+        raise ModelFileError(f"{shown(self._path)} is not a usable GGUF file: {problem}; {advice}")
 
     def _fill(self, n_bytes: int) -> int:
         """Make ``n_bytes`` from here on available; return where they start in the window."""
@@ -169,14 +206,15 @@ class _Reader:
     # -- constructs ------------------------------------------------------------------------------------------
 
     def _version(self) -> int:
-        if self._size == 0:
-            self._fail("it is empty")
-        head = self._take(min(8, self._size))
+        head = self._take(min(FIRST_BYTES, self._size))
+        self._at = 8
         if head[:4] != MAGIC:
-            raise ModelFileError(
-                f"{self._path} is not a GGUF file: it starts with {head[:4]!r} instead of {MAGIC!r}; "
-                "convert the model to GGUF first"
+            what, advice = named_by_first_bytes(head) or (
+                f"not a GGUF file: it starts with {head[:4]!r} instead of {MAGIC!r}",
+                "give the model as GGUF",
             )
+            raise ModelFileError(f"{shown(self._path)} is {what}; {advice}")
+        head = head[:8]
         if len(head) < 8:
             self._fail(f"it ends after {self._size} bytes")
         version = int.from_bytes(head[4:], "little")
@@ -197,10 +235,7 @@ class _Reader:
         length = self._length()
         if length > limit:
             self._fail(f"{what} claims {length} bytes, more than {limit}")
-        try:
-            return self._take(length).decode("utf-8")
-        except UnicodeDecodeError:
-            self._fail(f"{what} before byte {self._at} is not UTF-8")
+        return self._take(length).decode("utf-8", "surrogateescape")
 
     def _type(self, key: str) -> ValueType:
         number = self._number(ValueType.UINT32)
@@ -267,10 +302,7 @@ class _Reader:
                 self._fail(f"it has the tensor {_short(tensor.name)} twice")
             found[tensor.name] = tensor
         data_at = -(-self._at // alignment) * alignment
-        placed = [
-            TensorInfo(tensor.name, tensor.ne, tensor.type_name, data_at + tensor.offset, tensor.n_bytes)
-            for tensor in found.values()
-        ]
+        placed = [replace(tensor, offset=data_at + tensor.offset) for tensor in found.values()]
         self._check_places(placed)
         return tuple(placed)
 
@@ -282,38 +314,37 @@ class _Reader:
         ne = tuple(self._length() for _ in range(n_dims))
         type_number = int(self._number(ValueType.UINT32))
         offset = self._length()
-        if type_number not in TENSOR_TYPES:
-            self._fail(f"the tensor {_short(name)} has ggml type {type_number}, which this does not know")
-        tensor_type = TENSOR_TYPES[type_number]
-        n_values = 1
-        for extent in ne:
-            n_values *= extent
+        n_values = math.prod(ne)
         if n_values >= 2**63:
             self._fail(f"the tensor {_short(name)} claims {ne} values")
+        if offset % alignment:
+            self._fail(f"the tensor {_short(name)} starts at {offset}, not a multiple of {alignment}")
+        tensor_type = TENSOR_TYPES.get(type_number)
+        if tensor_type is None:
+            return TensorInfo(name, ne, type_number, offset, None)
         if ne and ne[0] % tensor_type.block_size:
             self._fail(
                 f"the tensor {_short(name)} has rows of {ne[0]} values, "
                 f"not a multiple of {tensor_type.name}'s block of {tensor_type.block_size}"
             )
-        if offset % alignment:
-            self._fail(f"the tensor {_short(name)} starts at {offset}, not a multiple of {alignment}")
         n_bytes = n_values // tensor_type.block_size * tensor_type.block_bytes
-        return TensorInfo(name, ne, tensor_type.name, offset, n_bytes)
+        return TensorInfo(name, ne, type_number, offset, n_bytes)
 
     def _check_places(self, tensors: list[TensorInfo]) -> None:
         """Every tensor lies inside the file and none reaches into the next."""
-        previous: TensorInfo | None = None
-        for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes)):
-            end = tensor.offset + tensor.n_bytes
+        previous, previous_end = None, 0
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes or 0)):
+            # Of a type that is not known, no byte can be missed.
+            end = tensor.offset + (tensor.n_bytes or 0)
             if end > self._size:
                 self._fail(
                     f"the tensor {_short(tensor.name)} ends at byte {end}, "
                     f"the file at {self._size} (an incomplete download?)"
                 )
-            if previous is not None and previous.offset + previous.n_bytes > tensor.offset:
+            if previous is not None and previous_end > tensor.offset:
                 self._fail(f"the tensors {_short(previous.name)} and {_short(tensor.name)} overlap")
             if tensor.n_bytes:
-                previous = tensor
+                previous, previous_end = tensor, end
 
 
 def _short(name: str) -> str:

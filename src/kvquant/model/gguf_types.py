@@ -48,8 +48,7 @@ class TensorType(NamedTuple):
     block_bytes: int
 
 
-# ggml/include/ggml.h:ggml_type and the static_asserts of ggml/src/ggml-common.h at the pin. Numbers that are
-# missing here were removed from the format.
+# ggml/include/ggml.h:ggml_type and the static_asserts of ggml/src/ggml-common.h at the pin.
 TENSOR_TYPES = {
     0: TensorType("f32", 1, 4),
     1: TensorType("f16", 1, 2),
@@ -87,3 +86,15 @@ TENSOR_TYPES = {
     41: TensorType("q1_0", 128, 2 + 16),
     42: TensorType("q2_0", 64, 2 + 16),
 }
+
+REMOVED_TYPES = {
+    4: "q4_2",
+    5: "q4_3",
+    31: "q4_0_4_4",
+    32: "q4_0_4_8",
+    33: "q4_0_8_8",
+    36: "iq4_nl_4_4",
+    37: "iq4_nl_4_8",
+    38: "iq4_nl_8_8",
+}
+"""Numbers that ggml.h keeps free: what they were."""

@@ -7,7 +7,8 @@ llama_model_base::load_hparams (src/llama-model.cpp at the pin) cut down to what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -26,13 +27,11 @@ class Keys:
     def __init__(self, header: GgufHeader) -> None:
         self._header = header
         entry = header.values.get("general.architecture")
-        if not isinstance(entry, Scalar) or not isinstance(entry.value, str) or not entry.value:
-            raise ModelFileError(f"{header.path} does not name its architecture; it is not a model file")
-        self.arch = entry.value
+        self.arch = str(entry.value) if isinstance(entry, Scalar) else ""
 
     def fail(self, problem: str) -> NoReturn:
         """Raise ModelFileError about this file."""
-        raise ModelFileError(f"{self._header.path} ({_printable(self.arch)}): {problem}")
+        raise ModelFileError(f"{self._header.shown} ({printable(self.arch)}): {problem}")
 
     def _find(self, key: str) -> Scalar | Array | None:
         return self._header.values.get(f"{self.arch}.{key}")
@@ -117,6 +116,10 @@ class Hparams:
         return self.n_layer_all - self.n_nextn
 
 
+Rule = Callable[[Keys, Hparams], Hparams]
+"""From the common hparams to the architecture's own, reading further keys: llama.cpp's load_arch_hparams."""
+
+
 def common_hparams(keys: Keys) -> Hparams:
     """Read what every architecture has. Raises ModelFileError for what llama.cpp would not load either."""
     n_layer_all = keys.u32("block_count")
@@ -154,6 +157,30 @@ def common_hparams(keys: Keys) -> Hparams:
     )
 
 
+_UNSCALED = ("gemma3n", "gemma4")
+"""Architectures that normalise q and k and use 1; src/models/gemma3n.cpp, gemma4.cpp at the pin."""
+
+_SCALED_BY_EMBEDDING = {"gemma2": 46, "gemma3": 62}
+"""Architecture to the layers of its 27B, which scales by the embedding per head; gemma2.cpp, gemma3.cpp."""
+
+
+def logit_scale(header: GgufHeader, head_dim_k: int) -> float:
+    """Return what a layer whose K heads hold ``head_dim_k`` values multiplies q·k by before the softmax.
+
+    1/sqrt(head_dim_k) unless the header or the architecture says otherwise. Not for multi-head latent
+    attention, whose scale depends on its RoPE scaling.
+    """
+    keys = Keys(header)
+    if keys.arch in _UNSCALED:
+        return 1.0
+    given = header.values.get(f"{keys.arch}.attention.scale")
+    if isinstance(given, Scalar) and isinstance(given.value, float) and given.value > 0:
+        return given.value
+    if keys.arch in _SCALED_BY_EMBEDDING and keys.u32("block_count") == _SCALED_BY_EMBEDDING[keys.arch]:
+        return 1.0 / math.sqrt(keys.u32("embedding_length") / keys.u32("attention.head_count"))
+    return 1.0 / math.sqrt(head_dim_k)
+
+
 def _described(entry: Scalar | Array | None) -> str:
     if entry is None:
         return "missing"
@@ -161,5 +188,6 @@ def _described(entry: Scalar | Array | None) -> str:
     return f"an array of {entry.n} {name}" if isinstance(entry, Array) else f"a {name}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A name from the file as it may be shown: one line, at most 60 characters."""
     return text if text.isprintable() and len(text) <= 60 else repr(text[:60])

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 from kvquant.errors import ShapeError
 
@@ -167,39 +166,6 @@ class ModelShape:
     def n_recurrent(self) -> int:
         """Layers that keep a recurrent state."""
         return sum(layer.recurrent for layer in self.layers)
-
-    @staticmethod
-    def from_gguf(path: str | Path) -> ModelShape:
-        """Read the shape from a GGUF's header, milliseconds whatever the size of the file.
-
-        Raises ModelFileError for a file that is missing, damaged or hostile, ShapeError for an architecture
-        without rules.
-        """
-        from kvquant.model.architectures import shape_from_header
-        from kvquant.model.gguf_header import read_header
-
-        header = read_header(path)
-        return shape_from_header(header, name=Path(path).name)
-
-    @staticmethod
-    def from_json(text: str, name: str = "shape") -> ModelShape:
-        """Read the documented JSON form (docs/memory.md). Raises ShapeError naming the key at fault."""
-        from kvquant.model.shape_json import shape_from_json
-
-        return shape_from_json(text, name)
-
-    def to_json(self) -> str:
-        """Return the JSON form that `from_json` reads, equal neighbouring layers written once."""
-        from kvquant.model.shape_json import shape_to_json
-
-        return shape_to_json(self)
-
-    @staticmethod
-    def preset(name: str) -> ModelShape:
-        """Return a shape that ships with the package. Raises ShapeError naming the known ones."""
-        from kvquant.model.presets import load_preset
-
-        return load_preset(name)
 
 
 def runs(layers: Sequence[LayerShape]) -> list[tuple[int, LayerShape]]:

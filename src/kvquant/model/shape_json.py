@@ -16,7 +16,7 @@ _LAYER = {field.name for field in fields(LayerShape)}
 _BOOLS = {"keeps_cache", "stores_v", "recurrent", "nextn"}
 
 
-def shape_from_json(text: str, name: str) -> ModelShape:
+def shape_from_json(text: str, name: str = "shape") -> ModelShape:
     """Read a shape; ``name`` is used when the text gives none. Raises ShapeError naming the key at fault."""
     try:
         data = json.loads(text, parse_constant=_no_constant)
@@ -56,7 +56,9 @@ def shape_to_json(shape: ModelShape) -> str:
         "state": asdict(shape.state) if shape.state else None,
         "source": shape.source,
     }
-    head = json.dumps(document, ensure_ascii=False, indent=2).removesuffix("\n}")
+    # A path need not be UTF-8; what is left of such bytes goes in and out as \u escapes.
+    plain = shape.source.encode("utf-8", "replace").decode() == shape.source
+    head = json.dumps(document, ensure_ascii=not plain, indent=2).removesuffix("\n}")
     lines = ",\n    ".join(json.dumps(entry) for entry in layers)
     return f'{head},\n  "layers": [\n    {lines}\n  ]\n}}\n'
 

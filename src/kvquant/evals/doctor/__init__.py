@@ -3,7 +3,7 @@
 from kvquant.evals.doctor.finding import Finding, Severity
 from kvquant.evals.doctor.key_bias import check_key_bias, key_bias_norms
 from kvquant.evals.doctor.machine import check_machine
-from kvquant.evals.doctor.model_file import check_gguf, check_rkllm
+from kvquant.evals.doctor.model_file import check_gguf, check_rkllm, failed
 from kvquant.evals.doctor.policy import check_policy
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "check_machine",
     "check_policy",
     "check_rkllm",
+    "failed",
     "key_bias_norms",
 ]

@@ -7,16 +7,17 @@ hundreds in a few layers against about 20 in the others, and fall apart with 4-b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from kvquant.errors import ModelFileError
 from kvquant.evals.doctor.finding import Finding, Severity
-from kvquant.model.gguf_header import GgufHeader
+from kvquant.model.gguf_file import GgufModel
+from kvquant.model.gguf_header import TensorInfo
 from kvquant.policy import ResolvedPolicy
 
 OUTLIER_RATIO = 10.0
@@ -34,27 +35,32 @@ _NAME = re.compile(r"blk\.(\d+)\.attn_k\.bias")
 _DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 
 
-def key_bias_norms(header: GgufHeader) -> dict[int, float]:
-    """Return the Euclidean norm of each layer's ``attn_k.bias``, read from the file of ``header``.
+def key_bias_norms(model: GgufModel) -> dict[int, float]:
+    """Return the Euclidean norm of each layer's ``attn_k.bias``, read from the model's file or shards.
 
     Layers without one, and biases of more than MAX_BIAS_BYTES or in another type than f32, f16 and bf16, are
     left out. Raises ModelFileError when the file cannot be read.
     """
-    found = {}
-    try:
-        with Path(header.path).open("rb") as file:
-            for tensor in header.tensors:
-                match = _NAME.fullmatch(tensor.name)
-                if match is None or tensor.type_name not in _DTYPES:
-                    continue
-                # The header's reader has checked that these bytes lie inside the file.
-                file.seek(tensor.offset)
-                data = file.read(tensor.n_bytes) if 0 < tensor.n_bytes <= MAX_BIAS_BYTES else b""
-                if len(data) == tensor.n_bytes > 0:
-                    found[int(match[1])] = float(np.linalg.norm(_decoded(data, tensor.type_name)))
-    except OSError as error:
-        raise ModelFileError(f"{header.path} cannot be read: {error.strerror}") from error
+    found: dict[int, float] = {}
+    for shard in model.shards:
+        try:
+            with shard.path.open("rb") as file:
+                found |= dict(_norms(file, shard.tensors))
+        except OSError as error:
+            raise ModelFileError(f"{shard.shown} cannot be read: {error.strerror}") from error
     return found
+
+
+def _norms(file: BinaryIO, tensors: Iterable[TensorInfo]) -> Iterator[tuple[int, float]]:
+    for tensor in tensors:
+        match = _NAME.fullmatch(tensor.name)
+        if match is None or tensor.type_name not in _DTYPES or tensor.n_bytes is None:
+            continue
+        # The header's reader has checked that these bytes lie inside the file.
+        file.seek(tensor.offset)
+        data = file.read(tensor.n_bytes) if 0 < tensor.n_bytes <= MAX_BIAS_BYTES else b""
+        if len(data) == tensor.n_bytes > 0:
+            yield int(match[1]), float(np.linalg.norm(_decoded(data, tensor.type_name)))
 
 
 def check_key_bias(norms: Mapping[int, float], policy: ResolvedPolicy | None, subject: str) -> list[Finding]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvquant.errors import LlamaError, ModelFileError, PolicyError, UsageError
+from kvquant.errors import LlamaError, PolicyError, UsageError
 from kvquant.evals.suite import Sample, Suite, samples
 from kvquant.evals.validation.result import ModelFile
 from kvquant.evals.validation.texts import check_text
 from kvquant.llama.build import BuildInfo, read_info
 from kvquant.memory import ContextOptions, memory_of
+from kvquant.model.architectures import shape_of
+from kvquant.model.gguf_file import GgufModel, open_model
 from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, ResolvedPolicy, policy_from_text, preset_text
 
@@ -82,7 +83,9 @@ def make_plan(
             raise LlamaError(f"there is no {name} in {programs}; kvquant llama build makes one")
     if suite.parts.divergence is not None:
         check_text(suite.parts.divergence)
-    shape = ModelShape.from_gguf(model)
+    opened = open_model(model)
+    opened.require_loadable()
+    shape = shape_of(opened)
     options = ContextOptions(settings.n_ctx, 1)
     policies = [planned_policy(text, shape, options) for text in policy_texts]
     texts = [policy.text for policy in policies]
@@ -95,7 +98,7 @@ def make_plan(
         programs=programs,
         build=read_info(programs.parent),
         model=model,
-        model_file=_model_file(model, shape),
+        model_file=_model_file(opened, shape),
         shape=shape,
         suite=suite,
         samples=tuple(samples(suite, settings.n, settings.seed)) if suite.tests else (),
@@ -134,11 +137,5 @@ def _programs_needed(suite: Suite) -> list[str]:
     return [name for name, is_needed in needed.items() if is_needed]
 
 
-def _model_file(model: Path, shape: ModelShape) -> ModelFile:
-    try:
-        with model.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        n_bytes = model.stat().st_size
-    except OSError as error:
-        raise ModelFileError(f"{model}: cannot be read: {error.strerror}") from error
-    return ModelFile(shape.name, digest, n_bytes, shape.arch, shape.n_layer)
+def _model_file(model: GgufModel, shape: ModelShape) -> ModelFile:
+    return ModelFile(shape.name, model.sha256(), model.n_bytes, shape.arch, shape.n_layer)

@@ -3,63 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from kvquant.errors import ModelFileError, ShapeError
+from kvquant.errors import ShapeError
 from kvquant.model.architectures import hybrid, latent, plain, windowed
-from kvquant.model.architectures.rule import Rule
-from kvquant.model.gguf_header import GgufHeader, Scalar
-from kvquant.model.hparams import Hparams, Keys, common_hparams
+from kvquant.model.gguf_file import GgufModel, open_model
+from kvquant.model.gguf_header import shown
+from kvquant.model.hparams import Hparams, Keys, Rule, common_hparams, printable
 from kvquant.model.shape import LayerShape, ModelShape, WindowKind
 
 RULES: dict[str, Rule] = {**plain.RULES, **windowed.RULES, **latent.RULES, **hybrid.RULES}
 """Every architecture whose memory is known exactly. The others are refused, never guessed."""
 
 
-def shape_from_header(header: GgufHeader, name: str) -> ModelShape:
-    """Return the shape of the model a header describes.
+def read_shape(path: str | Path) -> ModelShape:
+    """Read a model's shape from the headers of its file or shards: milliseconds, whatever its size.
 
-    name: what to call the model when the file does not. Raises ModelFileError where the header contradicts
-    itself, ShapeError for an architecture without rules.
+    Raises ModelFileError for a file that is missing, damaged, hostile or no language model, ShapeError for an
+    architecture without rules.
     """
-    _check_first_shard(header)
+    return shape_of(open_model(path))
+
+
+def has_rules(model: GgufModel) -> bool:
+    """Whether the memory of the model's architecture is known."""
+    return Keys(model.header).arch in RULES
+
+
+def shape_of(model: GgufModel) -> ModelShape:
+    """Return the shape of a model.
+
+    Raises ModelFileError where its header contradicts itself, ShapeError for an architecture without rules.
+    """
+    header = model.header
     keys = Keys(header)
     if keys.arch not in RULES:
         raise ShapeError(
-            f"{header.path}: no memory rules for architecture {keys.arch!r}; give its shape by hand with "
-            f"--shape FILE.json (docs/memory.md), or use one of: {', '.join(sorted(RULES))}"
+            f"{header.shown}: no memory rules for architecture {printable(keys.arch)}; give its shape by "
+            "hand with --shape FILE.json (docs/memory.md)"
         )
     try:
         hparams = RULES[keys.arch](keys, common_hparams(keys))
         if hparams.window_kind is not WindowKind.NONE:
             _check_window(keys, hparams)
         return ModelShape(
-            name=_title(header) or name,
+            name=header.text("general.name") or shown(header.path.name),
             arch=keys.arch,
             n_ctx_train=hparams.n_ctx_train,
             layers=tuple(_layer(keys, hparams, il) for il in range(hparams.n_layer_all)),
             window_kind=hparams.window_kind,
             state=hparams.state if any(hparams.stateful) else None,
-            source=header.path,
+            source=str(header.path),
         )
     except ShapeError as error:
         keys.fail(str(error))
-
-
-def _title(header: GgufHeader) -> str:
-    """The name the file gives its model, empty where it gives none that fits a line."""
-    entry = header.values.get("general.name")
-    title = entry.value if isinstance(entry, Scalar) and isinstance(entry.value, str) else ""
-    return title if title.isprintable() and len(title) <= 100 else ""
-
-
-def _check_first_shard(header: GgufHeader) -> None:
-    """Only the first file of a split model carries the model's keys (tools/gguf-split)."""
-    number, count = header.values.get("split.no"), header.values.get("split.count")
-    if not isinstance(number, Scalar) or number.value in (0, None):
-        return
-    of = f" of {count.value}" if isinstance(count, Scalar) else ""
-    shard = f"shard {int(number.value) + 1}{of} of a split model"
-    raise ModelFileError(f"{header.path} is {shard}; give the first one, named ...-00001-of-...")
 
 
 def _check_window(keys: Keys, hparams: Hparams) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvquant.model.architectures.rule import Rule
-from kvquant.model.hparams import Hparams, Keys
+from kvquant.model.hparams import Hparams, Keys, Rule
 
 
 def deepseek2(keys: Keys, hparams: Hparams) -> Hparams:

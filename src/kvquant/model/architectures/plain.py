@@ -7,8 +7,7 @@ switches it off (src/models/phi3.cpp:load_arch_hparams), so they cost a full cac
 
 from __future__ import annotations
 
-from kvquant.model.architectures.rule import Rule
-from kvquant.model.hparams import Hparams, Keys
+from kvquant.model.hparams import Hparams, Keys, Rule
 
 
 def plain(_keys: Keys, hparams: Hparams) -> Hparams:

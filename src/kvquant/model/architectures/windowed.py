@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvquant.model.architectures.rule import Rule
-from kvquant.model.hparams import Hparams, Keys
+from kvquant.model.hparams import Hparams, Keys, Rule
 from kvquant.model.shape import WindowKind
 
 _WINDOW = "attention.sliding_window"
