@@ -29,7 +29,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 import kvquant
 from kvquant.formats.ggml import COMMIT

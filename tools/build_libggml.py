@@ -1,7 +1,7 @@
 """Build ggml's own quantizers as a shared library: the oracle that golden data and live tests compare with.
 
 The library is kept in a cache folder under a key made of the sources, the flags and the compiler, so a
-second call with the same inputs builds nothing. Its path goes to stdout; `tools/libggml.py` finds it there.
+second call with the same inputs builds nothing. Its path goes to stdout; `tests/support/libggml.py` finds it.
 
     python tools/build_libggml.py --source "$(kvquant llama fetch)"
 """

@@ -24,13 +24,13 @@ import torch
 from kvquant.errors import CheckFailed
 from kvquant.files import write_atomic
 from kvquant.llama.server import LlamaServer, ServerOptions
-from kvquant.reference.gguf_file import load_gguf
-from kvquant.reference.model import ReferenceModel
-from kvquant.reference.scoring import Share, log_probabilities, read
 from kvquant.reference.tasks import REQUESTS, Size, Split, chat_question, held_out_documents
 from kvquant.reference.tokenizer import encode
 from kvquant.reference.vocabulary import TOKENS
-from kvquant.torch.curves import Setting
+from reference_model.curves import Setting
+from reference_model.gguf_file import load_gguf
+from reference_model.network import ReferenceModel
+from reference_model.scoring import Share, log_probabilities, read
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "eval/reference-model"

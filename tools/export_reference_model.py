@@ -14,11 +14,11 @@ import numpy as np
 from kvquant.analysis.captures import REFERENCE_CAPTURE
 from kvquant.files import write_atomic
 from kvquant.model.capture import save_capture
-from kvquant.reference.gguf_file import export_gguf, load_gguf
 from kvquant.reference.tasks import Split, recall_prompt
 from kvquant.reference.tokenizer import encode
-from kvquant.reference.train import load_model, read_plan
-from kvquant.torch.capture import capture
+from reference_model.capture import capture
+from reference_model.gguf_file import export_gguf, load_gguf
+from reference_model.train import load_model, read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "eval/reference-model"

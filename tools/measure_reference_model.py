@@ -22,17 +22,7 @@ import torch
 
 from kvquant.evals.statistics import mcnemar, paired_difference
 from kvquant.files import write_atomic
-from kvquant.reference.figures import (
-    difference_figure,
-    read_log,
-    response_figure,
-    sensitivity_figure,
-    training_figure,
-)
-from kvquant.reference.gguf_file import load_gguf
-from kvquant.reference.model import ReferenceModel
-from kvquant.reference.tables import page
-from kvquant.torch.curves import (
+from reference_model.curves import (
     LONG_NAMES,
     RecallPoint,
     ablations,
@@ -42,6 +32,16 @@ from kvquant.torch.curves import (
     measure,
     uniform_settings,
 )
+from reference_model.figures import (
+    difference_figure,
+    read_log,
+    response_figure,
+    sensitivity_figure,
+    training_figure,
+)
+from reference_model.gguf_file import load_gguf
+from reference_model.network import ReferenceModel
+from reference_model.tables import page
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "eval/reference-model"

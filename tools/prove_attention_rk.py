@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
+
 from attention_op import PROGRAM, AttentionCase, AttentionProgram
 from kvquant.errors import KVQuantError
 from kvquant.files import write_atomic

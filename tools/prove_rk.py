@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
+
 from kvquant.errors import KVQuantError
 from kvquant.files import write_atomic
 from kvquant.llama.logs import LoggedLayer

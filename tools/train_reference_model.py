@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from kvquant.reference.gguf_file import load_gguf
-from kvquant.reference.train import read_plan, train
+from reference_model.gguf_file import load_gguf
+from reference_model.train import read_plan, train
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvquant.errors import UsageError
-from kvquant.reference.batches import answer_mask, draw_batch
 from kvquant.reference.tasks import (
     REQUESTS,
     TASKS,
@@ -27,6 +26,7 @@ from kvquant.reference.tasks import (
 )
 from kvquant.reference.tokenizer import encode
 from kvquant.reference.vocabulary import ANIMALS, COLOURS, FOODS, JOBS, KEYS, PLACES, VALUES
+from reference_model.batches import answer_mask, draw_batch
 
 SEEDS = st.integers(0, 2**32)
 SPLITS = st.sampled_from(Split)

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 from kvquant.errors import FormatError  # noqa: E402
 from kvquant.formats.hadamard import Rotated, rotate, unrotate  # noqa: E402
 from kvquant.formats.registry import get_format  # noqa: E402
+from kvquant.model.shape import LayerShape, ModelShape  # noqa: E402
 from kvquant.policy import parse_policy, resolve  # noqa: E402
-from kvquant.reference.model import model_shape  # noqa: E402
 from kvquant.torch import QuantizedKV, storage_format  # noqa: E402
 from kvquant.torch.writing import stored  # noqa: E402
 
@@ -20,8 +20,11 @@ def heads(seed: int = 1) -> torch.Tensor:
     return torch.randn(2, 5, 2, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def write(tiny_model, policy: str, *, turned: bool = True) -> QuantizedKV:
-    return QuantizedKV(resolve(parse_policy(policy), model_shape(tiny_model.config)), rotate=turned)
+SHAPE = ModelShape("tiny", "qwen3", 4096, (LayerShape(4, 2, 64, 64),) * 2)
+
+
+def write(policy: str, *, turned: bool = True) -> QuantizedKV:
+    return QuantizedKV(resolve(parse_policy(policy), SHAPE), rotate=turned)
 
 
 def test_llama_cpp_types_are_rotated_and_others_are_not():
@@ -40,37 +43,36 @@ def test_heads_that_cannot_be_packed_are_refused():
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "f16", "tq_mse_2b"])
-def test_each_head_vector_goes_through_the_format(tiny_model, name):
+def test_each_head_vector_goes_through_the_format(name):
     k, v = heads(1), heads(2)
-    found = write(tiny_model, f"*:{name}", turned=False)(1, k, k, v)
+    found = write(f"*:{name}", turned=False)(1, k, k, v)
     for values, result in zip((k, v), found, strict=True):
         storage = get_format(name)
         expected = storage.dequantize(storage.quantize(values.numpy()), 64)
         np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_rotation_happens_before_packing_and_is_undone_after(tiny_model):
+def test_rotation_happens_before_packing_and_is_undone_after():
     k = heads()
-    found, _ = write(tiny_model, "*:q4_0")(0, k, k, k)
+    found, _ = write("*:q4_0")(0, k, k, k)
     storage = get_format("q4_0")
     expected = unrotate(storage.dequantize(storage.quantize(rotate(k, 64)), 64), 64)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert not torch.equal(found, write(tiny_model, "*:q4_0", turned=False)(0, k, k, k)[0])
+    assert not torch.equal(found, write("*:q4_0", turned=False)(0, k, k, k)[0])
 
 
-def test_rotation_helps_where_one_channel_is_large(tiny_model):
+def test_rotation_helps_where_one_channel_is_large():
     k = heads()
     k[..., 7] *= 40
     errors = [
-        float((write(tiny_model, "*:q4_0", turned=turned)(0, k, k, k)[0] - k).square().mean())
-        for turned in (True, False)
+        float((write("*:q4_0", turned=turned)(0, k, k, k)[0] - k).square().mean()) for turned in (True, False)
     ]
     assert errors[0] < errors[1]
 
 
-def test_sides_and_layers_are_kept_apart(tiny_model):
+def test_sides_and_layers_are_kept_apart():
     k, v = heads(1), heads(2)
-    policy = write(tiny_model, "1:k=q4_0/v=f32,0:f32")
+    policy = write("1:k=q4_0/v=f32,0:f32")
     k0, v0 = policy(0, k, k, v)
     k1, v1 = policy(1, k, k, v)
     assert torch.equal(k0, k)

@@ -1,6 +1,5 @@
-"""The reference model: a small trained transformer whose answers depend on what its KV cache remembers.
+"""What the reference model reads: the words it knows, its tokenizer, and documents and questions from a seed.
 
-Everything about it is made here: the words it knows, the tasks it is trained on, the network, the training
-and the file it ships as. Nothing is imported from this module itself; torch is loaded only by the modules
-that train or run.
+The evaluation asks these of any model. The network, its training and its file are made by
+`tools/reference_model`. Nothing is imported from this module itself, and nothing here needs torch.
 """

@@ -8,7 +8,7 @@ package computes, for every architecture the package has rules for. docs/fixture
 Sources at the pinned llama.cpp: src/models/<arch>.cpp (load_arch_hparams: keys, load_arch_tensors: tensors);
 src/llama-arch.cpp (names); src/llama-vocab.cpp (what a tokenizer needs at least).
 
-Example: tools/write_random_gguf.py --arch gemma3 --layers 12 --kv-heads 2 --head-dim 64 --out gemma3.gguf
+Example: tests/support/write_random_gguf.py --arch gemma3 --layers 12 --kv-heads 2 --out gemma3.gguf
 """
 
 from __future__ import annotations

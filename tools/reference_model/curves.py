@@ -16,8 +16,10 @@ from torch import Tensor
 
 from kvquant.errors import UsageError
 from kvquant.policy import parse_policy, resolve
-from kvquant.reference.model import ReferenceModel, WriteKV, model_shape
-from kvquant.reference.scoring import (
+from kvquant.reference.tasks import Size, Split, held_out_documents
+from kvquant.torch.writing import QuantizedKV
+from reference_model.network import ReferenceModel, WriteKV, model_shape
+from reference_model.scoring import (
     Reading,
     Share,
     answer_hits,
@@ -25,8 +27,6 @@ from kvquant.reference.scoring import (
     read,
     recall_readings,
 )
-from kvquant.reference.tasks import Size, Split, held_out_documents
-from kvquant.torch.writing import QuantizedKV
 
 BASELINE = "f16"
 

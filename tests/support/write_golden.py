@@ -4,8 +4,8 @@ Only this script writes there, and only from a library that `tools/build_libggml
 tree.
 
     python tools/build_libggml.py --source "$(kvquant llama fetch)"
-    python tools/write_golden.py            write the files
-    python tools/write_golden.py --check    exit 3 when the library would write something else
+    python tests/support/write_golden.py            write the files
+    python tests/support/write_golden.py --check    exit 3 when the library would write something else
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvquant.formats.ggml import COMMIT
 from kvquant.formats.registry import CACHE_TYPES
 from libggml import LibGGML, find_library
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FORMATS = (*CACHE_TYPES, "iq4_nl_cache")
 PLAIN = {"f32": 4, "f16": 2, "bf16": 2}
 

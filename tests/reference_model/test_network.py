@@ -17,21 +17,21 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kvquant.errors import ModelFileError, UsageError  # noqa: E402
-from kvquant.reference.batches import draw_batch  # noqa: E402
-from kvquant.reference.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from kvquant.reference.growth import (  # noqa: E402
+from kvquant.reference.tasks import Document, Size, Split  # noqa: E402
+from reference_model.batches import draw_batch  # noqa: E402
+from reference_model.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from reference_model.growth import (  # noqa: E402
     add_reply_head,
     grown,
     new_model,
     parameter_count,
     spread,
 )
-from kvquant.reference.model import apply_rope, model_shape, rope_tables  # noqa: E402
-from kvquant.reference.optimizer import Optimizer, orthogonalised  # noqa: E402
-from kvquant.reference.outliers import KeyOutliers, add_key_outliers  # noqa: E402
-from kvquant.reference.scoring import Share, read, recall_readings, recall_score  # noqa: E402
-from kvquant.reference.tasks import Document, Size, Split  # noqa: E402
-from kvquant.reference.train import Stage, TrainingPlan, batch_loss, load_model, read_plan, train  # noqa: E402
+from reference_model.network import apply_rope, model_shape, rope_tables  # noqa: E402
+from reference_model.optimizer import Optimizer, orthogonalised  # noqa: E402
+from reference_model.outliers import KeyOutliers, add_key_outliers  # noqa: E402
+from reference_model.scoring import Share, read, recall_readings, recall_score  # noqa: E402
+from reference_model.train import Stage, TrainingPlan, batch_loss, load_model, read_plan, train  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -308,11 +308,12 @@ def test_a_kill_leaves_a_run_that_goes_on(tmp_path):
         "n_steps = 100000\nmost_pairs = 2\ntasks = { stream = 1.0 }\n"
     )
     code = (
-        "import sys; from pathlib import Path; from kvquant.reference.train import *;"
+        "import sys; from pathlib import Path; from reference_model.train import *;"
         "train(read_plan(Path(sys.argv[1])), 1, Path(sys.argv[2]), save_every_s=0, log_every=1)"
     )
     folder = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", code, str(plan), str(folder)])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    process = subprocess.Popen([sys.executable, "-c", code, str(plan), str(folder)], env=environment)
     log = folder / "log.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 3):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvquant.reference.model import ReferenceModel
+from reference_model.network import ReferenceModel
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _MOMENTUM = 0.95

@@ -5,7 +5,7 @@ llama.cpp fills a KV cache with libggml-cpu's `quantize_row_q8_0`; this package 
 
     python tools/build_libggml.py --source "$(kvquant llama fetch)"
     python tools/build_libggml.py --source "$(kvquant llama fetch)" --native
-    python tools/count_simd_differences.py > benchmarks/results/q8_0_simd.json
+    python benchmarks/q8_0_simd.py > benchmarks/results/q8_0_simd.json
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 from kvquant.formats.ggml import COMMIT
 from libggml import LibGGML, find_library, quantize_q8_0_simd
@@ -60,7 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     base, simd = find_library(), find_library("ggml-cpu")
     if base is None or simd is None:
-        sys.exit("count_simd_differences: error: no library; run tools/build_libggml.py, also with --native")
+        sys.exit("q8_0_simd: error: no library; run tools/build_libggml.py, also with --native")
     record = {
         "llama_cpp_commit": COMMIT,
         "libggml_cpu": json.loads((simd.parent / "build.json").read_text()),

@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch")
 
 from check_reference_model import agrees, chat_answers, logits_agreement, token_agreement  # noqa: E402
 from kvquant.llama.server import LlamaServer, ServerOptions  # noqa: E402
-from kvquant.reference.gguf_file import load_gguf  # noqa: E402
 from kvquant.reference.tasks import Size, Split, held_out_documents  # noqa: E402
 from llama.proof import PATCHED, STOCK  # noqa: E402
+from reference_model.gguf_file import load_gguf  # noqa: E402
 from train_reference_model import ROOT  # noqa: E402
 
 GGUF = ROOT / "eval/reference-model/kvquant-reference-f16.gguf"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "libggml"
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "libggml"
 
 # What ggml calls to decode each type; f32 is a copy.
 _DECODERS = {

@@ -11,9 +11,9 @@ import torch
 from gguf import GGUFReader, GGUFWriter, Keys, LlamaFileType, TokenType
 
 from kvquant.errors import ModelFileError
-from kvquant.reference.model import ReferenceConfig, ReferenceModel
 from kvquant.reference.tokenizer import CHAT_TEMPLATE, TOKENIZER_MODEL, escape
 from kvquant.reference.vocabulary import END_OF_TEXT, TOKEN_IDS, TOKENS, TURN_END
+from reference_model.network import ReferenceConfig, ReferenceModel
 
 ARCHITECTURE = "qwen3"
 

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 from gguf import GGUFReader  # noqa: E402
 
 from kvquant.errors import ModelFileError  # noqa: E402
-from kvquant.reference.gguf_file import export_gguf, load_gguf  # noqa: E402
 from kvquant.reference.tokenizer import CHAT_TEMPLATE  # noqa: E402
 from kvquant.reference.vocabulary import TOKENS  # noqa: E402
+from reference_model.gguf_file import export_gguf, load_gguf  # noqa: E402
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from kvquant.reference.figures import (
+from reference_model.figures import (
     difference_figure,
     read_log,
     response_figure,
     sensitivity_figure,
     training_figure,
 )
-from kvquant.reference.tables import page
+from reference_model.tables import page
 
 LOG = "\n".join(
     json.dumps(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvquant.reference.model import ReferenceModel
+from reference_model.network import ReferenceModel
 
 _FIRST_SLOW_SHARE = 0.5
 

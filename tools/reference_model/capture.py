@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kvquant.errors import CaptureError
 from kvquant.model.capture import KVCapture, LayerAxes, LayerCapture
-from kvquant.reference.model import ReferenceModel, model_shape
 from kvquant.reference.tokenizer import encode
+from reference_model.network import ReferenceModel, model_shape
 
 
 @torch.inference_mode()

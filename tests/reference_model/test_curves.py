@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kvquant.errors import UsageError  # noqa: E402
-from kvquant.torch.curves import (  # noqa: E402
+from reference_model.curves import (  # noqa: E402
     BASELINE,
     LONG_NAMES,
     RecallPoint,
@@ -21,6 +21,12 @@ from kvquant.torch.curves import (  # noqa: E402
     measure,
     uniform_settings,
 )
+from reference_model.growth import new_model  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_config):
+    return new_model(tiny_config, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def test_questions_lost_and_gained_explain_the_difference_from_f16(results):
 
 
 def test_questions_are_paired_one_by_one(tiny_model, monkeypatch):
-    from kvquant.torch import curves
+    from reference_model import curves
 
     hits = iter([torch.tensor([True, False, True, True]), torch.tensor([False, True, False, True])])
     monkeypatch.setattr(curves, "_hits", lambda *_: next(hits))

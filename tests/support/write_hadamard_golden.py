@@ -3,7 +3,7 @@
 Only this script writes that file. It runs one `ggml_mul_mat` marked as a Hadamard product, which the CPU
 backend computes with `ggml_compute_forward_fwht`, as it does for K and V.
 
-    python tools/write_hadamard_golden.py --library build/bin/libggml-cpu.so
+    python tests/support/write_hadamard_golden.py --library build/bin/libggml-cpu.so
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kvquant.files import write_atomic
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "hadamard.npz"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "hadamard.npz"
 BLOCKS = (64, 128, 256)
 _F32 = 0  # GGML_TYPE_F32
 _IS_HADAMARD = 1  # GGML_HINT_SRC0_IS_HADAMARD

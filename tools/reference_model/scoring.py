@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvquant.reference.batches import answer_mask
-from kvquant.reference.model import ReferenceModel, WriteKV
 from kvquant.reference.tasks import Document, Split, recall_prompt
 from kvquant.reference.tokenizer import encode
+from reference_model.batches import answer_mask
+from reference_model.network import ReferenceModel, WriteKV
 
 _Z95 = 1.959963984540054
 

@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvquant.errors import UsageError
-from kvquant.reference.batches import Batch, draw_batch
-from kvquant.reference.checkpoint import load_checkpoint, save_checkpoint
-from kvquant.reference.growth import add_reply_head, grown, new_model, spread
-from kvquant.reference.model import ReferenceConfig, ReferenceModel
-from kvquant.reference.optimizer import Optimizer
-from kvquant.reference.outliers import add_key_outliers
 from kvquant.reference.tasks import Size, Split
 from kvquant.reference.vocabulary import TOKENS
+from reference_model.batches import Batch, draw_batch
+from reference_model.checkpoint import load_checkpoint, save_checkpoint
+from reference_model.growth import add_reply_head, grown, new_model, spread
+from reference_model.network import ReferenceConfig, ReferenceModel
+from reference_model.optimizer import Optimizer
+from reference_model.outliers import add_key_outliers
 
 _SCORE_MEMORY = 0.95
 

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from kvquant.errors import CaptureError  # noqa: E402
 from kvquant.model.capture import load_capture, save_capture  # noqa: E402
 from kvquant.reference.tokenizer import encode  # noqa: E402
-from kvquant.torch.capture import capture  # noqa: E402
+from reference_model.capture import capture  # noqa: E402
 
 TEXT = " Facts: babo=100 nifu=101 Ask: babo"
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from kvquant.errors import UsageError
-from kvquant.reference.model import ReferenceConfig, ReferenceModel, apply_rope, layer_shapes, rope_tables
 from kvquant.reference.vocabulary import TOKENS
+from reference_model.network import ReferenceConfig, ReferenceModel, apply_rope, layer_shapes, rope_tables
 
 _EMBEDDING_STD = 0.3
 _OUTPUT_PROJECTIONS = ("attn_output", "ffn_down")
