@@ -137,7 +137,7 @@ def test_torch_stays_in_its_rooms() -> None:
         for part, path in modules()
         if any(name.split(".")[0] == "torch" for name in imports_of(ast.parse(path.read_text())))
     }
-    assert importing == {"formats", "torch"}
+    assert importing == {"formats", "torch", "transform"}
 
 
 def test_import_is_light() -> None:
