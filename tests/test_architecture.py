@@ -15,7 +15,7 @@ import kvquant
 PACKAGE = Path(kvquant.__file__).parent
 
 # What each part may import, itself included. `report` reads result files and so never needs `evals`.
-FOUNDATION = {"errors", "units", "files", "documents", "shipped", "cache", "processes"}
+FOUNDATION = {"errors", "units", "files", "documents", "shipped", "cache", "processes", "packages"}
 CORE = ["model", "formats", "policy", "memory", "transform", "analysis", "search", "report"]
 SIDE = FOUNDATION | {"model", "formats", "policy", "transform"}
 ALLOWED: dict[str, set[str]] = {
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "shipped": set(),
     "cache": {"errors", "shipped"},
     "processes": {"errors", "processes"},
+    "packages": {"errors", "processes", "packages"},
     **{part: FOUNDATION | set(CORE[: depth + 1]) for depth, part in enumerate(CORE)},
     "assets": FOUNDATION | {"assets"},
     "llama": SIDE | {"llama"},

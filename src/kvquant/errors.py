@@ -59,6 +59,10 @@ class LlamaError(KVQuantError):
     """Trouble with a llama.cpp source tree, build, or running program."""
 
 
+class AssetError(KVQuantError):
+    """A model, text or task set that cannot be fetched, or is not what was pinned."""
+
+
 class EndpointError(KVQuantError):
     """An HTTP endpoint that cannot be reached, fails, or answers something else than what was asked for."""
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "formats": "kvquant.cli.formats:formats",
     "llama": "kvquant.cli.llama:llama",
     "memory": "kvquant.cli.memory:memory",
+    "models": "kvquant.cli.models:models",
     "patch": "kvquant.cli.patch:patch",
     "policy": "kvquant.cli.policy:policy",
     "published": "kvquant.cli.published:published",
