@@ -14,63 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from evals.fake_endpoint import Behaviour, fake_endpoint
 from evals.processes import fill_disk
+from evals.small_runs import failure, outcomes, run, write_suite
 from kvquant.cli.main import kvquant
 from kvquant.errors import EndpointError, KVQuantError, UsageError
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.records import FILE_NAME, open_log, read_run
 
-# Small and without code to run, so that a run takes a fraction of a second.
-SUITE = """
-[suite]
-name = "small"
-about = "for tests"
-n = 4
-max_tokens = 64
-[rules]
-alpha = 0.05
-power = 0.8
-disagreement = 0.05
-safe_loss = 0.05
-broken_loss = 0.25
-[[test]]
-task = "speed_distance"
-category = "math"
-weight = 1.0
-[[test]]
-task = "calculator"
-category = "tools"
-weight = 2.0
-[[test]]
-task = "web_search"
-category = "tools"
-weight = 2.0
-"""
-
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    path = tmp_path / "small.toml"
-    path.write_text(SUITE)
-    return path
-
-
-def run(url: str, suite: Path, *more: str) -> Result:
-    arguments = ["eval", "--base-url", url, "--suite", str(suite), "--out", str(suite.parent / "out"), *more]
-    return CliRunner().invoke(kvquant, arguments)
-
-
-def failure(result: Result, kind: type[KVQuantError]) -> str:
-    assert isinstance(result.exception, kind), result.exception
-    assert "\n" not in str(result.exception)
-    return str(result.exception)
-
-
-def outcomes(suite: Path) -> list[Outcome]:
-    return [sample.outcome for sample in read_run(suite.parent / "out").samples]
+    return write_suite(tmp_path)
 
 
 def test_a_model_that_is_always_right(suite: Path) -> None:
@@ -109,6 +66,7 @@ def test_the_agent_suite_end_to_end(tmp_path: Path) -> None:
         ("wrong", {Outcome.WRONG}),
         ("refuse", {Outcome.REFUSAL}),
         ("nothing", {Outcome.MALFORMED}),
+        ("thinking", {Outcome.REASONING_ONLY}),
         ("length", {Outcome.TRUNCATED}),
     ],
 )
@@ -118,29 +76,14 @@ def test_outcomes_are_told_apart(suite: Path, what: str, outcome: set[Outcome]) 
     assert result.exit_code == 0, result.output
     assert set(outcomes(suite)) == outcome
     assert f"8 {outcome.pop()}" in result.stdout
+    assert ("turn thinking off" in result.stderr) == (what == "thinking")
+    if what == "thinking":
+        assert {sample.reasoning for sample in read_run(suite.parent / "out").samples} == {"Let me see."}
 
 
 def at(number: int, what: str) -> Behaviour:
     """Right answers, except to one request."""
     return lambda asked, _prompt: what if asked == number else "right"
-
-
-@pytest.mark.parametrize("what", ["crash", "cut", "rubbish", "list", "empty", "status"])
-def test_a_failure_leaves_one_sample_unanswered_and_the_next_run_asks_it_again(
-    suite: Path, what: str
-) -> None:
-    with fake_endpoint(at(3, what)) as server:
-        assert run(server.url, suite).exit_code == 0
-        found = read_run(suite.parent / "out")
-        assert [sample.outcome for sample in found.samples] == [Outcome.RIGHT] * 7
-        (failed,) = found.unanswered
-        assert failed.detail and "\n" not in failed.detail
-        if what == "status":
-            assert failed.detail == "HTTP status 500: the model is not loaded"
-        assert run(server.url, suite).exit_code == 0
-    assert server.prompts[2] == server.prompts[8]
-    found = read_run(suite.parent / "out")
-    assert len(found.samples) == 8 and not found.unanswered
 
 
 @pytest.mark.parametrize("what", ["hang", "drip"])
@@ -150,14 +93,6 @@ def test_a_hang_is_a_time_out_and_the_run_goes_on(suite: Path, what: str) -> Non
     found = outcomes(suite)
     assert found[1] is Outcome.TIMEOUT
     assert found.count(Outcome.RIGHT) == 7
-
-
-def test_an_endpoint_that_only_fails_ends_the_run_with_one_line(suite: Path) -> None:
-    with fake_endpoint("rubbish") as server:
-        message = failure(run(server.url, suite), EndpointError)
-    assert "failed 5 times in a row, last: not JSON" in message
-    assert "0 of 8 samples are kept" in message
-    assert outcomes(suite) == [] and len(read_run(suite.parent / "out").unanswered) == 5
 
 
 def test_an_endpoint_that_goes_away_loses_nothing(suite: Path) -> None:
@@ -170,7 +105,7 @@ def test_an_endpoint_that_goes_away_loses_nothing(suite: Path) -> None:
             return "right"
 
         server.behaviour = leave
-        message = failure(run(url, suite), EndpointError)
+        message = failure(run(url, suite, "--retry-for", "0"), EndpointError)
         assert "cannot be reached" in message and "3 of 8 samples are kept" in message
     with fake_endpoint() as again:
         assert run(again.url, suite).exit_code == 0
@@ -251,6 +186,23 @@ def test_a_folder_holds_one_run(suite: Path, changes: list[str], message: str) -
     with pytest.raises(UsageError, match=message):
         raise result.exception or AssertionError
     assert (suite.parent / "out" / FILE_NAME).read_bytes() == before
+
+
+def test_a_run_of_the_first_version_goes_on_and_its_errors_are_asked_again(suite: Path) -> None:
+    out = suite.parent / "out"
+    out.mkdir()
+    recorded = Path(__file__).with_name("recorded") / "samples-0.1.0.jsonl"
+    (out / FILE_NAME).write_bytes(recorded.read_bytes())
+    before = read_run(out)
+    assert (len(before.samples), before.info.rules) == (6, None)
+    assert [record.id for record in before.unanswered] == ["calculator/0", "speed_distance/2"]
+    with fake_endpoint() as server:
+        assert run(server.url, suite).exit_code == 0
+    assert len(server.prompts) == 2
+    after = read_run(out)
+    assert after.samples[:6] == before.samples and not after.unanswered
+    assert [record.outcome for record in after.samples].count(Outcome.RIGHT) == 7
+    assert after.info.rules is not None and after.info.rules.safe_loss == 0.05
 
 
 def test_two_runs_in_one_folder_are_refused(suite: Path) -> None:

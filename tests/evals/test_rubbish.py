@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvquant.errors import EndpointError
-from kvquant.evals.completion import parse_completion, parse_json
 from kvquant.evals.outcome import Outcome
-from kvquant.evals.reply import Reply, ToolCall, strip_reasoning
+from kvquant.evals.reply import Reply, ToolCall, parse_completion, parse_json, strip_reasoning
 from kvquant.evals.task import grade, questions
 from kvquant.evals.tasks import TASKS
 
@@ -121,3 +120,62 @@ def test_arguments_sent_as_an_object() -> None:
     call = {"function": {"name": "calculator", "arguments": {"expression": "1+1"}}}
     reply = parse_completion({"choices": [{"message": {"content": None, "tool_calls": [call]}}]})
     assert reply == Reply("", (ToolCall("calculator", '{"expression": "1+1"}'),))
+
+
+def message(**fields: Any) -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", **fields}, "finish_reason": "stop"}]}
+
+
+def part(kind: str, text: str) -> dict[str, str]:
+    return {"type": kind, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "reasoning"),
+    [
+        ({"content": "a"}, "a", ""),
+        ({"content": None}, "", ""),
+        ({}, "", ""),
+        ({"content": [part("text", "a"), part("text", "b")]}, "ab", ""),
+        ({"content": ["a", part("output_text", "b")]}, "ab", ""),
+        ({"content": []}, "", ""),
+        ({"content": [part("text", "a"), {"type": "image_url", "image_url": {"url": "x"}}]}, "a", ""),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, part("text", "a")]}, "a", "hm"),
+        ({"content": [part("reasoning", "hm"), part("text", "a")]}, "a", "hm"),
+        ({"content": "a", "reasoning_content": "hm"}, "a", "hm"),
+        ({"content": "", "reasoning": "hm"}, "", "hm"),
+        ({"content": "a", "reasoning_content": None, "reasoning": {"effort": 1}}, "a", ""),
+        ({"content": None, "refusal": "I can't help with that."}, "I can't help with that.", ""),
+    ],
+)
+def test_text_and_reasoning_are_found_wherever_they_stand(
+    fields: dict[str, Any], text: str, reasoning: str
+) -> None:
+    reply = parse_completion(message(**fields))
+    assert (reply.text, reply.reasoning) == (text, reasoning)
+
+
+@pytest.mark.parametrize("content", [3, {"text": "a"}, [3], [{"text": "a"}], [None]])
+def test_content_of_another_form_is_no_completion(content: object) -> None:
+    with pytest.raises(EndpointError, match="not a chat completion"):
+        parse_completion(message(content=content))
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"),
+    [
+        (Reply("", reasoning="It is 4."), Outcome.REASONING_ONLY),
+        (Reply(" \n", finish_reason="stop", reasoning="It is 4."), Outcome.REASONING_ONLY),
+        (Reply("<think>It is 4.</think>\n"), Outcome.REASONING_ONLY),
+        (Reply("<think>It is 4.</think>I'm sorry."), Outcome.REFUSAL),
+        (Reply("", finish_reason="length", reasoning="It is"), Outcome.TRUNCATED),
+        (Reply("<think>It is", finish_reason="stop"), Outcome.TRUNCATED),
+        (Reply("", reasoning=" "), Outcome.MALFORMED),
+        (Reply(""), Outcome.MALFORMED),
+        (Reply("", (ToolCall("x", "{}"),), reasoning="hm"), Outcome.MALFORMED),
+        (Reply("no number", reasoning="It is 4."), Outcome.MALFORMED),
+    ],
+)
+def test_reasoning_without_an_answer_has_a_name(reply: Reply, outcome: Outcome) -> None:
+    question = questions(TASKS["bat_and_ball"], 1, 0, "x", {})[0]
+    assert grade(question, reply).outcome is outcome

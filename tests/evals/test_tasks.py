@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.solvers import follows, solve
+from evals.task_marks import RECORDED, mark
 from kvquant.errors import KVQuantError, UsageError
 from kvquant.evals.answers import check_choice, check_number, numbers_in
-from kvquant.evals.outcome import Outcome
+from kvquant.evals.outcome import RIGHT, Outcome
 from kvquant.evals.reply import Reply, ToolCall, is_refusal, strip_reasoning
 from kvquant.evals.suite import load_suite, parse_suite, samples, suite_names
-from kvquant.evals.task import Task, grade, questions
+from kvquant.evals.task import Parameters, Question, Task, grade, questions
 from kvquant.evals.tasks import TASKS
 from kvquant.evals.tasks.syllogism import INVALID, VALID
 
@@ -244,6 +246,59 @@ def test_the_digest_follows_what_is_asked_and_not_the_rules() -> None:
     stricter = {"rules": {**RULES["rules"], "alpha": 0.01}}
     assert parse_suite({**HEAD, **stricter, "test": [TEST]}, "s").digest == base
     assert parse_suite({**HEAD, **RULES, "test": [{**TEST, "n_words": 9}]}, "s").digest != base
+
+
+# Of the first version that had suites; runs of that time can be resumed and compared.
+FIRST_DIGESTS = {
+    "agent": "da38487e5c1366fab98eaffb21284f3c4231caaf67ec212761831e553fb4e205",
+    "recall": "821f170010154276f401b19e1c2df0e7e7bf4c953e2de94154e5cd285f089672",
+    "short": "5e9e038b0e55c94dac91f099dac7ba26ccd85a537820553af0ecc8c68e9d37b6",
+    "standard": "b86d36bd218c02d0bc26f425a8a802acae5a754b3e700550ca11ef88e78783a7",
+}
+
+
+def test_the_first_digests_are_still_known() -> None:
+    assert {name: load_suite(name).digest for name in FIRST_DIGESTS} == FIRST_DIGESTS
+
+
+def test_the_digest_follows_versions_and_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {**HEAD, **RULES, "test": [TEST]}
+    base = parse_suite(document, "s").digest
+    with monkeypatch.context() as patch:
+        patch.setitem(TASKS, "needle", replace(TASKS["needle"], version=2))
+        assert parse_suite(document, "s").digest != base
+    with monkeypatch.context() as patch:
+        patch.setitem(TASKS, "multi_key", replace(TASKS["multi_key"], version=2))
+        assert parse_suite(document, "s").digest == base
+    with monkeypatch.context() as patch:
+        patch.setattr("kvquant.evals.suite.GRADING_VERSION", 2)
+        assert parse_suite(document, "s").digest != base
+    with monkeypatch.context() as patch:
+        patch.setattr("kvquant.evals.suite.all_facts", lambda: {"words": {}})
+        assert parse_suite(document, "s").digest != base
+    assert parse_suite(document, "s").digest == base
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_a_task_that_asks_or_grades_otherwise_has_another_version(name: str) -> None:
+    recorded = json.loads(RECORDED.read_text())
+    assert mark(TASKS[name]) == recorded[f"{name} {TASKS[name].version}"], (
+        f"raise the version of {name}, then run tests/evals/task_marks.py"
+    )
+
+
+def test_marks_see_other_questions_and_other_grades() -> None:
+    task = TASKS["bat_and_ball"]
+
+    def dearer(rng: random.Random, parameters: Parameters) -> Question:
+        return task.generate(random.Random(rng.random()), parameters)
+
+    def kinder(rng: random.Random, parameters: Parameters) -> Question:
+        return replace(task.generate(rng, parameters), check=lambda _answer, _calls: RIGHT)
+
+    base, asked, graded = (mark(replace(task, generate=g)) for g in (task.generate, dearer, kinder))
+    assert asked["questions"] != base["questions"] == graded["questions"]
+    assert graded["grades"] != base["grades"]
 
 
 def test_without_a_clone_the_folder_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

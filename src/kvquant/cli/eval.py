@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import SplitResult
 
 import click
 
 from kvquant.cli.options import json_option, out_option, seed_option, timeout_option
-from kvquant.evals.endpoint import Endpoint
+from kvquant.errors import EndpointError, UsageError
+from kvquant.evals.endpoint import ApiKey, Endpoint, is_loopback, plain_url
 from kvquant.evals.outcome import Outcome
+from kvquant.evals.patience import Patience
 from kvquant.evals.records import FILE_NAME, Run, SampleRecord, open_log, read_run
 from kvquant.evals.run import run_info, run_samples
 from kvquant.evals.suite import Sample, Suite, load_suite, samples
 from kvquant.evals.summary import Summary, summarise
+
+DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 @click.command("eval")
@@ -28,6 +34,21 @@ from kvquant.evals.summary import Summary, summarise
 @click.option("--n", type=int, metavar="N", help="Samples per category.  [default: the suite's]")
 @seed_option
 @timeout_option
+@click.option(
+    "--retry-for",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait in all, in growing pauses, for an endpoint that fails on a sample, before the "
+    "sample is left unanswered for the next run; a model that is still loading has 15 minutes. 0: ask once.",
+)
+@click.option(
+    "--api-key-env",
+    metavar="VARIABLE",
+    help="The environment variable that holds the endpoint's key.  [default: OPENAI_API_KEY, if it is set "
+    "and the URL is https or on this machine]",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be asked and how long it may take.")
 @json_option
 def evaluate(
@@ -38,14 +59,16 @@ def evaluate(
     n: int | None,
     seed: int,
     timeout: float,
+    retry_for: float,
+    api_key_env: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Ask an OpenAI-compatible endpoint a suite of tasks and grade the answers.
 
-    Every finished sample is on the disk at once. The same command again goes on where it stopped, however it
-    stopped, and repeats no finished sample; with a larger --n it adds to them. Suites and outcomes:
-    docs/evaluation.md.
+    Every answer is on the disk at once. The same command again goes on where it stopped, however it stopped,
+    asks the samples on which the endpoint failed, and repeats no answer; with a larger --n it adds to them.
+    Exit code 1 when samples are left unanswered. Suites and outcomes: docs/evaluation.md.
 
     \b
     Example:
@@ -55,18 +78,21 @@ def evaluate(
     the_suite = load_suite(suite)
     n_samples = the_suite.n if n is None else n
     chosen = samples(the_suite, n_samples, seed)
-    endpoint = Endpoint(base_url, timeout)
+    endpoint = Endpoint(base_url, timeout, _key(plain_url(base_url), api_key_env))
     if dry_run:
         click.echo(_plan(the_suite, chosen, out, timeout))
         return
     argv = ["kvquant", *sys.argv[1:]]
-    info = run_info(the_suite, n_samples, seed, endpoint.choose_model(model), endpoint.base_url, argv)
-    with open_log(out, info) as log:
-        progress = _Progress(len(chosen), sum(sample.id in log.finished for sample in chosen))
-        try:
-            run_samples(chosen, endpoint, info, the_suite.max_tokens, log, progress.show)
-        finally:
-            progress.end()
+    progress = _Progress(len(chosen))
+    patience = Patience(retry_for, progress.wait)
+    try:
+        chosen_model = patience.ask(lambda: endpoint.choose_model(model))
+        info = run_info(the_suite, n_samples, seed, chosen_model, endpoint.base_url, argv)
+        with open_log(out, info) as log:
+            progress.begin(sum(sample.id in log.finished for sample in chosen))
+            run_samples(chosen, endpoint, info, the_suite.max_tokens, patience, log, progress.show)
+    finally:
+        progress.end()
     run = read_run(out)
     if as_json:
         summaries = [summary.document() for summary in summarise(run)]
@@ -74,6 +100,41 @@ def evaluate(
     else:
         click.echo(_header(run))
         click.echo(table(summarise(run)))
+    _advise(run)
+    asked = {sample.id for sample in chosen}
+    left = [record for record in run.unanswered if record.id in asked]
+    if left:
+        raise EndpointError(
+            f"{len(left)} of {len(chosen)} samples are unanswered, last: {left[-1].detail}; run the same "
+            "command again to ask them again"
+        )
+
+
+def _key(url: SplitResult, variable: str | None) -> ApiKey | None:
+    """The key for an endpoint. The common variable is not sent in the clear to another machine unasked."""
+    if variable is None:
+        is_private = url.scheme == "https" or is_loopback(url.hostname or "")
+        value = os.environ.get(DEFAULT_KEY_VARIABLE, "").strip() if is_private else ""
+        variable = DEFAULT_KEY_VARIABLE
+    else:
+        value = os.environ.get(variable, "").strip()
+        if not value:
+            raise UsageError(f"--api-key-env {variable}: that variable is not set; export it first")
+    if not (value.isascii() and value.isprintable()):
+        raise UsageError(f"the key in {variable} has characters that no HTTP header can hold; set it again")
+    return ApiKey(variable, value) if value else None
+
+
+def _advise(run: Run) -> None:
+    n = sum(record.outcome is Outcome.REASONING_ONLY for record in run.samples)
+    n_cut = sum(bool(record.outcome is Outcome.TRUNCATED and record.reasoning) for record in run.samples)
+    if n or n_cut:
+        click.echo(
+            f"{n} answers are reasoning only, and {n_cut} were cut off in or after reasoning: turn thinking "
+            "off (llama-server --reasoning off, or enable_thinking false in the chat template), or "
+            "give more tokens (max_tokens in the suite)",
+            err=True,
+        )
 
 
 def table(summaries: list[Summary]) -> str:
@@ -84,7 +145,7 @@ def table(summaries: list[Summary]) -> str:
         interval = summary.interval
         shown = "-" if interval is None else f"{interval.low:.1%} to {interval.high:.1%}"
         others = ", ".join(
-            f"{count} {outcome}"
+            f"{count} {'unanswered' if outcome is Outcome.ERROR else outcome}"
             for outcome in Outcome
             if outcome is not Outcome.RIGHT and (count := summary.outcomes.get(outcome, 0))
         )
@@ -130,22 +191,34 @@ def _clock(seconds: float) -> str:
 class _Progress:
     """One line on stderr, only on a terminal."""
 
-    def __init__(self, n: int, n_done: int) -> None:
-        self._n, self._n_done, self._n_right = n, n_done, 0
-        self._n_before, self._start = n_done, time.monotonic()
-        self._shown = sys.stderr.isatty()
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._on_terminal, self._is_shown = sys.stderr.isatty(), False
+        self.begin(0)
+
+    def begin(self, n_done: int) -> None:
+        """Start to count, after so many samples that were finished before."""
+        self._n_done, self._n_before, self._n_right = n_done, n_done, 0
+        self._start = time.monotonic()
 
     def show(self, record: SampleRecord) -> None:
         """Count a sample that was just finished."""
         self._n_done += 1
         self._n_right += record.outcome is Outcome.RIGHT
-        if self._shown:
-            asked = self._n_done - self._n_before
-            left = (time.monotonic() - self._start) / asked * (self._n - self._n_done)
-            line = f"{self._n_done}/{self._n} samples, {self._n_right} of {asked} right, {_clock(left)} left"
+        asked = self._n_done - self._n_before
+        left = (time.monotonic() - self._start) / asked * (self._n - self._n_done)
+        self._say(f"{self._n_done}/{self._n} samples, {self._n_right} of {asked} right, {_clock(left)} left")
+
+    def wait(self, seconds: float, why: str) -> None:
+        """Say why nothing happens for so long."""
+        self._say(f"{self._n_done}/{self._n} samples; {why[:60]}; asking again in {seconds:.0f} s")
+
+    def _say(self, line: str) -> None:
+        if self._on_terminal:
+            self._is_shown = True
             click.echo(f"\r\x1b[K{line}", err=True, nl=False)
 
     def end(self) -> None:
         """Leave the line."""
-        if self._shown and self._n_done > self._n_before:
+        if self._is_shown:
             click.echo("", err=True)

@@ -64,7 +64,7 @@ def appending(path: Path, check: Callable[[bytes], None]) -> Iterator[LineWriter
     """Open ``path`` to go on writing at the end of its last whole line.
 
     check: is given the whole lines first and raises when they must not be added to; the file is then as it
-    was. Raises KVQuantError when the file cannot be written.
+    was. A file without a line is removed again. Raises KVQuantError when the file cannot be written.
     """
     try:
         file = path.open("a+b")
@@ -75,7 +75,11 @@ def appending(path: Path, check: Callable[[bytes], None]) -> Iterator[LineWriter
         data = whole_lines(file.read())
         check(data)
         file.truncate(len(data))
-        yield LineWriter(file, path)
+        try:
+            yield LineWriter(file, path)
+        finally:
+            if file.seek(0, os.SEEK_END) == 0:
+                path.unlink(missing_ok=True)
 
 
 def whole_lines(data: bytes) -> bytes:

@@ -44,6 +44,11 @@ def facts(name: str) -> tuple[tuple[Any, ...], ...]:
     return tuple(tuple(row) for row in _facts_file(name)[name])
 
 
+def all_facts() -> dict[str, dict[str, Any]]:
+    """Return everything in ``eval/facts``, by the names of the files without their ending."""
+    return {path.stem: read_toml(path) for path in sorted((eval_folder() / "facts").glob("*.toml"))}
+
+
 def words(name: str) -> tuple[str, ...]:
     """Return a list of ``eval/facts/words.toml``."""
     return tuple(_facts_file("words")[name])

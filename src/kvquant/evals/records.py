@@ -109,19 +109,22 @@ class Run:
 class RunLog:
     """The file of a run that is going on; `open_log` makes one."""
 
-    def __init__(self, lines: LineWriter, finished: Mapping[str, SampleRecord]) -> None:
-        self._lines = lines
+    def __init__(self, lines: LineWriter, info: RunInfo, finished: Mapping[str, SampleRecord]) -> None:
+        self._lines, self._info = lines, info
+        self._is_begun = False
         self.finished = dict(finished)
 
     def append(self, record: SampleRecord) -> None:
-        """Write one sample; it is on the disk when this returns. Raises KVQuantError on a full disk."""
+        """Write one sample; it is on the disk when this returns. Raises KVQuantError on a full disk.
+
+        The line that says what follows stands before the first one, so that a run without any leaves nothing.
+        """
+        if not self._is_begun:
+            self._write({"kind": "run", "schema_version": SCHEMA_VERSION, **asdict(self._info)})
+            self._is_begun = True
         self._write({"kind": "sample", **asdict(record)})
         if record.is_answered:
             self.finished[record.id] = record
-
-    def start(self, info: RunInfo) -> None:
-        """Write the line that says what follows."""
-        self._write({"kind": "run", "schema_version": SCHEMA_VERSION, **asdict(info)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._lines.write(line, f"the {len(self.finished)} samples before this are kept")
@@ -159,9 +162,7 @@ def open_log(folder: Path, info: RunInfo) -> Iterator[RunLog]:
             finished.update({sample.id: sample for sample in run.samples})
 
     with alone_in(folder), appending(path, check) as lines:
-        log = RunLog(lines, finished)
-        log.start(info)
-        yield log
+        yield RunLog(lines, info, finished)
 
 
 def check_same(run: Run, info: RunInfo) -> None:

@@ -10,9 +10,10 @@ from importlib.metadata import version
 
 from kvquant.cache import checkout_root
 from kvquant.errors import EndpointError
-from kvquant.evals.endpoint import Endpoint, EndpointTimeout, EndpointUnreachable, ServedModel
+from kvquant.evals.endpoint import Endpoint, EndpointFailed, EndpointRefused, EndpointTimeout, ServedModel
 from kvquant.evals.machine import read_machine
 from kvquant.evals.outcome import Graded, Outcome
+from kvquant.evals.patience import Patience
 from kvquant.evals.records import CountedTest, RunInfo, RunLog, SampleRecord
 from kvquant.evals.reply import Reply
 from kvquant.evals.suite import Sample, Suite
@@ -20,7 +21,9 @@ from kvquant.evals.task import grade
 from kvquant.llama.workspace import tree_commit
 
 ERRORS_IN_A_ROW = 5
-"""So many failures of the endpoint one after the other end the run: it would only go on recording them."""
+"""So many samples left unanswered one after the other end the run: the endpoint does not work."""
+
+_AGAIN = "run the same command again"
 
 
 def run_info(
@@ -51,42 +54,52 @@ def run_samples(
     endpoint: Endpoint,
     info: RunInfo,
     max_tokens: int,
+    patience: Patience,
     log: RunLog,
     on_sample: Callable[[SampleRecord], None],
 ) -> None:
     """Ask every sample that is not finished yet.
 
-    A time-out or a failure of the endpoint is that sample's outcome. Raises EndpointError when the endpoint
-    is gone, or fails ERRORS_IN_A_ROW times running; everything finished is recorded by then.
+    A time-out is that sample's outcome; a sample on which the endpoint fails for longer than ``patience``
+    stays unanswered. Raises EndpointError when the endpoint is gone, refuses what it is asked, or leaves
+    ERRORS_IN_A_ROW samples unanswered running; every answer is recorded by then.
     """
     n_errors = 0
     for sample in samples:
         if sample.id in log.finished:
             continue
         try:
-            record = ask(sample, endpoint, info, max_tokens)
-        except EndpointUnreachable as error:
-            raise EndpointError(f"{error}; {_kept(log, samples)}") from error
+            record = ask(sample, endpoint, info, max_tokens, patience)
+        except EndpointRefused as error:
+            raise EndpointRefused(f"{error}; {_kept(log, samples)}") from error
+        except EndpointError as error:
+            raise EndpointError(f"{error}; {_kept(log, samples)}, {_AGAIN} to go on") from error
         log.append(record)
         on_sample(record)
         n_errors = n_errors + 1 if record.outcome is Outcome.ERROR else 0
         if n_errors == ERRORS_IN_A_ROW:
             failed = f"{endpoint.base_url} failed {n_errors} times in a row"
-            raise EndpointError(f"{failed}, last: {record.detail}; {_kept(log, samples)}")
+            raise EndpointError(f"{failed}, last: {record.detail}; {_kept(log, samples)}, {_AGAIN} to go on")
 
 
-def ask(sample: Sample, endpoint: Endpoint, info: RunInfo, max_tokens: int) -> SampleRecord:
-    """Ask one sample and grade the answer. Raises EndpointUnreachable when nobody listens."""
+def ask(
+    sample: Sample, endpoint: Endpoint, info: RunInfo, max_tokens: int, patience: Patience
+) -> SampleRecord:
+    """Ask one sample and grade the answer. Raises EndpointError where asking anything more is no use."""
     question = sample.question
     reply = Reply("")
     start = time.monotonic()
+
+    def once() -> Reply:
+        nonlocal start
+        start = time.monotonic()
+        return endpoint.chat(info.model, question.prompt, question.tools, max_tokens, info.seed)
+
     try:
-        reply = endpoint.chat(info.model, question.prompt, question.tools, max_tokens, info.seed)
+        reply = patience.ask(once)
         wall_seconds = time.monotonic() - start
         graded = grade(question, reply)
-    except EndpointUnreachable:
-        raise
-    except EndpointError as error:
+    except (EndpointTimeout, EndpointFailed) as error:
         wall_seconds = time.monotonic() - start
         outcome = Outcome.TIMEOUT if isinstance(error, EndpointTimeout) else Outcome.ERROR
         graded = Graded(outcome, str(error))
@@ -103,9 +116,10 @@ def ask(sample: Sample, endpoint: Endpoint, info: RunInfo, max_tokens: int) -> S
         n_prompt_tokens=reply.n_prompt_tokens,
         n_completion_tokens=reply.n_completion_tokens,
         labels=question.labels,
+        reasoning=reply.reasoning,
     )
 
 
 def _kept(log: RunLog, samples: Sequence[Sample]) -> str:
     done = sum(sample.id in log.finished for sample in samples)
-    return f"{done} of {len(samples)} samples are kept, run the same command again to go on"
+    return f"{done} of {len(samples)} samples are kept"

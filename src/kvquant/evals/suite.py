@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from kvquant.errors import UsageError
-from kvquant.evals.location import eval_folder, read_toml
+from kvquant.evals.location import all_facts, eval_folder, read_toml
 from kvquant.evals.suite_parts import TABLES, Parts, parse_parts
-from kvquant.evals.task import Question, Task, questions
+from kvquant.evals.task import GRADING_VERSION, Question, Task, questions
 from kvquant.evals.tasks import TASKS
 from kvquant.evals.toml_table import only, positive_at, table_at, text_at
+
+_FIRST_VERSIONS = Path(__file__).with_name("first_versions.json")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Suite:
 
     n: samples per category unless asked otherwise. max_tokens: length of an answer.
 
-    digest: SHA-256 of everything that decides what is asked and how it is graded, the package's version of
-    the tasks and the facts included; runs with different digests cannot be compared.
+    digest: SHA-256 of everything that decides what is asked and how it is graded: the length of an answer,
+    the tests, the versions of their tasks and of grading, and the facts. Runs with different digests cannot
+    be compared.
     """
 
     name: str
@@ -117,9 +120,7 @@ def parse_suite(document: Mapping[str, Any], where: str) -> Suite:
         int(positive_at(head, key, f"{where}: [suite]")) if tests else 0 for key in ("n", "max_tokens")
     )
     rules = _rules(table_at(document, "rules", where), where)
-    # The rules judge runs and do not change them: they are left out of the digest.
-    asked = {"max_tokens": max_tokens, "tests": entries, "tasks": _sources()}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    digest = _digest(max_tokens, entries, tests)
     name, about = (text_at(head, key, f"{where}: [suite]") for key in ("name", "about"))
     return Suite(name, about, n, max_tokens, tests, rules, parts, digest)
 
@@ -144,14 +145,23 @@ def samples(suite: Suite, n: int, seed: int) -> list[Sample]:
     return [sample for turn in zip(*by_category, strict=True) for sample in turn]
 
 
-def _sources() -> dict[str, str]:
-    """SHA-256 of every file that decides what is asked and how an answer is graded."""
-    package = Path(__file__).parent
-    graders = [package / f"{name}.py" for name in ("answers", "reply", "task", "sandbox", "sandbox_runner")]
-    made_up = [package.parent / "reference" / f"{name}.py" for name in ("tasks", "tokenizer", "vocabulary")]
-    facts = (eval_folder() / "facts").glob("*.toml")
-    files = [*graders, *made_up, *(package / "tasks").glob("*.py"), *facts]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+def _digest(max_tokens: int, entries: object, tests: Sequence[SuiteTest]) -> str:
+    """The digest of a suite. Its rules judge runs and do not change them: they are left out.
+
+    Version 1 of everything stands in it as the files were that the digest was once drawn from, so that runs
+    of that time are still known; later versions are added by number.
+    """
+    first = json.loads(_FIRST_VERSIONS.read_bytes())
+    asked = {"max_tokens": max_tokens, "tests": entries, "tasks": first["files"]}
+    versions = {test.task.name: test.task.version for test in tests} | {"": GRADING_VERSION}
+    later: dict[str, object] = {name: version for name, version in versions.items() if version > 1}
+    if (facts := _sha256(all_facts())) != first["facts"]:
+        later["facts"] = facts
+    return _sha256(asked | ({"later": later} if later else {}))
+
+
+def _sha256(document: object) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _test(entry: object, where: str) -> SuiteTest:

@@ -9,9 +9,12 @@ from typing import Any
 
 from kvquant.errors import UsageError
 from kvquant.evals.outcome import Graded, Outcome, malformed
-from kvquant.evals.reply import Reply, ToolCall, is_refusal, strip_reasoning
+from kvquant.evals.reply import UNPARSED, Reply, ToolCall, is_refusal, strip_reasoning
 
 Parameters = Mapping[str, Any]
+
+GRADING_VERSION = 1
+"""Raised by every change of which answers are right that is not one task's: of `grade` and what it calls."""
 
 _MOST_REPEATS = 2000
 """Draws without a new question after which a task is taken to have no more."""
@@ -33,12 +36,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """Makes questions. parameters: the names a suite may set, with their defaults."""
+    """Makes questions. parameters: the names a suite may set, with their defaults.
+
+    version: raised by every change of what is asked, or of which answers are right; runs of two versions do
+    not compare.
+    """
 
     name: str
     about: str
     generate: Callable[[random.Random, Parameters], Question]
     parameters: Parameters = field(default_factory=dict)
+    version: int = 1
 
 
 def text_check(check: Callable[[str], Graded]) -> Callable[[str, tuple[ToolCall, ...]], Graded]:
@@ -78,11 +86,16 @@ def questions(task: Task, n: int, seed: int, test: str, parameters: Parameters) 
 
 def grade(question: Question, reply: Reply) -> Graded:
     """Grade a reply: first whether it is complete, then what the task says, then whether it declines."""
+    if reply.finish_reason == UNPARSED:
+        return malformed(reply.text)
     answer = strip_reasoning(reply.text)
     if answer is None:
         return Graded(Outcome.TRUNCATED, "the reasoning does not end")
     if reply.finish_reason == "length":
         return Graded(Outcome.TRUNCATED, "cut off by the token limit")
+    thought = reply.reasoning.strip() or reply.text.strip()
+    if thought and not answer and not reply.tool_calls:
+        return Graded(Outcome.REASONING_ONLY, f"{len(thought)} characters of reasoning and no answer")
     graded = question.check(answer, reply.tool_calls)
     if graded.outcome is not Outcome.RIGHT and is_refusal(answer):
         return Graded(Outcome.REFUSAL, graded.detail)

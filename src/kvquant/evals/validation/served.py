@@ -10,8 +10,9 @@ from typing import Any
 
 from kvquant.errors import EndpointError, LlamaError
 from kvquant.evals.chat_speed import chat_document, run_chat
-from kvquant.evals.endpoint import Endpoint, EndpointTimeout, EndpointUnreachable, ServedModel
+from kvquant.evals.endpoint import Endpoint, EndpointGone, EndpointTimeout, ServedModel
 from kvquant.evals.memory_check import check_memory
+from kvquant.evals.patience import Patience
 from kvquant.evals.records import SampleRecord, open_log
 from kvquant.evals.reply import Reply
 from kvquant.evals.run import run_info, run_samples
@@ -24,6 +25,9 @@ from kvquant.llama.server import LlamaServer, ServerOptions
 
 TIMEOUTS_IN_A_ROW = 3
 """So many answers that do not come, one after the other, and the server counts as hung."""
+
+PATIENCE_SECONDS = 10.0
+"""How long a failure is asked again: a server of ours answers nobody else and has no reason to be busy."""
 
 OnSample = Callable[[SampleRecord], None]
 
@@ -41,20 +45,20 @@ class ServedEndpoint(Endpoint):
     def chat(
         self, model: str, prompt: str, tools: Sequence[Mapping[str, Any]], max_tokens: int, seed: int
     ) -> Reply:
-        """Ask one question. Raises EndpointUnreachable when the server has ended or hangs."""
+        """Ask one question. Raises EndpointGone when the server has ended or hangs."""
         try:
             reply = super().chat(model, prompt, tools, max_tokens, seed)
         except EndpointTimeout as error:
             self._n_timeouts += 1
             if self._n_timeouts == TIMEOUTS_IN_A_ROW:
                 hung = f"llama-server hangs: {TIMEOUTS_IN_A_ROW} times in a row {error}"
-                raise EndpointUnreachable(hung) from error
+                raise EndpointGone(hung) from error
             raise
         except EndpointError as error:
             try:
                 self._server.check_running()
             except LlamaError as ended:
-                raise EndpointUnreachable(str(ended)) from error
+                raise EndpointGone(str(ended)) from error
             raise
         self._n_timeouts = 0
         return reply
@@ -120,7 +124,9 @@ def _tasks(
     model = ServedModel(plan.model_file.name, _report(served))
     info = run_info(plan.suite, settings.n, settings.seed, model, endpoint.base_url, served.argv)
     with open_log(served.folder.tasks(served.planned.text, repeat=repeat), info) as log:
-        run_samples(plan.samples, endpoint, info, plan.suite.max_tokens, log, on_sample)
+        run_samples(
+            plan.samples, endpoint, info, plan.suite.max_tokens, Patience(PATIENCE_SECONDS), log, on_sample
+        )
     return {"n_samples": len(plan.samples)}
 
 
