@@ -23,15 +23,18 @@ class UsageError(KVQuantError):
 class PolicyError(KVQuantError):
     """A policy text that does not parse, or does not fit the model it is resolved against.
 
-    `code` names the rule that was broken (docs/policy-language.md lists them); `column` is 1-based, None when
-    no single place in a text is at fault.
+    `code` names the rule that was broken (docs/policy-language.md lists them); `line` and `column` are
+    1-based, None when no single place in a text is at fault.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, *, code: str, column: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str, column: int | None = None, line: int | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
+        self.line = line
         self.column = column
 
 

@@ -110,7 +110,7 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
         (("--plot", "figure.pdf"), 2, ".png or .svg"),
         (("--html", "no/such/folder/x.html"), 2, "there is no folder"),
         (("--layers", "0-3:q9_0"), 2, "column 5"),
-        (("--ctx", "0"), 2, "context of 0"),
+        (("--ctx", "0"), 2, "--ctx: '0' is too few"),
         (("--heads", "0"), 2, "at least 1"),
         (("--capture", "no/such.npz"), 1, "no such file"),
         (("--profile", "typical", "--capture", "x.npz"), 2, "choose one"),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvquant.cli import llama as command
 from kvquant.errors import CheckFailed, KVQuantError, ModelFileError, PolicyError, UsageError
 from kvquant.llama.build import PROGRAMS
+from llama.proof import PATCHED, needs_patched
 from llama.small_project import make_project
 from llama.source_archives import pin_for, write_sdist
 from write_random_gguf import RandomModel, write_random_gguf
@@ -91,13 +96,115 @@ def test_serve_checks_the_policy_and_stays_on_this_machine(tmp_path: Path, serve
     assert served == [
         [
             *(str(tmp_path / "llama-server"), "--host", "127.0.0.1", "--port", "9", "--model", str(model)),
-            *("--kv-layers", "0:q8_0,1:v=q4_0", "--ctx-size", "64"),
+            *("--ctx-size", "64", "--kv-layers", "0:q8_0,1:v=q4_0"),
         ]
     ]
     served.clear()
     warned = invoke("serve", "--model", model, "--kv-layers", "0-7:q8_0")
     assert "warning: " in warned.stderr
     assert served
+
+
+def options_of_llama_server() -> list[str]:
+    """Every spelling of an option in the help of the patched llama-server, when there is one."""
+    if PATCHED is None:
+        return []
+    done = subprocess.run([PATCHED / "llama-server", "--help"], capture_output=True, text=True, check=True)
+    first_words = (line[:40].split("  ")[0] for line in done.stdout.splitlines() if line.startswith("-"))
+    return sorted({word.rstrip(",") for line in first_words for word in line.split() if word.startswith("-")})
+
+
+def assert_handed_on(served: list[list[str]], model: Path, option: str) -> None:
+    """An option that is not kvquant's own arrives, with its value and between others, as it was written."""
+    served.clear()
+    given = ["-a", "b", option, "x", "--jinja"]
+    done = invoke("serve", "-m", model, *given)
+    assert done.exception is None, (option, done.output)
+    assert served[0][-5:] == given, option
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["-hf", "-hfd", "-hff", "-hfr", "-hfrd", "-hft", "-np", "-ngl", "-ub", "-fa", "-mu", "-th", "-h0"],
+)
+def test_short_options_of_llama_server_reach_it(tmp_path: Path, served: list[list[str]], option: str) -> None:
+    assert_handed_on(served, tmp_path / "m.gguf", option)
+
+
+@needs_patched
+def test_every_option_of_llama_server_reaches_it(tmp_path: Path, served: list[list[str]]) -> None:
+    own = {
+        name for parameter in command.serve.params for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    options = [option for option in options_of_llama_server() if option not in {*own, "-h", "--help"}]
+    assert len(options) > 200 and "-hf" in options
+    for option in options:
+        assert_handed_on(served, tmp_path / "m.gguf", option)
+
+
+def test_only_a_lone_h_or_help_is_help() -> None:
+    for words in (["-h"], ["--help"], ["-m", "x", "--jinja", "-h"]):
+        argv = [sys.executable, "-m", "kvquant", "llama", "serve", *words]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
+        assert "LLAMA_SERVER_ARGS" in done.stdout
+
+
+WORDS = st.one_of(
+    st.sampled_from(["-hf", "-h2", "--", "-", "", "=", "-c", "-ctk", "--model=x", "-m=x", "--prompt", "x y"]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6),
+)
+
+
+@given(st.lists(WORDS, max_size=6))
+def test_what_follows_two_hyphens_is_handed_on_whatever_it_is(words: list[str]) -> None:
+    started: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            command, "_default_build", lambda: SimpleNamespace(program=lambda name: Path("/b", name))
+        )
+        patch.setattr(os, "execv", lambda _, argv: started.append(argv))
+        done = invoke("serve", "-m", "m.gguf", "--", *words)
+    assert done.exception is None
+    assert started[0][7:] == words
+
+
+@pytest.mark.parametrize(
+    ("host", "shown", "warned"),
+    [
+        (None, "http://127.0.0.1:9, for this machine only", False),
+        ("127.0.0.2", "http://127.0.0.2:9, for this machine only", False),
+        ("localhost", "http://localhost:9, for this machine only", False),
+        ("::1", "http://[::1]:9, for this machine only", False),
+        ("0.0.0.0", "http://0.0.0.0:9, end", True),
+        ("::", "http://[::]:9, end", True),
+        ("192.168.1.7", "http://192.168.1.7:9, end", True),
+        ("board.example", "http://board.example:9, end", True),
+        ("/run/kv.sock", "on /run/kv.sock, end", False),
+    ],
+)
+def test_serve_says_where_it_really_listens(
+    tmp_path: Path, served: list[list[str]], host: str | None, shown: str, warned: bool
+) -> None:
+    done = invoke("serve", "-m", tmp_path / "m.gguf", "--port", "9", *(["--host", host] if host else []))
+    assert shown in done.stderr
+    assert ("warning: " in done.stderr) is warned
+    assert served[0][1:3] == ["--host", host or "127.0.0.1"]
+
+
+def test_serve_writes_numbers_and_policies_as_llama_server_reads_them(
+    tmp_path: Path, served: list[list[str]]
+) -> None:
+    """llama-server would take 32k for 32, and knows neither a file nor a preset of an older build."""
+    model = write_random_gguf(tmp_path / "m.gguf", RandomModel(arch="llama", n_layer=4, n_ff=128))
+    (tmp_path / "policy").write_text("first1:q8_0, # the first\nlast1:Q8_0,\nrest:q4_0\n")
+    done = invoke(
+        "serve", "-m", model, "--policy", f"@{tmp_path}/policy", "-c", "32k", "-ctk", "Q5_0", "-np", "2"
+    )
+    assert done.exception is None, done.output
+    assert served[0][7:] == [
+        *("--ctx-size", "32768", "--cache-type-k", "q5_0", "--cache-type-v", "f16"),
+        *("--kv-layers", "0:q8_0,last1:q8_0,rest:q4_0", "-np", "2"),
+    ]
 
 
 @pytest.mark.parametrize(

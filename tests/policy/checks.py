@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvquant.errors import PolicyError
 from kvquant.policy import Counting, Policy, ResolvedPolicy
+
+ORDER = (Counting.LAYERS, Counting.LAST, Counting.CACHED, Counting.LAST_CACHED, Counting.REST)
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ def check_normal_form(policy: Policy) -> None:
     """Rules ascend, do not touch an equal neighbour, and a side is never given as the other one's double."""
     for left, right in zip(policy.rules, policy.rules[1:], strict=False):
         if left.counting is not right.counting:
-            assert (left.counting, right.counting) == (Counting.LAYERS, Counting.CACHED)
+            assert ORDER.index(left.counting) < ORDER.index(right.counting)
             continue
-        assert left.end < right.first, f"'{left}' and '{right}' are not in order"
-        same_types = (left.k_type, left.v_type) == (right.k_type, right.v_type)
-        assert not (same_types and left.end + 1 == right.first), f"'{left}' and '{right}' should be one rule"
+        near, far = (right, left) if left.counting.from_end else (left, right)
+        assert near.end < far.first, f"'{left}' and '{right}' are not in order"
+        assert not (left.types == right.types and near.end + 1 == far.first), (
+            f"'{left}', '{right}' are one rule"
+        )
+    countings = {rule.counting for rule in policy.rules}
+    if Counting.REST in countings and len(countings) <= 2:
+        assert any(counting.from_end for counting in countings), f"'{policy}' can name the layers of the rest"
+        *others, rest = policy.rules
+        assert all(rule.types != rest.types for rule in others), f"'{policy}' names a part of the rest"
     text = str(policy)
     assert text == text.lower() and not set(text) & set(" \t")
 
@@ -50,12 +60,15 @@ def check_policy_or_pointed_error(parse: Callable[[str], Policy], text: str) -> 
     try:
         policy = parse(text)
     except PolicyError as error:
-        assert error.column is not None and 1 <= error.column <= len(text) + 1, f"{text!r}: {error.column}"
-        assert error.code in {"empty", "syntax", "number", "type", "range", "overlap"}
+        lines = text.split("\n")
+        assert error.line is not None and 1 <= error.line <= len(lines), f"{text!r}: line {error.line}"
+        room = len(lines[error.line - 1]) + 1
+        assert error.column is not None and 1 <= error.column <= room, f"{text!r}: column {error.column}"
+        assert error.code in {"empty", "preset", "syntax", "number", "type", "range", "overlap"}
         first, _, caret = str(error).partition("\n")
         assert first and caret.rstrip().endswith("^"), f"{text!r}: {error}"
         return
-    assert text.isascii(), f"{text!r} is read as {policy}"
+    assert re.sub("#[^\n]*", "", text).isascii(), f"{text!r} is read as {policy}"
     check_normal_form(policy)
 
 
@@ -65,13 +78,21 @@ def check_resolve_covers_every_cached_layer_once(resolved: ResolvedPolicy, shape
 
 
 def check_resolved_types(
-    resolved: ResolvedPolicy, rules: Sequence[tuple[Counting, int, int, str | None, str | None]], default: str
+    resolved: ResolvedPolicy,
+    rules: Sequence[tuple[Counting, int, int, str | None, str | None]],
+    shape: LayerKinds,
+    default: str,
 ) -> None:
     """Every layer's types are those of the one rule (counting, first, end, k, v) that names it."""
     for layer in resolved.layers:
-        expected = (default, default)
-        for counting, first, end, k_type, v_type in rules:
-            number = layer.layer if counting is Counting.LAYERS else layer.kv_index
-            if first <= number <= end:
-                expected = (k_type or default, v_type or default)
+        numbers = {
+            Counting.LAYERS: layer.layer,
+            Counting.LAST: shape.n_layer - layer.layer,
+            Counting.CACHED: layer.kv_index,
+            Counting.LAST_CACHED: len(shape.kv_layers) - layer.kv_index,
+        }
+        naming = [rule for rule in rules if rule[0] in numbers and rule[1] <= numbers[rule[0]] <= rule[2]]
+        naming = naming or [rule for rule in rules if rule[0] is Counting.REST]
+        assert len(naming) <= 1, f"layer {layer.layer} is named by {naming}"
+        expected = (naming[0][3] or default, naming[0][4] or default) if naming else (default, default)
         assert (layer.k_type, layer.v_type) == expected, f"layer {layer.layer}: {layer}, expected {expected}"

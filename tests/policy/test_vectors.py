@@ -18,6 +18,7 @@ TYPES = tuple(VECTORS["types"])
 ACCEPTED = [case for case in VECTORS["parse"] if "canonical" in case]
 REJECTED = [case for case in VECTORS["parse"] if "error" in case]
 RESOLVED = [case for case in VECTORS["resolve"] if "k" in case]
+CODES = ("empty", "preset", "syntax", "number", "type", "range", "overlap")
 CLASHING = [case for case in VECTORS["resolve"] if "error" in case]
 
 
@@ -34,7 +35,7 @@ def test_every_case_is_of_one_kind_and_written_once() -> None:
     assert len(RESOLVED) + len(CLASHING) == len(VECTORS["resolve"])
     texts = [case["text"] for case in VECTORS["parse"]]
     assert len(set(texts)) == len(texts)
-    assert {case["error"] for case in REJECTED} == {"empty", "syntax", "number", "type", "range", "overlap"}
+    assert {case["error"] for case in REJECTED} == set(CODES)
 
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=_text)
@@ -49,7 +50,8 @@ def test_accepted(case: dict[str, Any]) -> None:
 def test_rejected(case: dict[str, Any]) -> None:
     with pytest.raises(PolicyError) as raised:
         parse_policy(case["text"], TYPES)
-    assert (raised.value.code, raised.value.column) == (case["error"], case["column"]), raised.value
+    expected = (case["error"], case.get("line", 1), case["column"])
+    assert (raised.value.code, raised.value.line, raised.value.column) == expected, raised.value
 
 
 @pytest.mark.parametrize("case", RESOLVED, ids=_text)

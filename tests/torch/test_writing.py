@@ -11,7 +11,7 @@ from kvquant.errors import FormatError  # noqa: E402
 from kvquant.formats.hadamard import Rotated, rotate, unrotate  # noqa: E402
 from kvquant.formats.registry import get_format  # noqa: E402
 from kvquant.model.shape import LayerShape, ModelShape  # noqa: E402
-from kvquant.policy import parse_policy, resolve  # noqa: E402
+from kvquant.policy import parse_policy  # noqa: E402
 from kvquant.torch import QuantizedKV, storage_format  # noqa: E402
 from kvquant.torch.writing import stored  # noqa: E402
 
@@ -24,7 +24,7 @@ SHAPE = ModelShape("tiny", "qwen3", 4096, (LayerShape(4, 2, 64, 64),) * 2)
 
 
 def write(policy: str, *, turned: bool = True) -> QuantizedKV:
-    return QuantizedKV(resolve(parse_policy(policy), SHAPE), rotate=turned)
+    return QuantizedKV(parse_policy(policy).resolve(SHAPE), rotate=turned)
 
 
 def test_llama_cpp_types_are_rotated_and_others_are_not():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvquant.errors import UsageError
-from kvquant.policy import parse_policy, resolve
+from kvquant.policy import parse_policy
 from kvquant.reference.tasks import Size, Split, held_out_documents
 from kvquant.torch.writing import QuantizedKV
 from reference_model.network import ReferenceModel, WriteKV, model_shape
@@ -46,7 +46,7 @@ class Setting:
 
     def writer(self, model: ReferenceModel) -> WriteKV:
         """Return the function that passes the K and V of ``model`` through this cache."""
-        return QuantizedKV(resolve(parse_policy(self.policy), model_shape(model.config)), rotate=self.rotate)
+        return QuantizedKV(parse_policy(self.policy).resolve(model_shape(model.config)), rotate=self.rotate)
 
 
 def uniform_settings() -> tuple[Setting, ...]:

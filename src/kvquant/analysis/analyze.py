@@ -21,7 +21,7 @@ from kvquant.formats.registry import CACHE_TYPES, get_format
 from kvquant.memory import KVMemory, kv_bytes
 from kvquant.model.capture import KVCapture
 from kvquant.model.shape import ModelShape
-from kvquant.policy import Policy, ResolvedLayer, policy_from_text
+from kvquant.policy import Policy, ResolvedLayer, parse_policy
 
 DEFAULT_N_CTX = 4096
 """Tokens of context that bytes are counted for when none is asked for."""
@@ -128,7 +128,7 @@ def _candidate(
     default_k: str = "f16",
     default_v: str = "f16",
 ) -> _Candidate:
-    parsed = policy if isinstance(policy, Policy) else policy_from_text(policy)
+    parsed = policy if isinstance(policy, Policy) else parse_policy(policy)
     resolved = parsed.resolve(shape, default_k, default_v)
     memory = kv_bytes(shape, resolved, n_ctx=n_ctx)
     return _Candidate(name, parsed, resolved.layers, memory, tuple(map(str, resolved.warnings)))

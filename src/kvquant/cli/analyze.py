@@ -9,7 +9,14 @@ import click
 
 from kvquant.analysis import BASELINES, DEFAULT_N_CTX, PROFILES, Analysis, Rotation, Sampling
 from kvquant.analysis import analyze as run_analysis
-from kvquant.cli.options import default_types, json_option, policy_options, shape_from_options, shape_options
+from kvquant.cli.options import (
+    PolicyChoice,
+    ctx_option,
+    json_option,
+    policy_options,
+    shape_from_options,
+    shape_options,
+)
 from kvquant.cli.progress import progress_bar
 from kvquant.errors import UsageError
 from kvquant.report.text import analysis_text
@@ -20,9 +27,7 @@ from kvquant.report.text import analysis_text
 @shape_options
 @click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture), or 'reference'.")
 @click.option("--profile", type=click.Choice(tuple(PROFILES)), help="Synthetic K and V to use.")
-@click.option(
-    "--ctx", default=DEFAULT_N_CTX, show_default=True, metavar="N", help="Tokens to count bytes for."
-)
+@ctx_option("Tokens to count bytes for.", default=DEFAULT_N_CTX, show_default=True)
 @click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything synthetic.")
 @click.option(
     "--rotation",
@@ -44,9 +49,8 @@ from kvquant.report.text import analysis_text
 @click.option("--html", metavar="FILE", help="Also write one self-contained page.")
 @click.option("--plot", metavar="FILE", help="Also write the figures, as .png or .svg.")
 def analyze(
-    layers: str | None,
-    default: str,
-    model: str | None,
+    policy: PolicyChoice,
+    model: Path | None,
     shape: str | None,
     capture: str | None,
     profile: str | None,
@@ -68,23 +72,22 @@ def analyze(
 
     \b
     Example:
-      kvquant analyze --layers 0-10:q8_0,11-31:q4_0
-      kvquant analyze --layers hybrid --profile qwen2.5-7b --html report.html
-      kvquant analyze --layers '*:k=q8_0/v=q4_0' --capture kv.npz --json
+      kvquant analyze --policy 0-10:q8_0,11-31:q4_0
+      kvquant analyze --policy hybrid --profile qwen2.5-7b --html report.html
+      kvquant analyze --policy '*:k=q8_0/v=q4_0' --capture kv.npz --json
     """
     _check_outputs(html, plot)
-    k_default, v_default = default_types(default)
     given_shape = None if model is None and shape is None else shape_from_options(model, shape)
     limits = {"n_tokens": tokens, "n_query": queries, "n_head_kv": heads}
     with progress_bar("layers") as progress:
         analysis = run_analysis(
-            f"*:{default}" if layers is None else layers,
+            policy.policy_text,
             shape=given_shape,
             profile=profile,
             capture=capture,
             n_ctx=ctx,
-            default_k=k_default,
-            default_v=v_default,
+            default_k=policy.k_default,
+            default_v=policy.v_default,
             baselines=[name for name in against.split(",") if name],
             rotation=rotation,
             seed=seed,

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.options import llama_bin_option, programs_folder
+from kvquant.cli.options import ctx_option, llama_bin_option, model_option, programs_folder, threads_option
 from kvquant.errors import CaptureError
 from kvquant.llama.capture import CaptureRequest, capture_text
 from kvquant.model.capture import save_capture
 
 
 @click.command()
-@click.option(
-    "--model", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The model, a GGUF file."
-)
+@model_option(required=True, help="The model, a GGUF file.")
 @click.option(
     "--text",
     required=True,
@@ -32,10 +30,8 @@ from kvquant.model.capture import save_capture
     help="The NPZ file to write.",
 )
 @llama_bin_option
-@click.option(
-    "--ctx", type=click.IntRange(min=1), metavar="N", help="Tokens to make room for.  [default: the text's]"
-)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama-server.")
+@ctx_option("Tokens to make room for.  [default: the text's]")
+@threads_option("Threads of llama-server.")
 def capture(
     model: Path, text: Path, output: Path, llama_bin: Path | None, ctx: int | None, threads: int | None
 ) -> None:
@@ -48,7 +44,7 @@ def capture(
     \b
     Example:
       kvquant capture --model model.gguf --text prompt.txt -o kv.npz
-      kvquant analyze --capture kv.npz --layers 0-10:q8_0,11-31:q4_0
+      kvquant analyze --capture kv.npz --policy 0-10:q8_0,11-31:q4_0
     """
     prompt = _read_text(text)
     found = capture_text(CaptureRequest(programs_folder(llama_bin), model, prompt, ctx, threads))

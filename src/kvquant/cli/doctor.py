@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.options import default_types, json_option, policy_options, shape_options
+from kvquant.cli.options import PolicyChoice, ctx_option, json_option, policy_options, shape_options
 from kvquant.errors import CheckFailed, KVQuantError, UsageError
 from kvquant.evals.doctor import (
     Finding,
@@ -27,26 +27,16 @@ from kvquant.memory.cells import PADDING
 from kvquant.model.architectures import shape_of
 from kvquant.model.presets import load_shape
 from kvquant.model.shape import ModelShape
-from kvquant.policy import ResolvedPolicy, policy_from_text
+from kvquant.policy import ResolvedPolicy
 from kvquant.units import format_n_bytes
 
 DEFAULT_CTX = 4096
-
-PLAIN = "f16"
-"""The default of --default: nobody has chosen a policy yet."""
 
 
 @click.command("doctor")
 @shape_options
 @policy_options
-@click.option(
-    "--ctx",
-    type=click.IntRange(min=1),
-    default=DEFAULT_CTX,
-    show_default=True,
-    metavar="N",
-    help="Tokens to have room for.",
-)
+@ctx_option("Tokens to have room for.", default=DEFAULT_CTX, show_default=True)
 @click.option(
     "--root",
     default="/",
@@ -56,35 +46,34 @@ PLAIN = "f16"
 )
 @json_option
 def doctor(
-    model: str | None,
+    model: Path | None,
     shape: str | None,
-    layers: str | None,
-    default: str,
+    policy: PolicyChoice,
     ctx: int,
     root: Path,
     as_json: bool,
 ) -> None:
     """Look for what would spoil a run: the model file, the policy, memory, clocks and heat.
 
-    With --model FILE (.gguf or .rkllm) the file is checked, and with --layers or --default the policy against
+    With --model FILE (.gguf or .rkllm) the file is checked, and with --policy or --default the policy against
     it: rules without effect, types that cannot run or are slow, K types that its biases predict to break.
     Nothing is changed. Exit code 3 when something must be fixed.
 
     \b
     Example:
       kvquant doctor
-      kvquant doctor --model model.gguf --layers 0-10:q8_0,11-31:q4_0 --ctx 16384
+      kvquant doctor --model model.gguf --policy 0-10:q8_0,11-31:q4_0 --ctx 16k
     """
     machine = read_machine(root)
     findings = check_machine(machine)
-    if model is not None and model.lower().endswith(".rkllm"):
-        if layers is not None:
-            raise UsageError("--layers and an .rkllm file: the NPU takes no KV-cache policy; leave one out")
-        findings += check_rkllm(Path(model), machine.soc)
+    if model is not None and model.suffix.lower() == ".rkllm":
+        if policy.text is not None:
+            raise UsageError("--policy and an .rkllm file: the NPU takes no KV-cache policy; leave one out")
+        findings += check_rkllm(model, machine.soc)
     elif model is not None or shape is not None:
-        findings += _check_model(model, shape, layers, default, ctx, machine)
-    elif layers is not None:
-        raise UsageError("--layers needs a model to be checked against; add --model FILE or --shape NAME")
+        findings += _check_model(model, shape, policy, ctx, machine)
+    elif policy.text is not None:
+        raise UsageError("--policy needs a model to be checked against; add --model FILE or --shape NAME")
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
     click.echo(json.dumps([asdict(f) for f in findings], indent=1) if as_json else _text(findings))
     n_fix = sum(finding.severity is Severity.FIX for finding in findings)
@@ -93,12 +82,12 @@ def doctor(
 
 
 def _check_model(
-    model: str | None, shape: str | None, layers: str | None, default: str, ctx: int, machine: Machine
+    model: Path | None, shape: str | None, choice: PolicyChoice, ctx: int, machine: Machine
 ) -> list[Finding]:
     file = None
     findings: list[Finding] = []
     if model is not None:
-        file, findings = check_gguf(Path(model))
+        file, findings = check_gguf(model)
         if file is None:
             return findings
     try:
@@ -107,12 +96,11 @@ def _check_model(
         raise
     except KVQuantError as error:
         return [*findings, failed(Path(str(model or shape)), error)]
-    text = f"*:{default}" if layers is None else layers
-    policy = policy_from_text(text).resolve(the_shape, *default_types(default))
+    policy = choice.policy.resolve(the_shape, choice.k_default, choice.v_default)
     findings += check_policy(the_shape, policy)
     file_bytes = 0
     if file is not None:
-        chosen = None if layers is None and default == PLAIN else policy
+        chosen = None if choice.is_plain else policy
         findings += check_key_bias(key_bias_norms(file), chosen, file.shown)
         file_bytes = file.n_bytes
     return [*findings, *check_memory(the_shape, policy, ctx, file_bytes, machine.available_n_bytes)]

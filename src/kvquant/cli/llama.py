@@ -4,12 +4,15 @@ policy.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
 import click
 
-from kvquant.errors import UsageError
+from kvquant.cli.options import PolicyChoice, ctx_option, model_option, policy_options
+from kvquant.cli.passing_on import PassingOn
+from kvquant.errors import ShapeError, UsageError
 from kvquant.llama.binary import describe_features, require_rk3588
 from kvquant.llama.build import PROGRAMS, Build, BuildRequest, build
 from kvquant.llama.fetch import METHODS, Method, fetch_tree
@@ -27,7 +30,7 @@ def llama() -> None:
     \b
     Example:
       kvquant llama build
-      kvquant llama serve --model model.gguf --kv-layers 0-10:q8_0,11-:q4_0
+      kvquant llama serve -m model.gguf --policy 0-10:q8_0,rest:q4_0
     """
 
 
@@ -151,45 +154,80 @@ def build_command(
     click.echo(str(done.bin))
 
 
-@llama.command(context_settings={"ignore_unknown_options": True})
+@llama.command(cls=PassingOn)
+@model_option(required=True)
+@policy_options
+@ctx_option("Tokens for all sequences, such as 32k; 0: the training context.", least=0)
 @click.option(
-    "--model", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The GGUF model."
+    "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, metavar="N", help="Port."
 )
-@click.option("--kv-layers", "policy_text", metavar="POLICY", help="Cache types per layer.  [default: f16]")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port on this machine."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on: this machine's.",
 )
-@click.argument("server_args", nargs=-1, type=click.UNPROCESSED)
-def serve(model: Path, policy_text: str | None, port: int, server_args: tuple[str, ...]) -> None:
-    """Serve MODEL on this machine only, after checking POLICY against it. Further arguments go to
-    llama-server.
+@click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[LLAMA_SERVER_ARGS]...")
+def serve(
+    model: Path, policy: PolicyChoice, ctx: int | None, port: int, host: str, server_args: tuple[str, ...]
+) -> None:
+    """Serve MODEL with the patched llama-server, after checking POLICY against it.
 
-    Builds first what `kvquant llama build` builds, when it is not built yet.
+    Whatever this does not know goes to llama-server as it is, in its own spelling. Builds first what
+    `kvquant llama build` builds, when it is not built yet.
 
     \b
     Example:
-      kvquant llama serve --model model.gguf --kv-layers 0-10:q8_0,11-:q4_0 --ctx-size 16384
+      kvquant llama serve -m model.gguf --policy 0-10:q8_0,rest:q4_0 -c 16k -np 2
     """
     # Only here: building needs nothing but the standard library and click, so that it also runs on a bare
     # board.
     from kvquant.formats.registry import CACHE_TYPES
     from kvquant.model.architectures import shape_of
     from kvquant.model.gguf_file import open_model
-    from kvquant.policy import policy_from_text
+    from kvquant.policy import parse_policy
 
     opened = open_model(model)
     opened.require_loadable()
-    argv = ["--host", "127.0.0.1", "--port", str(port), "--model", str(model)]
-    if policy_text is not None:
-        policy = policy_from_text(policy_text, CACHE_TYPES)
-        resolved = policy.resolve(shape_of(opened))
-        for warning in resolved.warnings:
-            _say(f"warning: {warning}")
-        argv += ["--kv-layers", str(policy)]
+    argv = ["--host", host, "--port", str(port), "--model", str(model)]
+    if ctx is not None:
+        argv += ["--ctx-size", str(ctx)]
+    if not policy.is_plain:
+        argv += policy.llama_defaults
+        text = str(parse_policy(policy.policy_text, CACHE_TYPES))
+        try:
+            policy.on(shape_of(opened))
+        except ShapeError as error:
+            _say(f"warning: the policy is left to llama-server to check: {error}")
+        if policy.text is not None:
+            argv += ["--kv-layers", text]
     done = _default_build()
     server = str(done.program("llama-server"))
-    _say(f"serving {opened.shown} on http://127.0.0.1:{port}, end with Ctrl-C")
+    _say_address(opened.shown, host, port)
     os.execv(server, [server, *argv, *server_args])
+
+
+def _say_address(model: str, host: str, port: int) -> None:
+    """Say where the model can be reached, and warn when that is not this machine alone."""
+    if host.endswith(".sock"):  # llama-server then listens on a socket in the file system
+        _say(f"serving {model} on {host}, end with Ctrl-C")
+        return
+    shown = f"[{host}]" if ":" in host else host
+    if _is_loopback(host):
+        _say(f"serving {model} on http://{shown}:{port}, for this machine only; end with Ctrl-C")
+        return
+    _say(
+        f"warning: {host} is not this machine's own address: whoever reaches it can use the model (--api-key)"
+    )
+    _say(f"serving {model} on http://{shown}:{port}, end with Ctrl-C")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _default_build() -> Build:

@@ -55,7 +55,7 @@ def kvquant() -> None:
 
     \b
     Example:
-      kvquant analyze --layers 0-10:q8_0,11-31:q4_0
+      kvquant analyze --policy 0-10:q8_0,11-31:q4_0
     """
 
 
@@ -70,8 +70,11 @@ def main() -> None:
     except KVQuantError as error:
         click.echo(f"kvquant: error: {error}", err=True)
         code = error.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"kvquant: error: {_one_line(error)}", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("kvquant: interrupted", err=True)
@@ -81,3 +84,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(error: click.ClickException) -> str:
+    """What click found wrong, and where the options are listed."""
+    message = " ".join(error.format_message().split())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return message if context is None else f"{message.rstrip('.')}; see {context.command_path} --help"

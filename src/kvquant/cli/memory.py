@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
-from kvquant.cli.options import default_types, json_option, policy_options, shape_from_options, shape_options
+from kvquant.cli.options import (
+    PolicyChoice,
+    budget_option,
+    ctx_option,
+    json_option,
+    policy_options,
+    shape_from_options,
+    shape_options,
+)
 from kvquant.errors import UsageError
-from kvquant.memory import ContextOptions, KVMemory, baselines, largest_context, memory_document, memory_of
+from kvquant.memory import (
+    ContextOptions,
+    KVMemory,
+    baselines,
+    largest_context,
+    memory_document,
+    memory_of,
+    share_bytes,
+)
 from kvquant.memory.cells import DEFAULT_BATCH, DEFAULT_UBATCH, MAX_CONTEXT, PADDING
 from kvquant.model.shape import ModelShape
-from kvquant.policy import policy_from_text
-from kvquant.units import format_n_bytes, parse_n_bytes
+from kvquant.units import format_n_bytes
 
 SERVER_PARALLEL = 4
 """Slots of a llama-server without -np, which then share one buffer (tools/server/server.cpp at the pin)."""
@@ -22,8 +38,8 @@ SERVER_PARALLEL = 4
 @click.command()
 @shape_options
 @policy_options
-@click.option("--ctx", type=int, metavar="N", help="Tokens for all sequences (-c); 0: the training context.")
-@click.option("--budget", metavar="SIZE", help="Find the longest context that fits, such as 256MiB.")
+@ctx_option("Tokens for all sequences, such as 32k; 0: the training context.", least=0)
+@budget_option("Find the longest context that fits 256MiB, or 0.35x of what f16 takes at --ctx.")
 @click.option(
     "--parallel", type=int, metavar="P", help="Sequences (-np). Left out: 4 in one buffer, as llama-server."
 )
@@ -36,12 +52,11 @@ SERVER_PARALLEL = 4
 @click.option("--no-flash-attn", is_flag=True, help="Flash attention off (-fa off).")
 @json_option
 def memory(
-    model: str | None,
+    model: Path | None,
     shape: str | None,
-    layers: str | None,
-    default: str,
+    policy: PolicyChoice,
     ctx: int | None,
-    budget: str | None,
+    budget: int | float | None,
     parallel: int | None,
     kv_unified: bool,
     swa_full: bool,
@@ -53,24 +68,23 @@ def memory(
     """Bytes of the KV cache, per layer and in total, as the pinned llama.cpp allocates them.
 
     Options mean what they mean to llama-server, and so do their defaults: without --parallel it serves four
-    sequences from one buffer, which only matters for sliding windows and recurrent states. Give either --ctx
-    or --budget. A budget covers the recurrent states of hybrid models too.
+    sequences from one buffer, which only matters for sliding windows and recurrent states. Give --ctx or
+    --budget. A budget in bytes covers the recurrent states of hybrid models too; a share of f16 is one of the
+    KV cache at --ctx, or at the training context.
 
     \b
     Example:
-      kvquant memory --shape qwen3.5-2b --ctx 32768 --layers 0-10:q8_0 --default q4_0
-      kvquant memory --model model.gguf --budget 256MiB --layers 0-10:q8_0,11-31:q4_0
+      kvquant memory --shape qwen3.5-2b --ctx 32k --policy first11:q8_0,rest:q4_0
+      kvquant memory --model model.gguf --budget 256MiB --policy 0-10:q8_0,11-31:q4_0
     """
-    if (ctx is None) == (budget is None):
-        raise UsageError("give either --ctx N or --budget SIZE")
+    if ctx is None and budget is None:
+        raise UsageError("give --ctx N or --budget SIZE|SHARE")
+    if ctx is not None and isinstance(budget, int):
+        raise UsageError("--ctx N and --budget SIZE are two questions; give one of them")
     the_shape = shape_from_options(model, shape)
-    k_default, v_default = default_types(default)
-    policy = policy_from_text(f"*:{default}" if layers is None else layers)
-    resolved = policy.resolve(the_shape, k_default, v_default)
-    for warning in resolved.warnings:
-        click.echo(f"kvquant: warning: {warning}", err=True)
+    resolved = policy.on(the_shape)
     options = ContextOptions(
-        n_ctx=PADDING if ctx is None else ctx or _training_context(the_shape),
+        n_ctx=PADDING if isinstance(budget, int) else ctx or _training_context(the_shape),
         n_parallel=SERVER_PARALLEL if parallel is None else parallel,
         kv_unified=kv_unified or parallel is None,
         swa_full=swa_full,
@@ -78,17 +92,17 @@ def memory(
         n_ubatch=ubatch,
         flash_attn=not no_flash_attn,
     )
-    n_bytes = None if budget is None else parse_n_bytes(budget)
+    n_bytes = share_bytes(the_shape, budget, options) if isinstance(budget, float) else budget
     if n_bytes is not None:
         options = replace(options, n_ctx=largest_context(the_shape, resolved, n_bytes, options))
     if as_json:
-        document = memory_document(the_shape, resolved, str(policy), options)
-        document["default"] = {"k": k_default, "v": v_default}
+        document = memory_document(the_shape, resolved, str(policy.policy), options)
+        document["default"] = {"k": policy.k_default, "v": policy.v_default}
         document["budget_bytes"] = n_bytes
         click.echo(json.dumps(document, indent=1, ensure_ascii=False))
         return
     found = memory_of(the_shape, resolved, options)
-    click.echo(_header(the_shape, str(policy), (k_default, v_default), options))
+    click.echo(_header(the_shape, policy, options))
     if n_bytes is not None:
         click.echo(_budget_line(the_shape, options, n_bytes))
     click.echo(_table(the_shape, found))
@@ -101,14 +115,14 @@ def _training_context(shape: ModelShape) -> int:
     return shape.n_ctx_train
 
 
-def _header(shape: ModelShape, policy: str, defaults: tuple[str, str], options: ContextOptions) -> str:
-    k_default, v_default = defaults
+def _header(shape: ModelShape, policy: PolicyChoice, options: ContextOptions) -> str:
+    k_default, v_default = policy.k_default, policy.v_default
     default = k_default if k_default == v_default else f"k={k_default}/v={v_default}"
     sequences = "1 sequence"
     if options.n_parallel > 1:
         buffers = "one buffer" if options.kv_unified else "their own buffers"
         sequences = f"{options.n_parallel} sequences in {buffers}"
-    types = f"policy {policy}, default {default}"
+    types = f"policy {policy.policy}, default {default}"
     return f"{shape.name} ({shape.arch}), {types}, {options.n_ctx} tokens, {sequences}"
 
 

@@ -1,24 +1,70 @@
-"""Options that several commands share, as decorators, and what turns them into values."""
+"""Options that several commands share: one reading of each, upstream's spellings included."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kvquant.errors import PolicyError, UsageError
-from kvquant.formats.registry import format_names
-from kvquant.model.architectures import shape_of
-from kvquant.model.gguf_file import GgufModel, open_model
-from kvquant.model.hparams import Keys
-from kvquant.model.presets import load_shape
-from kvquant.model.shape import ModelShape
-from kvquant.policy import parse_policy
+from kvquant.units import parse_budget, parse_n_tokens
+
+# kvquant llama builds on boards that have no more than the standard library and click: what needs numpy is
+# imported where it is used.
+if TYPE_CHECKING:
+    from kvquant.model.gguf_file import GgufModel
+    from kvquant.model.shape import ModelShape
+    from kvquant.policy import Policy, ResolvedPolicy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+PLAIN_TYPE = "f16"
+"""What a cache holds where nothing was chosen."""
+
+_MAX_POLICY_FILE = 1 << 20
+"""Bytes; a rule for each of 65536 layers takes less."""
+
+
+class _Words(click.ParamType[Any]):
+    """A parameter type whose values are read by a function that raises UsageError."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        if not isinstance(value, str):
+            return value  # a default, or what was read already
+        try:
+            return self._read(value)
+        except UsageError as error:
+            raise UsageError(f"{_spelling(param) if param is not None else self.name}: {error}") from None
+
+
+def _spelling(param: click.Parameter) -> str:
+    """The spelling of a parameter that its help leads with."""
+    return next((name for name in param.opts if name.startswith("--")), param.opts[0])
+
+
+# ---- the model ----
+
+
+def model_path(value: str) -> Path:
+    """Return the file that a value of --model names."""
+    return Path(value)
+
+
+MODEL = _Words("model", model_path)
+
+
+def model_option(*, required: bool = False, help: str = "The GGUF model.") -> Callable[[Command], Command]:
+    """Add -m, --model FILE as ``model``, a path."""
+    return click.option("-m", "--model", type=MODEL, required=required, metavar="FILE", help=help)
 
 
 def shape_options(command: Command) -> Command:
@@ -28,17 +74,19 @@ def shape_options(command: Command) -> Command:
         metavar="NAME|FILE",
         help="A built-in shape (kvquant shape --list) or a JSON file; beside --model, in its place.",
     )(command)
-    return click.option("--model", metavar="FILE", help="Read the shape from the header of this GGUF file.")(
-        command
-    )
+    return model_option(help="Read the shape from the header of this GGUF file.")(command)
 
 
-def shape_from_options(model: str | None, shape: str | None, default: str | None = None) -> ModelShape:
+def shape_from_options(model: Path | None, shape: str | None, default: str | None = None) -> ModelShape:
     """Return the shape that --shape names, else the model file's, else the preset ``default``.
 
     A model file is opened in any case: what is no language model is refused whatever shape stands beside it,
     and what keeps llama.cpp from loading it is said.
     """
+    from kvquant.model.architectures import shape_of
+    from kvquant.model.gguf_file import open_model
+    from kvquant.model.presets import load_shape
+
     if model is not None:
         opened = open_model(model)
         for line in opened.not_loadable():
@@ -52,6 +100,9 @@ def shape_from_options(model: str | None, shape: str | None, default: str | None
 
 def shape_beside(model: GgufModel, shape: str) -> ModelShape:
     """Return the shape that --shape names for ``model``, with a warning where their layers differ."""
+    from kvquant.model.hparams import Keys
+    from kvquant.model.presets import load_shape
+
     given = load_shape(shape)
     n_layer = Keys(model.header).u32("block_count", 0)
     if n_layer and n_layer != given.n_layer:
@@ -63,40 +114,189 @@ def shape_beside(model: GgufModel, shape: str) -> ModelShape:
     return given
 
 
-def default_option(command: Command) -> Command:
-    """Add --default TYPE; pass it to `default_types`."""
-    return click.option(
-        "--default",
-        metavar="TYPE",
-        default="f16",
-        show_default=True,
-        help="Type of the layers no rule names: q8_0, or k=q8_0/v=q4_0.",
-    )(command)
+# ---- the policy ----
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """What the options of a policy say: the policy's text, None where none was given, and both defaults."""
+
+    text: str | None
+    k_default: str = PLAIN_TYPE
+    v_default: str = PLAIN_TYPE
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing was chosen: every layer in f16."""
+        return self.text is None and not self.llama_defaults
+
+    @property
+    def llama_defaults(self) -> list[str]:
+        """Both defaults as arguments of llama.cpp, nothing for what it does anyway."""
+        if (self.k_default, self.v_default) == (PLAIN_TYPE, PLAIN_TYPE):
+            return []
+        return ["--cache-type-k", self.k_default, "--cache-type-v", self.v_default]
+
+    @property
+    def policy_text(self) -> str:
+        """The policy's text, or the defaults as one."""
+        return f"*:k={self.k_default}/v={self.v_default}" if self.text is None else self.text
+
+    @property
+    def policy(self) -> Policy:
+        """The policy. Raises PolicyError."""
+        from kvquant.policy import parse_policy
+
+        return parse_policy(self.policy_text)
+
+    def on(self, shape: ModelShape) -> ResolvedPolicy:
+        """Resolve on a model and say on stderr what has no effect there. Raises PolicyError."""
+        return say_warnings(self.policy.resolve(shape, self.k_default, self.v_default))
+
+
+def say_warnings(resolved: ResolvedPolicy) -> ResolvedPolicy:
+    """Say on stderr what a policy does that its author may not expect, and return it."""
+    for warning in resolved.warnings:
+        click.echo(f"kvquant: warning: {warning}", err=True)
+    return resolved
+
+
+def policy_text(value: str) -> str:
+    """Return the text of a policy, or what is in the file that @FILE names.
+
+    Raises PolicyError where it cannot be read as a policy, UsageError where the file cannot be read.
+    """
+    from kvquant.policy import parse_policy
+
+    if not value.startswith("@"):
+        parse_policy(value)
+        return value
+    path = Path(value[1:])
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_POLICY_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"{value}: the file cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_POLICY_FILE:
+        raise UsageError(f"{value}: the file is larger than a policy can be; name a text file of rules")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{value}: byte {error.start} is not UTF-8; name a text file of rules") from error
+    parse_policy(text, where=str(path))
+    return text
+
+
+POLICY = _Words("policy", policy_text)
+
+
+def policy_option(help: str, **settings: Any) -> Callable[[Command], Command]:
+    """Add --policy POLICY|@FILE, also known as --layers and --kv-layers; settings go to click."""
+    settings = {"name": "policy", **settings}
+    names = ("--policy", "--layers", "--kv-layers", settings.pop("name"))
+    return click.option(*names, type=POLICY, metavar="POLICY|@FILE", help=help, **settings)
 
 
 def policy_options(command: Command) -> Command:
-    """Add --layers POLICY and --default TYPE."""
-    command = default_option(command)
+    """Add --policy, --default and llama.cpp's -ctk and -ctv; the command gets a PolicyChoice, ``policy``."""
+
+    @functools.wraps(command)
+    def with_choice(
+        *args: Any,
+        policy: str | None,
+        default: str | None,
+        k_type: str | None,
+        v_type: str | None,
+        **rest: Any,
+    ) -> Any:
+        choice = PolicyChoice(policy, *default_types(default, k_type, v_type))
+        return command(*args, policy=choice, **rest)
+
+    add_policy = policy_option(
+        "Which layers get which type, such as 0-10:q8_0,rest:q4_0 (kvquant policy --help)."
+    )
+    return add_policy(default_options(with_choice))  # type: ignore[return-value]
+
+
+def default_options(command: Command) -> Command:
+    """Add --default, -ctk and -ctv as ``default``, ``k_type``, ``v_type``; pass them to `default_types`."""
+    for names, side in (
+        (("-ctv", "--cache-type-v", "v_type"), "V"),
+        (("-ctk", "--cache-type-k", "k_type"), "K"),
+    ):
+        command = click.option(*names, metavar="TYPE", help=f"The same for {side}, as llama.cpp spells it.")(
+            command
+        )
     return click.option(
-        "--layers",
-        metavar="POLICY",
-        help="Which layers get which type, such as 0-10:q8_0,11-31:q4_0 (kvquant policy --help).",
+        "--default",
+        metavar="TYPE",
+        help=f"Type of the layers no rule names: q8_0, or k=q8_0/v=q4_0.  [default: {PLAIN_TYPE}]",
     )(command)
 
 
-def default_types(text: str) -> tuple[str, str]:
-    """Return the (K, V) types that --default names; a side it leaves out is f16.
+def default_types(default: str | None, k_type: str | None, v_type: str | None) -> tuple[str, str]:
+    """Return the (K, V) types of what no rule names; a side that nothing names is f16.
 
-    Raises PolicyError, code "type", when it names none.
+    Raises PolicyError, code "type", when an option names none, and UsageError when two name the same side.
     """
+    types: dict[str, str] = {}
+    given = (("--default", default, ""), ("-ctk", k_type, "k="), ("-ctv", v_type, "v="))
+    for option, text, side in given:
+        if text is None:
+            continue
+        for name, found in zip("kv", _types_of(option, side, text), strict=True):
+            if found is not None and name in types:
+                raise UsageError(
+                    f"{option} {text} and --default {default} both give a type of {name.upper()}"
+                )
+            if found is not None:
+                types[name] = found
+    return types.get("k", PLAIN_TYPE), types.get("v", PLAIN_TYPE)
+
+
+def _types_of(option: str, side: str, text: str) -> tuple[str | None, str | None]:
+    from kvquant.formats.registry import format_names
+    from kvquant.policy import parse_policy
+
     try:
-        (rule,) = parse_policy(f"*:{text}").rules
-    except PolicyError:
+        (rule,) = parse_policy(f"*:{side}{text}").rules
+    except (PolicyError, ValueError):
+        wanted = "no type" if side else "neither a type nor k=TYPE/v=TYPE"
         raise PolicyError(
-            f"--default {text!r} is neither a type nor k=TYPE/v=TYPE; known: {', '.join(format_names())}",
-            code="type",
+            f"{option} {text!r} is {wanted}; known: {', '.join(format_names())}", code="type"
         ) from None
-    return rule.k_type or "f16", rule.v_type or "f16"
+    return rule.types
+
+
+# ---- numbers ----
+
+BUDGET = _Words("budget", parse_budget)
+
+
+def _tokens(least: int, text: str) -> int:
+    n_tokens = parse_n_tokens(text)
+    if n_tokens < least:
+        raise UsageError(f"{text!r} is too few tokens; the least is {least}")
+    return n_tokens
+
+
+def ctx_option(help: str, *, least: int = 1, **settings: Any) -> Callable[[Command], Command]:
+    """Add -c, --ctx N, also --ctx-size, as ``ctx``: tokens, such as 4096 or 32k; settings go to click."""
+    read = _Words("tokens", functools.partial(_tokens, least))
+    return click.option("-c", "--ctx", "--ctx-size", "ctx", type=read, metavar="N", help=help, **settings)
+
+
+def budget_option(help: str, **settings: Any) -> Callable[[Command], Command]:
+    """Add --budget SIZE|SHARE as ``budget``: bytes, an int, or a share of f16, a float."""
+    return click.option("--budget", type=BUDGET, metavar="SIZE|SHARE", help=help, **settings)
+
+
+def threads_option(help: str) -> Callable[[Command], Command]:
+    """Add -t, --threads N as ``threads``, None where it was left out."""
+    return click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help=help)
+
+
+# ---- programs, records, output ----
 
 
 def llama_bin_option(command: Command) -> Command:

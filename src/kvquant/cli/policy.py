@@ -3,52 +3,57 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
 
 import click
 
-from kvquant.cli.options import default_option, default_types, json_option, shape_from_options, shape_options
-from kvquant.policy import Policy, ResolvedPolicy, policy_from_text
+from kvquant.cli.options import (
+    POLICY,
+    PolicyChoice,
+    default_options,
+    default_types,
+    json_option,
+    shape_from_options,
+    shape_options,
+)
+from kvquant.policy import policy_document
 
 
 @click.command()
-@click.argument("text", metavar="POLICY")
+@click.argument("text", metavar="POLICY|@FILE", type=POLICY)
 @shape_options
-@default_option
+@default_options
 @json_option
-def policy(text: str, model: str | None, shape: str | None, default: str, as_json: bool) -> None:
+def policy(
+    text: str,
+    model: Path | None,
+    shape: str | None,
+    default: str | None,
+    k_type: str | None,
+    v_type: str | None,
+    as_json: bool,
+) -> None:
     """Print POLICY in canonical form; with a model, also the types each layer gets.
 
     POLICY is rules such as 0-10:q8_0,11-31:q4_0 (layers count from 0, both ends named), 7:f16, 20-:q4_0,
-    *:q8_0, 0-3:k=q8_0/v=q4_0, kv0-kv1:q8_0 (positions among the layers that keep a cache), or a preset:
-    hybrid, k8v4, or any type's name. docs/policy-language.md has the grammar.
+    *:q8_0, first2:q8_0,last2:q8_0,rest:q4_0, 0-3:k=q8_0/v=q4_0, kv0-kv1:q8_0 (positions among the layers
+    that keep a cache), or a preset: hybrid, k8v4, or any type's name. @FILE reads it from a file, where it
+    may take several lines and # starts a comment. docs/policy-language.md has the grammar.
 
     \b
     Example:
       kvquant policy 11-31:q4_0,0-10:q8_0
-      kvquant policy kv0-kv1:q8_0 --shape qwen3.5-2b --default q4_0
+      kvquant policy first1:q8_0,last1:q8_0,rest:q4_0 --shape qwen3.5-2b
     """
-    parsed = policy_from_text(text)
+    choice = PolicyChoice(text, *default_types(default, k_type, v_type))
     if model is None and shape is None:
-        click.echo(json.dumps({"policy": str(parsed)}) if as_json else str(parsed))
+        click.echo(json.dumps({"policy": str(choice.policy)}) if as_json else str(choice.policy))
         return
-    k_default, v_default = default_types(default)
-    resolved = parsed.resolve(shape_from_options(model, shape), k_default, v_default)
-    for warning in resolved.warnings:
-        click.echo(f"kvquant: warning: {warning}", err=True)
+    resolved = choice.on(shape_from_options(model, shape))
     if as_json:
-        click.echo(json.dumps(_document(parsed, resolved), indent=1))
+        click.echo(json.dumps(policy_document(choice.policy, resolved), indent=1))
         return
-    click.echo(str(parsed))
+    click.echo(str(choice.policy))
     click.echo(f"{'layer':>6}{'kv':>5}  {'K':<10} V")
     for layer in resolved.layers:
         click.echo(f"{layer.layer:>6}{layer.kv_index:>5}  {layer.k_type:<10} {layer.v_type}")
-
-
-def _document(parsed: Policy, resolved: ResolvedPolicy) -> dict[str, Any]:
-    layers = [
-        {"layer": s.layer, "kv_index": s.kv_index, "k": {"type": s.k_type}, "v": {"type": s.v_type}}
-        for s in resolved.layers
-    ]
-    warnings = [{"code": warning.code, "message": warning.message} for warning in resolved.warnings]
-    return {"policy": str(parsed), "layers": layers, "warnings": warnings}

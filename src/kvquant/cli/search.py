@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import json
-import re
+from pathlib import Path
 
 import click
 
 from kvquant.analysis import DEFAULT_N_CTX, PROFILES
 from kvquant.analysis.verdict import percent
-from kvquant.cli.options import json_option, shape_from_options, shape_options
+from kvquant.cli.options import budget_option, ctx_option, json_option, shape_from_options, shape_options
 from kvquant.cli.progress import progress_bar
-from kvquant.errors import UsageError
 from kvquant.search import TYPES, Found
 from kvquant.search import search as run_search
-from kvquant.units import format_n_bytes, parse_n_bytes
-
-_SHARE = re.compile(r"([0-9]*\.?[0-9]+)x", re.ASCII)
+from kvquant.units import format_n_bytes
 
 
 @click.command()
-@click.option(
-    "--budget", required=True, metavar="SIZE", help="Bytes, such as 256MiB, or a share of f16: 0.35x."
-)
+@budget_option("Bytes, such as 256MiB, or a share of f16: 0.35x.", required=True)
 @click.option(
     "--types", default=",".join(TYPES), show_default=True, metavar="NAMES", help="The types that may be used."
 )
 @shape_options
 @click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture).")
 @click.option("--profile", type=click.Choice(tuple(PROFILES)), help="Synthetic K and V to use.")
-@click.option(
-    "--ctx", default=DEFAULT_N_CTX, show_default=True, metavar="N", help="Tokens to count bytes for."
-)
+@ctx_option("Tokens to count bytes for.", default=DEFAULT_N_CTX, show_default=True)
 @click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything synthetic.")
 @json_option
 def search(
-    budget: str,
+    budget: int | float,
     types: str,
-    model: str | None,
+    model: Path | None,
     shape: str | None,
     capture: str | None,
     profile: str | None,
@@ -54,11 +47,11 @@ def search(
     Example:
       kvquant search --budget 0.35x
       kvquant search --budget 160MiB --capture kv.npz --types q8_0,q4_0
-      kvquant analyze --layers "$(kvquant search --budget 0.35x)"
+      kvquant analyze --policy "$(kvquant search --budget 0.35x)"
     """
     with progress_bar("layers") as progress:
         found = run_search(
-            _budget(budget),
+            budget,
             types=[name for name in types.split(",") if name],
             shape=None if model is None and shape is None else shape_from_options(model, shape),
             profile=profile,
@@ -70,14 +63,6 @@ def search(
     click.echo(json.dumps(_document(found, ctx), indent=1) if as_json else str(found.policy))
     if not as_json:
         click.echo(f"kvquant: {_summary(found)}", err=True)
-
-
-def _budget(text: str) -> int | float:
-    share = _SHARE.fullmatch(text.strip().lower())
-    try:
-        return parse_n_bytes(text) if share is None else float(share[1])
-    except UsageError as error:
-        raise UsageError(f"--budget: {error}; or a share of f16 such as 0.35x") from None
 
 
 def _summary(found: Found) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from kvquant.cli.options import json_option, shape_from_options, shape_options
@@ -15,7 +17,7 @@ from kvquant.model.shape_json import shape_to_json
 @shape_options
 @click.option("--list", "list_all", is_flag=True, help="List the built-in shapes.")
 @json_option
-def shape(model: str | None, shape: str | None, list_all: bool, as_json: bool) -> None:
+def shape(model: Path | None, shape: str | None, list_all: bool, as_json: bool) -> None:
     """Layers, heads, widths and windows of a model, and which layers keep a cache.
 
     With --json the shape is printed in the form that --shape FILE.json reads; change it for a model whose

@@ -11,11 +11,16 @@ from pathlib import Path
 import click
 
 from kvquant.cli.options import (
+    ctx_option,
     json_option,
     llama_bin_option,
+    model_option,
     out_option,
+    policy_option,
     programs_folder,
+    say_warnings,
     seed_option,
+    threads_option,
     timeout_option,
 )
 from kvquant.cli.validation_text import validation_text
@@ -36,19 +41,12 @@ MODEL = Path("reference-model/kvquant-reference-f16.gguf")
 
 
 @click.command("validate")
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A GGUF file.  [default: the shipped reference model]",
-)
-@click.option(
-    "--policy",
-    "policies",
+@model_option(help="A GGUF file.  [default: the shipped reference model]")
+@policy_option(
+    "A policy or preset; give it once for each. The baseline is f16, else the first.",
+    name="policies",
     multiple=True,
     required=True,
-    metavar="POLICY",
-    help="A policy or preset; give it once for each. The baseline is f16, else the first.",
 )
 @click.option("--suite", default="standard", show_default=True, metavar="NAME|FILE", help="What is measured.")
 @out_option
@@ -57,10 +55,8 @@ MODEL = Path("reference-model/kvquant-reference-f16.gguf")
     "--n", type=click.IntRange(min=1), metavar="N", help="Samples per category.  [default: the suite's]"
 )
 @seed_option
-@click.option(
-    "--ctx", type=click.IntRange(min=1), metavar="N", help="Context of the server.  [default: the suite's]"
-)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama.cpp's programs.")
+@ctx_option("Context of the server.  [default: the suite's]")
+@threads_option("Threads of llama.cpp's programs.")
 @timeout_option
 @click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it takes.")
 @json_option
@@ -102,8 +98,7 @@ def validate_policies(
     file = model or eval_folder() / MODEL
     plan = make_plan(programs_folder(llama_bin), file, the_suite, policies, settings)
     for policy in plan.policies:
-        for warning in policy.resolved.warnings:
-            click.echo(f"kvquant: warning: {warning}", err=True)
+        say_warnings(policy.resolved)
     folder = Folder(out)
     if dry_run:
         click.echo(_plan_text(plan, folder))

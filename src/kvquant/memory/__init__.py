@@ -1,6 +1,6 @@
 """What a model's KV cache costs in bytes under a policy, exactly as the pinned llama.cpp allocates it."""
 
-from kvquant.memory.budget import largest_context, total_bytes
+from kvquant.memory.budget import largest_context, share_bytes, total_bytes
 from kvquant.memory.cells import CacheCells, ContextOptions, cache_cells
 from kvquant.memory.document import BASELINES, baselines, memory_document
 from kvquant.memory.kv import KVMemory, LayerMemory, kv_bytes, memory_of
@@ -17,5 +17,6 @@ __all__ = [
     "largest_context",
     "memory_document",
     "memory_of",
+    "share_bytes",
     "total_bytes",
 ]

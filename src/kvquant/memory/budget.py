@@ -8,13 +8,22 @@ from kvquant.errors import UsageError
 from kvquant.memory.cells import MAX_CONTEXT, PADDING, ContextOptions
 from kvquant.memory.kv import KVMemory, memory_of
 from kvquant.model.shape import ModelShape
-from kvquant.policy.resolve import ResolvedPolicy
+from kvquant.policy import ResolvedPolicy, parse_policy
 from kvquant.units import format_n_bytes
 
 
 def total_bytes(memory: KVMemory) -> int:
     """K, V and recurrent states together; states of unknown size count as nothing."""
     return memory.kv_bytes + (memory.recurrent_bytes or 0)
+
+
+def share_bytes(shape: ModelShape, share: float, options: ContextOptions) -> int:
+    """Return the bytes of a budget that is a share of the KV cache in f16, recurrent states on top.
+
+    options: as for `memory_of`, whose errors this raises.
+    """
+    in_f16 = memory_of(shape, parse_policy("*:f16").resolve(shape), options)
+    return int(share * in_f16.kv_bytes) + (in_f16.recurrent_bytes or 0)
 
 
 def largest_context(

@@ -13,7 +13,7 @@ from kvquant.errors import FormatError, UsageError
 from kvquant.formats.registry import CACHE_TYPES, get_format
 from kvquant.memory.cells import DEFAULT_BATCH, DEFAULT_UBATCH, CacheCells, ContextOptions, cache_cells
 from kvquant.model.shape import LayerShape, ModelShape
-from kvquant.policy.resolve import ResolvedLayer, ResolvedPolicy
+from kvquant.policy import ResolvedLayer, ResolvedPolicy
 
 STATE_VALUE_BYTES = 4
 """Recurrent states are float32 whatever the cache types."""

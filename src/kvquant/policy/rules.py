@@ -1,40 +1,63 @@
-"""A policy as values: which layers a rule names, which types it gives them, and the one normal form."""
+"""Rules as values: which layers one names, which types it gives them, and the one normal form of several."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from kvquant.errors import PolicyError
 
-if TYPE_CHECKING:
-    from kvquant.model.shape import ModelShape
-    from kvquant.policy.resolve import ResolvedPolicy
-
 MAX_INDEX = 65535
-"""The largest layer index or cache position a policy can name."""
+"""The largest layer index, cache position or distance from the end that a policy can name."""
 
 _OPEN_END = MAX_INDEX + 1
 """Stands for "and every later one" when ranges are compared; no written number reaches it."""
 
 
 class Counting(Enum):
-    """What the numbers of a rule count."""
+    """What the numbers of a rule count; the members stand in the order of the normal form."""
 
     LAYERS = ""
     """Layers of the model, from 0, cached or not."""
+    LAST = "last"
+    """Layers of the model from the end: 1 is the last one."""
     CACHED = "kv"
     """Positions among the layers that keep a cache of their own, from 0."""
+    LAST_CACHED = "kvlast"
+    """Layers that keep a cache of their own, from the end: 1 is the last one."""
+    REST = "rest"
+    """Nothing: the layers that no other rule names."""
+
+    @property
+    def cached(self) -> bool:
+        """Layers without a cache of their own are passed over."""
+        return self in (Counting.CACHED, Counting.LAST_CACHED)
+
+    @property
+    def from_end(self) -> bool:
+        """1 is the last layer."""
+        return self in (Counting.LAST, Counting.LAST_CACHED)
+
+
+_ORDER = list(Counting)
+
+# Rules of the first way of counting that name everything leave no layer to a rule of the others. Any other
+# two ways of counting can only be compared on a model.
+_LEAVES_NOTHING = {
+    Counting.LAYERS: frozenset(Counting) - {Counting.LAYERS},
+    Counting.CACHED: frozenset({Counting.LAST_CACHED, Counting.REST}),
+}
 
 
 @dataclass(frozen=True)
 class Rule:
     """Layers ``first``..``last`` (both named; ``last`` None: every later one too) and the types they get.
 
-    ``k_type`` or ``v_type`` None leaves that side to the default; at least one is given.
+    Counted from the end, ``first`` is the number nearer to the end: 1..2 are the last two. A rule for the
+    rest has ``first`` 0 and ``last`` None. ``k_type`` or ``v_type`` None leaves that side to the default; at
+    least one is given.
     """
 
     counting: Counting
@@ -44,12 +67,18 @@ class Rule:
     v_type: str | None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first <= MAX_INDEX or (self.last is not None and self.last > MAX_INDEX):
+        least = int(self.counting.from_end)
+        if not least <= self.first <= MAX_INDEX or (self.last is not None and self.last > MAX_INDEX):
             raise PolicyError(
-                f"a rule names {self.first}..{self.last}; numbers go from 0 to {MAX_INDEX}", code="number"
+                f"a rule names {self.first}..{self.last}; numbers go from {least} to {MAX_INDEX}",
+                code="number",
             )
         if self.last is not None and self.last < self.first:
             raise PolicyError(f"a rule ends at {self.last}, before its start {self.first}", code="range")
+        if self.counting.from_end and self.last is None:
+            raise PolicyError("a rule that counts from the end has two ends", code="range")
+        if self.counting is Counting.REST and (self.first, self.last) != (0, None):
+            raise PolicyError("a rule for the rest names no numbers", code="range")
         if self.k_type is None and self.v_type is None:
             raise PolicyError("a rule gives no type, name one for k, v or both", code="syntax")
 
@@ -58,18 +87,24 @@ class Rule:
         """The last number named, larger than any number that can be written when the end is open."""
         return _OPEN_END if self.last is None else self.last
 
+    @property
+    def types(self) -> tuple[str | None, str | None]:
+        """The K and the V type, None for a side left to the default."""
+        return self.k_type, self.v_type
+
     def __str__(self) -> str:
         return f"{self._selector()}:{self._types()}"
 
     def _selector(self) -> str:
         prefix = self.counting.value
-        if self.counting is Counting.LAYERS and self.first == 0 and self.last is None:
-            return "*"
+        if self.counting is Counting.REST:
+            return prefix
+        if self.counting.from_end:
+            alone = f"{prefix}{self.last}"
+            return alone if self.first == 1 else f"{alone}-{prefix}{self.first}"
         if self.last is None:
-            return f"{prefix}{self.first}-"
-        if self.last == self.first:
-            return f"{prefix}{self.first}"
-        return f"{prefix}{self.first}-{prefix}{self.last}"
+            return "*" if self.counting is Counting.LAYERS and self.first == 0 else f"{prefix}{self.first}-"
+        return f"{prefix}{self.first}" + ("" if self.last == self.first else f"-{prefix}{self.last}")
 
     def _types(self) -> str:
         if self.k_type is not None and self.k_type == self.v_type:
@@ -78,44 +113,10 @@ class Rule:
         return "/".join(f"{side}={name}" for side, name in sides if name is not None)
 
 
-@dataclass(frozen=True)
-class Policy:
-    """Rules in normal form: layers before cache positions, ascending, equal neighbours merged.
-
-    Two policies with the same meaning are equal, and ``parse_policy(str(policy)) == policy``. Raises
-    PolicyError (code "empty" or "overlap") when there is no rule or a layer is named twice.
-    """
-
-    rules: tuple[Rule, ...]
-
-    def __post_init__(self) -> None:
-        if not self.rules:
-            raise PolicyError("a policy needs at least one rule, for example *:q8_0", code="empty")
-        clash = first_overlap(self.rules)
-        if clash is not None:
-            raise PolicyError(f"{overlap_message(self.rules, clash)}; name each layer once", code="overlap")
-        object.__setattr__(self, "rules", _merged(self.rules))
-
-    def __str__(self) -> str:
-        return ",".join(str(rule) for rule in self.rules)
-
-    def resolve(self, shape: ModelShape, default_k: str = "f16", default_v: str = "f16") -> ResolvedPolicy:
-        """Give every cached layer of ``shape`` its K and V type (see ``kvquant.policy.resolve.resolve``)."""
-        from kvquant.policy.resolve import resolve
-
-        return resolve(self, shape, default_k=default_k, default_v=default_v)
-
-
-def policy_from_layers(types: Iterable[tuple[int, str, str]]) -> Policy:
-    """The policy that gives each (layer, k type, v type) of ``types`` exactly those types."""
-    return Policy(tuple(Rule(Counting.LAYERS, layer, layer, k, v) for layer, k, v in types))
-
-
 def first_overlap(rules: Sequence[Rule]) -> int | None:
     """Index of the first rule that names something an earlier rule names, or None.
 
-    Layers and cache positions can only be compared on a model, with one exception: rules that together name
-    every layer leave nothing for a cache position to name.
+    Two ways of counting can only be compared on a model, except where one of them has named every layer.
     """
     taken: dict[Counting, list[tuple[int, int]]] = {counting: [] for counting in Counting}
     n_named = dict.fromkeys(Counting, 0)
@@ -126,31 +127,73 @@ def first_overlap(rules: Sequence[Rule]) -> int | None:
             return index
         spans.insert(at, (rule.first, rule.end))
         n_named[rule.counting] += rule.end - rule.first + 1
-        if n_named[Counting.LAYERS] == _OPEN_END + 1 and taken[Counting.CACHED]:
-            return index
+        for counting, others in _LEAVES_NOTHING.items():
+            if n_named[counting] == _OPEN_END + 1 and any(taken[other] for other in others):
+                return index
     return None
 
 
 def overlap_message(rules: Sequence[Rule], index: int) -> str:
-    """Say which earlier rule the rule at ``index``, found by ``first_overlap``, clashes with."""
+    """Say what the rule at ``index``, found by ``first_overlap``, clashes with, and the way out."""
     rule = rules[index]
     for earlier in rules[:index]:
-        same_kind = earlier.counting is rule.counting
-        if same_kind and earlier.first <= rule.end and rule.first <= earlier.end:
-            return f"'{rule}' names layers that '{earlier}' already names"
-    return f"'{rule}' joins layer rules for every layer and kv rules in one policy"
+        if earlier.counting is rule.counting and earlier.first <= rule.end and rule.first <= earlier.end:
+            others = f"; rest:{rule._types()} names those no other rule does" if _names_every(rule) else ""
+            return f"'{rule}' names layers that '{earlier}' already names; name each layer once{others}"
+    return (
+        f"with '{rule}', rules for every layer stand beside rules that count otherwise; name each layer once"
+    )
 
 
-def _merged(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+def _names_every(rule: Rule) -> bool:
+    return rule.counting is Counting.LAYERS and (rule.first, rule.last) == (0, None)
+
+
+def normal_form(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The one way to write ``rules``, which do not overlap: sorted, equal neighbours merged.
+
+    Where all rules count in one way, a rule for the rest is replaced by the ranges it stands for, or, counted
+    from the end, takes in the rules with its own types.
+    """
+    found = list(rules)
+    rest = next((rule for rule in found if rule.counting is Counting.REST), None)
+    others = [rule for rule in found if rule.counting is not Counting.REST]
+    countings = {rule.counting for rule in others}
+    if rest is not None and len(countings) <= 1:
+        counting = countings.pop() if countings else Counting.LAYERS
+        if counting.from_end:
+            others = [rule for rule in others if rule.types != rest.types]
+            found = [*others, rest] if others else [replace(rest, counting=Counting.LAYERS)]
+        else:
+            found = [*others, *_gaps(sorted(others, key=_place), replace(rest, counting=counting))]
+    return tuple(_merged(sorted(found, key=_place)))
+
+
+def _place(rule: Rule) -> tuple[int, int]:
+    return _ORDER.index(rule.counting), -rule.first if rule.counting.from_end else rule.first
+
+
+def _gaps(ascending: Iterable[Rule], filler: Rule) -> Iterator[Rule]:
+    """The ranges that ``ascending`` leaves, each as a rule with the filler's types."""
+    first = 0
+    for rule in ascending:
+        if rule.first > first:
+            yield replace(filler, first=first, last=rule.first - 1)
+        first = rule.end + 1
+    if first <= MAX_INDEX:
+        yield replace(filler, first=first)
+
+
+def _merged(ordered: Iterable[Rule]) -> list[Rule]:
     merged: list[Rule] = []
-    for rule in sorted(rules, key=lambda rule: (rule.counting is Counting.CACHED, rule.first)):
-        if merged and _adjoins(merged[-1], rule):
-            merged[-1] = replace(merged[-1], last=rule.last)
+    for rule in ordered:
+        left = merged[-1] if merged else None
+        if left is None or left.counting is not rule.counting or left.types != rule.types:
+            merged.append(rule)
+        elif rule.counting.from_end and rule.end + 1 == left.first:
+            merged[-1] = replace(left, first=rule.first)
+        elif not rule.counting.from_end and left.end + 1 == rule.first:
+            merged[-1] = replace(left, last=rule.last)
         else:
             merged.append(rule)
-    return tuple(merged)
-
-
-def _adjoins(left: Rule, right: Rule) -> bool:
-    same_types = (left.k_type, left.v_type) == (right.k_type, right.v_type)
-    return left.counting is right.counting and same_types and left.end + 1 == right.first
+    return merged

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from kvquant.errors import ShapeError
 from kvquant.model.shape import LayerShape, ModelShape, WindowKind
-from kvquant.policy import Policy, resolve
+from kvquant.policy import Policy
 from kvquant.torch.writing import QuantizedKV
 
 
@@ -65,6 +65,6 @@ class QuantizedCache(DynamicCache):
 
     def __init__(self, config: PretrainedConfig, policy: Policy, *, rotate: bool = True) -> None:
         shape = shape_from_config(config)
-        write = QuantizedKV(resolve(policy, shape), rotate=rotate)
+        write = QuantizedKV(policy.resolve(shape), rotate=rotate)
         super().__init__(config=config)
         self.layers = [_write_through(layer, index, write) for index, layer in enumerate(self.layers)]

@@ -15,7 +15,7 @@ from kvquant.memory import ContextOptions, memory_of
 from kvquant.model.architectures import shape_of
 from kvquant.model.gguf_file import GgufModel, open_model
 from kvquant.model.shape import ModelShape
-from kvquant.policy import Policy, ResolvedPolicy, policy_from_text, preset_text
+from kvquant.policy import Policy, ResolvedPolicy, parse_policy, preset_text
 
 BASELINE = "*:f16"
 """The policy the others are compared with, where it is among them; else it is the first one."""
@@ -109,7 +109,7 @@ def make_plan(
 
 def planned_policy(text: str, shape: ModelShape, options: ContextOptions) -> PlannedPolicy:
     """Read a policy and fit it to a model. Raises PolicyError or another KVQuantError, one line."""
-    policy = policy_from_text(text)
+    policy = parse_policy(text)
     resolved = policy.resolve(shape)
     missing = memory_of(shape, resolved, options).not_runnable
     if missing:
@@ -122,7 +122,7 @@ def planned_policy(text: str, shape: ModelShape, options: ContextOptions) -> Pla
 
 
 def _label(text: str, policy: Policy) -> str:
-    word = text.strip(" \t").lower()
+    word = text.strip(" \t\r\n").lower()
     return word if preset_text(word) is not None else str(policy).removeprefix("*:")
 
 
