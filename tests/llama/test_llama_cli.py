@@ -105,6 +105,12 @@ def test_serve_checks_the_policy_and_stays_on_this_machine(tmp_path: Path, serve
     assert served
 
 
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "m.gguf"
+    return write_random_gguf(path, RandomModel(arch="llama", n_layer=2, n_ff=128))
+
+
 def options_of_llama_server() -> list[str]:
     """Every spelling of an option in the help of the patched llama-server, when there is one."""
     if PATCHED is None:
@@ -127,19 +133,21 @@ def assert_handed_on(served: list[list[str]], model: Path, option: str) -> None:
     "option",
     ["-hf", "-hfd", "-hff", "-hfr", "-hfrd", "-hft", "-np", "-ngl", "-ub", "-fa", "-mu", "-th", "-h0"],
 )
-def test_short_options_of_llama_server_reach_it(tmp_path: Path, served: list[list[str]], option: str) -> None:
-    assert_handed_on(served, tmp_path / "m.gguf", option)
+def test_short_options_of_llama_server_reach_it(
+    small_model: Path, served: list[list[str]], option: str
+) -> None:
+    assert_handed_on(served, small_model, option)
 
 
 @needs_patched
-def test_every_option_of_llama_server_reaches_it(tmp_path: Path, served: list[list[str]]) -> None:
+def test_every_option_of_llama_server_reaches_it(small_model: Path, served: list[list[str]]) -> None:
     own = {
         name for parameter in command.serve.params for name in (*parameter.opts, *parameter.secondary_opts)
     }
     options = [option for option in options_of_llama_server() if option not in {*own, "-h", "--help"}]
     assert len(options) > 200 and "-hf" in options
     for option in options:
-        assert_handed_on(served, tmp_path / "m.gguf", option)
+        assert_handed_on(served, small_model, option)
 
 
 def test_only_a_lone_h_or_help_is_help() -> None:
@@ -156,14 +164,14 @@ WORDS = st.one_of(
 
 
 @given(st.lists(WORDS, max_size=6))
-def test_what_follows_two_hyphens_is_handed_on_whatever_it_is(words: list[str]) -> None:
+def test_what_follows_two_hyphens_is_handed_on_whatever_it_is(small_model: Path, words: list[str]) -> None:
     started: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             command, "_default_build", lambda: SimpleNamespace(program=lambda name: Path("/b", name))
         )
         patch.setattr(os, "execv", lambda _, argv: started.append(argv))
-        done = invoke("serve", "-m", "m.gguf", "--", *words)
+        done = invoke("serve", "-m", small_model, "--", *words)
     assert done.exception is None
     assert started[0][7:] == words
 
@@ -183,9 +191,9 @@ def test_what_follows_two_hyphens_is_handed_on_whatever_it_is(words: list[str]) 
     ],
 )
 def test_serve_says_where_it_really_listens(
-    tmp_path: Path, served: list[list[str]], host: str | None, shown: str, warned: bool
+    small_model: Path, served: list[list[str]], host: str | None, shown: str, warned: bool
 ) -> None:
-    done = invoke("serve", "-m", tmp_path / "m.gguf", "--port", "9", *(["--host", host] if host else []))
+    done = invoke("serve", "-m", small_model, "--port", "9", *(["--host", host] if host else []))
     assert shown in done.stderr
     assert ("warning: " in done.stderr) is warned
     assert served[0][1:3] == ["--host", host or "127.0.0.1"]
