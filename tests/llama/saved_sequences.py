@@ -35,12 +35,16 @@ MLA = ModelShape("mla", "deepseek2", 0, (LATENT,) * 2)
 
 @dataclass
 class SavedSequence:
-    """What to write. types: each layer's K and V type, else f16. n_streams: all but the last are empty."""
+    """What to write. types: each layer's K and V type, else f16. rotations: of K and V.
+
+    n_streams: all but the last are empty.
+    """
 
     shape: ModelShape
     positions: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     types: dict[int, tuple[str, str]] = field(default_factory=dict)
-    version: int = 3
+    version: int = 4
+    rotations: tuple[int, int] = (64, 64)
     packed_tokens: bool = True
     extended_cells: bool = False
     transposed: bool = False
@@ -72,12 +76,14 @@ class SavedSequence:
 
     def _cache(self, layers: list[int], positions: list[int]) -> bytes:
         empty = struct.pack("<I", 0) * (self.n_streams - 1)
-        extension = b"\7" * {2: 8, 3: 12}[self.version] if self.extended_cells else b""
+        extension = b"\7" * {2: 8, 3: 12, 4: 12}[self.version] if self.extended_cells else b""
         cells = b"".join(
             struct.pack("<iI", position, 1) + extension + struct.pack("<i", 0) for position in positions
         )
         head = struct.pack("<I", self.n_streams) + empty + struct.pack("<I", len(positions)) + cells
         head += struct.pack("<II", self.transposed, len(layers))
+        if self.version >= 4:
+            head += struct.pack("<II", *self.rotations)
         k = b"".join(self._rows(layer, "k", len(positions)) for layer in layers)
         v = b"".join(
             self._rows(layer, "v", len(positions)) for layer in layers if self.shape.layers[layer].stores_v

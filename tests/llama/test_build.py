@@ -19,6 +19,7 @@ from kvquant.errors import CheckFailed, LlamaError, PatchError
 from kvquant.llama import toolchain
 from kvquant.llama.binary import Features, newest_glibc, parse_system_info, require_rk3588
 from kvquant.llama.build import INFO_FILE, Build, BuildRequest, build, read_info
+from kvquant.llama.patching.transaction import load_state
 from kvquant.llama.toolchain import arm_warnings, find_target, find_tools
 from kvquant.llama.workspace import patched_copy
 from llama.patch_trees import snapshot
@@ -172,7 +173,7 @@ def running_commands() -> list[str]:
     return found
 
 
-def test_a_copy_follows_its_series_and_its_source(tmp_path: Path) -> None:
+def test_each_series_has_a_copy_that_follows_its_source(tmp_path: Path) -> None:
     source = make_project(tmp_path / "source")
     first, second = flag_series(tmp_path / "a"), flag_series(tmp_path / "b", "# newer\n")
     said: list[str] = []
@@ -181,9 +182,12 @@ def test_a_copy_follows_its_series_and_its_source(tmp_path: Path) -> None:
     said.clear()
     assert patched_copy(source, first, said.append) == copy
     assert said == []
-    patched_copy(source, second, said.append)
-    assert [line.split(" ")[0] for line in said] == ["applied"]
+    other = patched_copy(source, second, said.append)
+    assert [line.split(" ")[0] for line in said] == ["copying", "applied"]
+    states = load_state(copy), load_state(other)
+    assert [state.series_digest for state in states if state] == [first.digest, second.digest]
     said.clear()
+    copy = other
     (copy / "server.cpp").write_text("tampered")
     patched_copy(source, second, said.append)
     assert "--kv-layers" in (copy / "server.cpp").read_text()

@@ -27,7 +27,8 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def record_build(series_digest: str) -> Path:
     """Leave the record of a build from a series with this digest; returns the folder of its programs."""
-    source = copy_folder(default_dest(load_pin(checkout_patches()).sdist())) / "tree"
+    patches = checkout_patches()
+    source = copy_folder(default_dest(load_pin(patches).sdist()), load_series(patches)) / "tree"
     folder = default_folder(BuildRequest(source))
     info = BuildInfo(
         commit=None,

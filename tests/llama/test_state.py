@@ -22,6 +22,8 @@ LAYOUTS = {
     "mixed": SavedSequence(PLAIN, types=MIXED),
     "other types": SavedSequence(PLAIN, types={0: ("q4_1", "q5_0"), 1: ("f16", "f32")}),
     "version 2": SavedSequence(PLAIN, version=2, packed_tokens=False),
+    "version 3": SavedSequence(PLAIN, version=3, types=MIXED),
+    "without rotation": SavedSequence(PLAIN, types=MIXED, rotations=(0, 0)),
     "extended cells": SavedSequence(PLAIN, extended_cells=True),
     "extended cells of version 2": SavedSequence(PLAIN, extended_cells=True, version=2, packed_tokens=False),
     "transposed": SavedSequence(PLAIN, transposed=True, types={0: ("q8_0", "f32")}),
@@ -41,6 +43,8 @@ def check_read_as_written(state: SequenceState, saved: SavedSequence) -> None:
     assert state.tokens.tolist() == list(range(10, 10 + len(saved.positions)))
     assert tuple(layer.layer for layer in state.layers) == saved.shape.kv_layers
     for cache in state.caches:
+        told = (cache.rotation_k, cache.rotation_v)
+        assert told == (saved.rotations if saved.version >= 4 else (None, None))
         for layer in cache.layers:
             axes = saved.shape.layers[layer.layer]
             last = max(saved.positions)
@@ -71,7 +75,12 @@ def test_meta_read_as_written_can_fail() -> None:
     other.to_bytes()
     with pytest.raises(AssertionError):
         check_read_as_written(state, other)
-    for change in ({"positions": [0, 1, 2, 3, 9]}, {"types": MIXED}, {"version": 2}):
+    for change in (
+        {"positions": [0, 1, 2, 3, 9]},
+        {"types": MIXED},
+        {"version": 2},
+        {"rotations": (64, 128)},
+    ):
         wrong = SavedSequence(PLAIN, seed=1, **change)  # type: ignore[arg-type]
         wrong.to_bytes()
         with pytest.raises(AssertionError):
@@ -116,7 +125,7 @@ def _changed(at: int, fmt: str, value: int, saved: SavedSequence | None = None) 
 
 # Of a plain sequence of 5 tokens that are not packed: 12 bytes of head, 20 of tokens, then the cache.
 STREAMS, N_CELLS, CELLS = 32, 36, 40
-TRANSPOSED, N_LAYER, K_TYPE, K_ROW = CELLS + 60, CELLS + 64, CELLS + 68, CELLS + 72
+TRANSPOSED, N_LAYER, ROTATION, K_TYPE, K_ROW = CELLS + 60, CELLS + 64, CELLS + 68, CELLS + 76, CELLS + 80
 
 
 @pytest.mark.parametrize(
@@ -125,8 +134,10 @@ TRANSPOSED, N_LAYER, K_TYPE, K_ROW = CELLS + 60, CELLS + 64, CELLS + 68, CELLS +
         (b"", "bytes announced, 0 left"),
         (b"GGUF" + bytes(100), "not a saved sequence"),
         (struct.pack("<III", 0x6767736E, 10, 0), "not a saved sequence"),
-        (_changed(4, "<I", 1), "version 1, versions 2 and 3"),
-        (_changed(4, "<I", 4), "version 4"),
+        (_changed(4, "<I", 1), "version 1, versions 2, 3, 4"),
+        (_changed(4, "<I", 5), "version 5"),
+        (_changed(4, "<I", 3), "no cache type|row size"),
+        (_changed(ROTATION, "<I", 96), "rotation of K is 96"),
         (_changed(8, "<I", 2**32 - 1), "tokens: 17179869180 bytes announced"),
         (_changed(STREAMS, "<I", 0), "stream count 0"),
         (_changed(STREAMS, "<I", 257), "stream count 257"),
@@ -169,6 +180,13 @@ def test_the_mark_of_rows_stored_without_rotation_is_read() -> None:
     state = parse_state(bytes(data), PLAIN)
     check_read_as_written(state, saved)
     assert state.layers[0].k.marked_unrotated and not state.layers[1].k.marked_unrotated
+
+
+def test_since_version_4_the_file_says_what_is_not_rotated() -> None:
+    first, second, third = parse_state(LAYOUTS["without rotation"].to_bytes(), PLAIN).layers
+    assert first.k.marked_unrotated and first.v is not None and first.v.marked_unrotated
+    assert not second.k.marked_unrotated and not third.k.marked_unrotated  # f32 and bf16
+    assert not parse_state(LAYOUTS["mixed"].to_bytes(), PLAIN).layers[0].k.marked_unrotated
 
 
 def test_quantized_v_cannot_be_transposed() -> None:

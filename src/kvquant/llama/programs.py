@@ -19,9 +19,10 @@ def built_programs() -> Path | None:
     if checkout_root() is None:
         return None
     patches = checkout_patches()
-    source = copy_folder(default_dest(load_pin(patches).sdist())) / "tree"
+    series = load_series(patches)
+    source = copy_folder(default_dest(load_pin(patches).sdist()), series) / "tree"
     folder = default_folder(BuildRequest(source))
     info = read_info(folder)
-    if info is None or info.series_digest != load_series(patches).digest:
+    if info is None or info.series_digest != series.digest:
         return None
     return folder / "bin"

@@ -7,7 +7,7 @@
         u32 n_stream, and for each stream
             u32 n_cells; the rest of the stream only when that is not 0
             n_cells x { i32 position, u32 1, [cell extension], i32 sequence }
-            u32 v_trans, u32 n_layer
+            u32 v_trans, u32 n_layer, and since version 4 u32 n_rot_k, u32 n_rot_v
             K: n_layer x { i32 type, u64 row bytes, n_cells rows }
             V: n_layer x { i32 type, u64 row bytes, n_cells rows }, nothing under MLA, or with v_trans
                n_layer x { i32 type, u32 element bytes, u32 n_embd_v, n_embd_v x n_cells elements }
@@ -17,9 +17,9 @@
 
 Source: src/llama-context.cpp (state_seq_save_file), src/llama-kv-cache.cpp, src/llama-kv-cache-iswa.cpp,
 src/llama-memory-hybrid.cpp, src/llama-memory-recurrent.cpp (state_write and what it calls) and
-tools/server/server-common.cpp (server_tokens::serialize) at the pin; version 2 is that of earlier trees. A
-sliding-window cache writes only the cells that its last token can still see. The file names neither the model
-nor its layers, so the shape of the model that wrote it must be given.
+tools/server/server-common.cpp (server_tokens::serialize) at the pin; versions 2 and 3 are those of earlier
+trees. A sliding-window cache writes only the cells that its last token can still see. The file names neither
+the model nor its layers, so the shape of the model that wrote it must be given.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kvquant.formats.registry import get_format
 from kvquant.model.shape import ModelShape
 
 _MAGIC = 0x67677371
-_CELL_EXT_N_BYTES = {2: 8, 3: 12}
+_CELL_EXT_N_BYTES = {2: 8, 3: 12, 4: 12}
 """File version to the bytes of ``llama_kv_cell_ext``, which models with M-RoPE add to each cell."""
 
 _MAX_STREAMS = 256
@@ -47,8 +47,11 @@ _PACKED_TOKENS = -1
 _PACKED_TOKENS_VERSION = 1
 
 _UNROTATED = 1 << 16
-"""Added to a type by a patched build that ran a mixed policy with LLAMA_ATTN_ROT_DISABLE set, so that a cache
-with rotation refuses the file; patches/llama.cpp/0001-kv-layers/files/src/llama-kv-type.cpp."""
+"""Added, before version 4, to a type by a patched build under a mixed policy with LLAMA_ATTN_ROT_DISABLE set,
+so that a cache with rotation refuses the file; llama-kv-layers.cpp of patch 0001-kv-layers."""
+
+_ROTATION_VERSION = 4
+"""From which on a file says by what a cache's quantized rows are rotated."""
 
 GGML_TYPE_NAMES = {
     0: "f32",
@@ -70,7 +73,8 @@ class StoredRows:
 
     type: the type's name. width: values per token. data: uint8 (n_cells, n_bytes), one packed row per token,
     or under a transposed V cache uint8 (width, n_cells, element bytes). marked_unrotated: the file says that
-    quantized rows are stored without rotation, which only patched builds under a mixed policy do.
+    quantized rows are stored without rotation; before version 4, only patched builds under a mixed policy say
+    so.
     """
 
     type: str
@@ -102,10 +106,16 @@ class StoredLayer:
 
 @dataclass(frozen=True, eq=False)
 class StoredCache:
-    """One of the model's caches. positions: int32 (n_cells,), in the order of the rows; layers ascend."""
+    """One of the model's caches. positions: int32 (n_cells,), in the order of the rows; layers ascend.
+
+    rotation_k, rotation_v: values that a Hadamard block of quantized rows turns, 0 without rotation; None
+    before version 4, whose files do not say.
+    """
 
     positions: npt.NDArray[np.int32]
     layers: tuple[StoredLayer, ...]
+    rotation_k: int | None = None
+    rotation_v: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +158,7 @@ def parse_state(data: bytes, shape: ModelShape) -> SequenceState:
         raise CaptureError("not a saved sequence of llama.cpp (magic 'ggsq'); save a slot of llama-server")
     version = cursor.u32("version")
     if version not in _CELL_EXT_N_BYTES:
-        known = " and ".join(str(known) for known in _CELL_EXT_N_BYTES)
+        known = ", ".join(str(known) for known in _CELL_EXT_N_BYTES)
         raise CaptureError(
             f"saved sequence of version {version}, versions {known} are known; use the pinned tree"
         )
@@ -161,7 +171,7 @@ def parse_state(data: bytes, shape: ModelShape) -> SequenceState:
     for ext_n_bytes in attempts:
         cursor.at = start
         try:
-            caches, recurrent_n_bytes = _memory(cursor, shape, ext_n_bytes)
+            caches, recurrent_n_bytes = _memory(cursor, shape, version, ext_n_bytes)
         except CaptureError as error:
             failures.append((cursor.at, error))
             continue
@@ -221,8 +231,10 @@ def _tokens(cursor: _Cursor) -> npt.NDArray[np.int32]:
     return tokens.astype(np.int32)
 
 
-def _memory(cursor: _Cursor, shape: ModelShape, ext_n_bytes: int) -> tuple[tuple[StoredCache, ...], int]:
-    caches = tuple(_cache(cursor, shape, layers, ext_n_bytes) for layers in _layers_of_caches(shape))
+def _memory(
+    cursor: _Cursor, shape: ModelShape, version: int, ext_n_bytes: int
+) -> tuple[tuple[StoredCache, ...], int]:
+    caches = tuple(_cache(cursor, shape, layers, version, ext_n_bytes) for layers in _layers_of_caches(shape))
     recurrent_n_bytes = _skip_recurrent(cursor, shape.n_recurrent) if shape.n_recurrent else 0
     if cursor.n_left:
         cursor.fail(f"{cursor.n_left} bytes after the last layer; the file belongs to another model")
@@ -239,7 +251,9 @@ def _layers_of_caches(shape: ModelShape) -> list[tuple[int, ...]]:
     return [full, tuple(layer for layer in shape.kv_layers if shape.layers[layer].window)]
 
 
-def _cache(cursor: _Cursor, shape: ModelShape, layers: tuple[int, ...], ext_n_bytes: int) -> StoredCache:
+def _cache(
+    cursor: _Cursor, shape: ModelShape, layers: tuple[int, ...], version: int, ext_n_bytes: int
+) -> StoredCache:
     n_streams = cursor.u32("stream count")
     if not 1 <= n_streams <= _MAX_STREAMS:
         cursor.fail(f"stream count {n_streams}, expected 1 to {_MAX_STREAMS}; the file is damaged or foreign")
@@ -250,14 +264,14 @@ def _cache(cursor: _Cursor, shape: ModelShape, layers: tuple[int, ...], ext_n_by
             continue
         if cache is not None:
             cursor.fail("a second stream holds cells; one sequence lies in one stream")
-        cache = _stream(cursor, shape, layers, n_cells, ext_n_bytes)
+        cache = _stream(cursor, shape, layers, n_cells, version, ext_n_bytes)
     if cache is None:
         cursor.fail("the sequence has no cell; run a prompt before saving the slot")
     return cache
 
 
 def _stream(
-    cursor: _Cursor, shape: ModelShape, layers: tuple[int, ...], n_cells: int, ext_n_bytes: int
+    cursor: _Cursor, shape: ModelShape, layers: tuple[int, ...], n_cells: int, version: int, ext_n_bytes: int
 ) -> StoredCache:
     cell = [("position", "<i4"), ("n_seq_id", "<u4"), ("ext", "u1", (ext_n_bytes,)), ("seq_id", "<i4")]
     start = cursor.at
@@ -269,28 +283,45 @@ def _stream(
     if transposed > 1:
         cursor.fail(f"V transposition is {transposed}, expected 0 or 1; the file is damaged or foreign")
     cursor.expect("<u4", len(layers), "layer count")
+    rotation_k = _rotation(cursor, "K") if version >= _ROTATION_VERSION else None
+    rotation_v = _rotation(cursor, "V") if version >= _ROTATION_VERSION else None
     k_rows = {
-        layer: _rows(cursor, f"K of layer {layer}", shape.layers[layer].n_embd_k, n_cells) for layer in layers
+        layer: _rows(cursor, f"K of layer {layer}", shape.layers[layer].n_embd_k, n_cells, rotation_k)
+        for layer in layers
     }
     read_v = _transposed_rows if transposed else _rows
     v_rows = {
-        layer: read_v(cursor, f"V of layer {layer}", shape.layers[layer].n_embd_v, n_cells)
+        layer: read_v(cursor, f"V of layer {layer}", shape.layers[layer].n_embd_v, n_cells, rotation_v)
         for layer in layers
         if shape.layers[layer].stores_v
     }
     stored = tuple(StoredLayer(layer, k_rows[layer], v_rows.get(layer)) for layer in layers)
-    return StoredCache(cells["position"].astype(np.int32), stored)
+    return StoredCache(cells["position"].astype(np.int32), stored, rotation_k, rotation_v)
 
 
-def _rows(cursor: _Cursor, what: str, width: int, n_cells: int) -> StoredRows:
+def _rotation(cursor: _Cursor, side: str) -> int:
+    start = cursor.at
+    size = cursor.u32(f"rotation of {side}")
+    if size & (size - 1):
+        cursor.at = start
+        cursor.fail(
+            f"rotation of {side} is {size}, expected 0 or a power of two; the file is damaged or foreign"
+        )
+    return size
+
+
+def _rows(cursor: _Cursor, what: str, width: int, n_cells: int, rotation: int | None) -> StoredRows:
     name, unrotated = _type(cursor, what)
+    unrotated |= rotation == 0 and name not in ("f32", "f16", "bf16")
     n_bytes = _row_n_bytes(cursor, name, width, what)
     cursor.expect("<u8", n_bytes, f"{what}: row size")
     data = cursor.array(np.uint8, n_cells * n_bytes, what).reshape(n_cells, n_bytes)
     return StoredRows(name, width, data, marked_unrotated=unrotated)
 
 
-def _transposed_rows(cursor: _Cursor, what: str, width: int, n_cells: int) -> StoredRows:
+def _transposed_rows(
+    cursor: _Cursor, what: str, width: int, n_cells: int, _rotation: int | None
+) -> StoredRows:
     name, _ = _type(cursor, what)
     n_bytes = _row_n_bytes(cursor, name, width, what)
     if n_bytes % width:

@@ -17,19 +17,22 @@ from kvquant.llama.patching.transaction import (
     apply_series,
     changed_files,
     load_state,
-    revert_series,
 )
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, source_files
 from kvquant.processes.command import run_captured
 
 
-def copy_folder(source: Path) -> Path:
-    """Where the private copy of ``source`` is kept, as ``tree``, beside its builds."""
-    return cache_folder() / "llama.cpp" / f"patched-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+def copy_folder(source: Path, series: Series) -> Path:
+    """Where the copy of ``source`` with ``series`` applied is kept, as ``tree``, beside its builds.
+
+    Each version of the series has its own, so that no build is changed under a program that still runs.
+    """
+    name = hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
+    return cache_folder() / "llama.cpp" / f"patched-{name}-{series.digest[:12]}"
 
 
 def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Path:
-    """The private copy of ``source`` with ``series`` applied, made or brought up to date.
+    """The private copy of ``source`` with ``series`` applied, made or brought up to date with ``source``.
 
     A tree that is patched with ``series`` already is returned itself. Raises PatchError when the series does
     not fit.
@@ -42,7 +45,7 @@ def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Pa
                 f"{source}"
             )
         return source
-    folder = copy_folder(source)
+    folder = copy_folder(source, series)
     make_folder(folder)
     copy = folder / "tree"
     with locked(folder, say):
@@ -50,9 +53,6 @@ def patched_copy(source: Path, series: Series, say: Callable[[str], None]) -> Pa
         if not _is_copy(copy, digest):
             say(f"copying {source} to {copy}")
             _copy(source, digest, copy)
-        previous = load_state(copy)
-        if previous is not None and previous.series_digest != series.digest:
-            revert_series(copy)
         written = apply_series(series, copy)
         if written:
             say(f"applied {len(series.patches)} patches, {len(written)} files, to {copy}")
