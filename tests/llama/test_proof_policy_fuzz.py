@@ -21,8 +21,21 @@ from policy.checks import LayerKinds
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "policy.json"
 PIECES = (
-    *"0123456789kvKV*-:,/= \tqQ_f1b\n\x00\u00e9\u0663\u212a",
+    *"0123456789kvKV*-:,/=#; \tqQ_f1b\n\r\x00\u00e9\u0663\u212a\u2013\u00a0\U0001d7d8",
     *("kv", "k=", "v=", "q8_0", "q4_0", "65535", "65536", "0-", "1:", "f16", "2-3:iq4_nl"),
+    *(
+        "first",
+        "last",
+        "first2",
+        "last2",
+        "-last1",
+        "-kvlast1",
+        "kvlast3",
+        "rest",
+        "rest:q4_0",
+        "hybrid",
+        "# x\n",
+    ),
 )
 N_TEXTS, N_RESOLVED = 20_000, 5_000
 
@@ -43,7 +56,8 @@ def parsed(text: str) -> dict[str, Any]:
     try:
         return {"text": text, "canonical": str(parse_policy(text, CACHE_TYPES))}
     except PolicyError as error:
-        return {"text": text, "error": error.code, "column": error.column}
+        line = {"line": error.line} if error.line != 1 else {}
+        return {"text": text, "error": error.code, "column": error.column, **line}
 
 
 def resolved(text: str, rng: random.Random) -> dict[str, Any]:
@@ -75,7 +89,7 @@ def test_both_parsers_agree(tmp_path: Path) -> None:
     accepted = [case["text"] for case in parse if "canonical" in case]
     resolve = [resolved(rng.choice(accepted), rng) for _ in range(N_RESOLVED)]
     kinds = Counter(case.get("error", "accepted") for case in parse + resolve)
-    assert len(kinds) == 7 and min(kinds.values()) > 1, f"too few cases of a kind: {kinds}"
+    assert len(kinds) == 8 and min(kinds.values()) > 1, f"too few cases of a kind: {kinds}"
     path = tmp_path / "vectors.json"
     path.write_text(json.dumps({"types": CACHE_TYPES, "parse": parse, "resolve": resolve}), encoding="utf-8")
     program = (PATCHED or Path()) / "llama-kv-layers-test"

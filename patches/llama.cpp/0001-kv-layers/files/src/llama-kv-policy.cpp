@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <map>
 #include <utility>
 
 static const ggml_type LLAMA_KV_TYPES[] = {
@@ -19,6 +21,25 @@ ggml_type llama_kv_type_from_name(const std::string & name) {
     return GGML_TYPE_COUNT;
 }
 
+// texts with a name, beside one for each type
+static const struct {
+    const char * name;
+    const char * text;
+} LLAMA_KV_PRESETS[] = {
+    { "hybrid", "0-10:q8_0,11-31:q4_0" },
+    { "k8v4",   "*:k=q8_0/v=q4_0" },
+};
+
+static std::string preset_text(const std::string & name) {
+    for (const auto & preset : LLAMA_KV_PRESETS) {
+        if (name == preset.name) {
+            return preset.text;
+        }
+    }
+
+    return llama_kv_type_from_name(name) == GGML_TYPE_COUNT ? "" : "*:" + name;
+}
+
 static std::string kv_type_names() {
     std::string res;
     for (const ggml_type type : LLAMA_KV_TYPES) {
@@ -28,24 +49,40 @@ static std::string kv_type_names() {
     return res;
 }
 
-llama_kv_policy_error::llama_kv_policy_error(const char * code, size_t column, const std::string & message) :
-    std::invalid_argument((column > 0 ? "column " + std::to_string(column) + ": " : "") + message),
-    code(code), column(column) {
-}
-
 //
 // rules as text
 //
 
-static std::string rule_selector(const llama_kv_rule & rule) {
-    const std::string kv    = rule.cached ? "kv" : "";
-    const std::string first = kv + std::to_string(rule.first);
+static bool from_end(const llama_kv_rule & rule) {
+    return rule.counting == LLAMA_KV_LAST || rule.counting == LLAMA_KV_LAST_CACHED;
+}
 
+static bool is_cached(const llama_kv_rule & rule) {
+    return rule.counting == LLAMA_KV_CACHED || rule.counting == LLAMA_KV_LAST_CACHED;
+}
+
+static bool same_types(const llama_kv_rule & a, const llama_kv_rule & b) {
+    return a.type_k == b.type_k && a.type_v == b.type_v;
+}
+
+static std::string rule_selector(const llama_kv_rule & rule) {
+    static const char * prefixes[LLAMA_KV_COUNTINGS] = { "", "last", "kv", "kvlast", "rest" };
+
+    const std::string prefix = prefixes[rule.counting];
+    const std::string first  = prefix + std::to_string(rule.first);
+    const std::string last   = prefix + std::to_string(rule.last);
+
+    if (rule.counting == LLAMA_KV_REST) {
+        return prefix;
+    }
+    if (from_end(rule)) {
+        return rule.first == 1 ? last : last + "-" + first;
+    }
     if (rule.last == LLAMA_KV_OPEN_END) {
-        return !rule.cached && rule.first == 0 ? "*" : first + "-";
+        return rule.counting == LLAMA_KV_LAYERS && rule.first == 0 ? "*" : first + "-";
     }
 
-    return rule.last == rule.first ? first : first + "-" + kv + std::to_string(rule.last);
+    return rule.last == rule.first ? first : first + "-" + last;
 }
 
 static std::string rule_types(const llama_kv_rule & rule) {
@@ -81,6 +118,52 @@ std::string llama_kv_policy::str() const {
 // text to rules
 //
 
+// The bytes of the character at text[at], in UTF-8.
+static std::string character_at(const std::string & text, size_t at) {
+    size_t end = at + 1;
+    while (end < text.size() && (text[end] & 0xC0) == 0x80) {
+        ++end;
+    }
+
+    return text.substr(at, end - at);
+}
+
+// The character by name where it cannot be seen, and what to write instead where that is known.
+static std::string character_name(const std::string & character, const char * hint) {
+    static const struct {
+        const char * characters;
+        const char * hint;
+    } instead[] = {
+        { "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\uFF0D",         "write -" },
+        { "'\"`\u2018\u2019\u201A\u201B\u201C\u201D\u201E\u00AB\u00BB", "leave out the quotes" },
+        { " \t\n\r",                                             "a rule holds no blanks" },
+        { "\u00A0\u2007\u2009\u202F\u3000",                        "write a plain blank" },
+        { "\uFEFF\u200B\u200C\u200D\u2060",                        "leave it out" },
+        { ";\uFF0C\uFF1B\u3001",                                  "write ," },
+        { "\uFF1A",                                               "write :" },
+        { "=",                                                    "a colon joins layers and types, as in 0:k=q8_0/v=q4_0" },
+        { ".\u2026",                                              "a range is written 0-10" },
+        { "@",                                                    "a file is named alone, as in --kv-layers @policy.txt" },
+    };
+
+    std::string res = "'" + character + "'";
+    if (character == " " || character == "\t") {
+        res = character == " " ? "a blank" : "a tab";
+    } else if (character == "\n" || character == "\r") {
+        res = "a line break";
+    } else if (character.size() == 1 && (character[0] < ' ' || character[0] > '~')) {
+        res = "a character that is not printable";
+    }
+
+    for (const auto & known : instead) {
+        if (!hint && strstr(known.characters, character.c_str()) && character[0] != '\0') {
+            hint = known.hint;
+        }
+    }
+
+    return hint ? res + ": " + hint : res;
+}
+
 // A position in the text: every method reads one construct of the grammar and moves past it.
 class llama_kv_policy_reader {
 public:
@@ -92,34 +175,63 @@ public:
         }
     }
 
-    // starts: where each rule begins
-    std::vector<llama_kv_rule> policy(std::vector<size_t> & starts) {
-        skip(" \t");
+    // the rules in the order of the text
+    std::vector<llama_kv_rule> policy() {
+        skip_blanks();
         if (at == text.size()) {
-            fail("empty", 0, "the policy is empty, write a rule such as *:q8_0");
+            fail("empty", 0, "there is no rule, write one such as *:q8_0");
+        }
+
+        const std::string known = preset();
+        if (!known.empty()) {
+            return llama_kv_policy_reader(known).policy();
         }
 
         std::vector<llama_kv_rule> rules;
+        std::vector<size_t>        starts;
         while (true) {
-            skip(" \t");
+            skip_blanks();
             starts.push_back(at);
             rules.push_back(rule());
-            skip(" \t");
+            skip_blanks();
             if (at == text.size()) {
+                check_overlap(rules, starts);
                 return rules;
             }
             expect(",", "',' and another rule, or the end");
         }
     }
 
-    [[noreturn]] static void fail(const char * code, size_t at, const std::string & message) {
-        throw llama_kv_policy_error(code, at + 1, message);
-    }
-
 private:
-    const std::string & text;
-    std::string         folded; // the text with ASCII letters in lower case
-    size_t              at = 0;
+    const std::string text;
+    std::string       folded; // the text with ASCII letters in lower case
+    size_t            at = 0;
+
+    // what a text of a single word stands for; empty, without moving, for any other text
+    std::string preset() {
+        const size_t at_word = at;
+        if (!is_letter(at) || sees("kv") || sees("first") || sees("last") || sees("rest")) {
+            return "";
+        }
+
+        const std::string word = name();
+        skip_blanks();
+        if (at < text.size()) {
+            at = at_word;
+            return "";
+        }
+
+        const std::string res = preset_text(word);
+        if (res.empty()) {
+            std::string known;
+            for (const auto & preset : LLAMA_KV_PRESETS) {
+                known += std::string(preset.name) + ", ";
+            }
+            fail("preset", at_word, "unknown preset '" + word.substr(0, 32) + "'; known: " + known + kv_type_names());
+        }
+
+        return res;
+    }
 
     llama_kv_rule rule() {
         llama_kv_rule res = {};
@@ -130,19 +242,35 @@ private:
     }
 
     void selector(llama_kv_rule & rule) {
+        rule.last = LLAMA_KV_OPEN_END;
         if (take("*")) {
-            rule.last = LLAMA_KV_OPEN_END;
+            return;
+        }
+        if (take("rest")) {
+            rule.counting = LLAMA_KV_REST;
             return;
         }
 
-        rule.cached = take("kv");
-        rule.first  = number(rule.cached ? "a number" : "layers (0-10, 20-, kv0 or *)");
-        rule.last   = rule.first;
+        const bool cached = take("kv");
+        rule.counting = cached ? LLAMA_KV_CACHED : LLAMA_KV_LAYERS;
+        if (take("first")) {
+            rule.last = number("a number", 1) - 1;
+            return;
+        }
+        if (take("last")) {
+            rule.counting = cached ? LLAMA_KV_LAST_CACHED : LLAMA_KV_LAST;
+            from_the_end(rule, cached ? "kvlast" : "last");
+            return;
+        }
+
+        rule.first = cached ? number("a number, 'first' or 'last'") :
+            number("layers (0-10, 20-, last2, kv0, rest or *)", 0, selector_hint().c_str());
+        rule.last  = rule.first;
         if (!take("-")) {
             return;
         }
 
-        const bool closed = rule.cached ? take("kv") : at < text.size() && is_digit(text[at]);
+        const bool closed = cached ? take("kv") : is_digit(at);
         if (!closed) {
             rule.last = LLAMA_KV_OPEN_END;
             return;
@@ -156,19 +284,51 @@ private:
         }
     }
 
-    uint32_t number(const char * wanted) {
+    void from_the_end(llama_kv_rule & rule, const std::string & prefix) {
+        rule.first = 1;
+        rule.last  = number("a number", 1);
+        if (!take("-")) {
+            return;
+        }
+
+        expect(prefix.c_str(), "'" + prefix + "' and a number");
+        const size_t at_first = at;
+        rule.first = number("a number", 1);
+        if (rule.first > rule.last) {
+            fail("range", at_first, "the range ends at " + prefix + std::to_string(rule.first) +
+                    ", before its start " + prefix + std::to_string(rule.last));
+        }
+    }
+
+    // what to write instead of what stands here, where layers should be named; empty when that is not known
+    std::string selector_hint() {
+        if (sees("-")) {
+            return "the last two layers are last2";
+        }
+
+        const size_t      at_word = at;
+        const std::string word    = name();
+        at = at_word;
+
+        return preset_text(word).empty() ? "" : word + " stands alone or behind layers, as in rest:q8_0";
+    }
+
+    uint32_t number(const char * wanted, uint32_t least = 0, const char * hint = "") {
         const size_t at_number = at;
 
         uint32_t res = 0;
-        for (; at < text.size() && is_digit(text[at]); ++at) {
+        for (; is_digit(at); ++at) {
             res = std::min(10*res + (text[at] - '0'), LLAMA_KV_OPEN_END);
         }
 
         if (at == at_number) {
-            fail_syntax(wanted);
+            fail_syntax(wanted, hint);
         }
         if (res == LLAMA_KV_OPEN_END) {
             fail("number", at_number, "the number is too large, the limit is " + std::to_string(LLAMA_KV_OPEN_END - 1));
+        }
+        if (res < least) {
+            fail("number", at_number, "a number of layers is at least 1");
         }
 
         return res;
@@ -205,29 +365,77 @@ private:
     }
 
     ggml_type type() {
-        const size_t at_type = at;
-        while (at < folded.size() && (is_digit(folded[at]) || folded[at] == '_' || (folded[at] >= 'a' && folded[at] <= 'z'))) {
-            ++at;
-        }
-        if (at == at_type) {
+        const size_t      at_type = at;
+        const std::string word    = name();
+        if (word.empty()) {
             fail_syntax("a type");
         }
 
-        const std::string name = folded.substr(at_type, at - at_type);
-        const ggml_type   res  = llama_kv_type_from_name(name);
+        const ggml_type res = llama_kv_type_from_name(word);
         if (res == GGML_TYPE_COUNT) {
-            fail("type", at_type, "unknown type '" + name.substr(0, 32) + "'; known: " + kv_type_names());
+            fail("type", at_type, "unknown type '" + word.substr(0, 32) + "'; known: " + kv_type_names());
         }
 
         return res;
     }
 
-    static bool is_digit(char c) {
-        return c >= '0' && c <= '9';
+    // Two ways of counting can only be compared on a model, except where one of them has named every layer.
+    void check_overlap(const std::vector<llama_kv_rule> & rules, const std::vector<size_t> & starts) const {
+        std::map<uint32_t, const llama_kv_rule *> taken[LLAMA_KV_COUNTINGS]; // by first
+
+        size_t n_named[LLAMA_KV_COUNTINGS] = {};
+
+        for (size_t i = 0; i < rules.size(); ++i) {
+            const auto & rule = rules[i];
+            auto & same = taken[rule.counting];
+
+            const auto next  = same.upper_bound(rule.first);
+            const auto clash = next != same.begin() && std::prev(next)->second->last >= rule.first ? std::prev(next) :
+                               next != same.end()   && next->first <= rule.last                    ? next : same.end();
+            if (clash != same.end()) {
+                const bool every = rule.counting == LLAMA_KV_LAYERS && rule.first == 0 && rule.last == LLAMA_KV_OPEN_END;
+                fail("overlap", starts[i], "'" + rule_str(rule) + "' names layers that '" + rule_str(*clash->second) +
+                        "' already names; name each layer once" +
+                        (every ? "; rest:" + rule_types(rule) + " names those no other rule does" : ""));
+            }
+
+            same[rule.first] = &rule;
+            n_named[rule.counting] += rule.last - rule.first + 1;
+
+            const bool all_layers = n_named[LLAMA_KV_LAYERS] == LLAMA_KV_OPEN_END + 1;
+            const bool all_cached = n_named[LLAMA_KV_CACHED] == LLAMA_KV_OPEN_END + 1;
+
+            const bool ends_or_rest = n_named[LLAMA_KV_LAST_CACHED] + n_named[LLAMA_KV_REST] > 0;
+            if ((all_layers && (n_named[LLAMA_KV_LAST] + n_named[LLAMA_KV_CACHED] > 0 || ends_or_rest)) ||
+                (all_cached && ends_or_rest)) {
+                fail("overlap", starts[i], "with '" + rule_str(rule) + "', rules for every layer stand beside rules that "
+                        "count otherwise; name each layer once");
+            }
+        }
     }
 
-    void skip(const char * characters) {
-        at = std::min(folded.find_first_not_of(characters, at), folded.size());
+    bool is_digit(size_t i) const {
+        return i < folded.size() && folded[i] >= '0' && folded[i] <= '9';
+    }
+
+    bool is_letter(size_t i) const {
+        return i < folded.size() && folded[i] >= 'a' && folded[i] <= 'z';
+    }
+
+    // letters, digits and underscores, in lower case
+    std::string name() {
+        const size_t at_name = at;
+        while (is_digit(at) || is_letter(at) || (at < folded.size() && folded[at] == '_')) {
+            ++at;
+        }
+
+        return folded.substr(at_name, at - at_name);
+    }
+
+    void skip_blanks() {
+        while (at < text.size() && strchr(" \t\r\n#", text[at]) && text[at] != '\0') {
+            at = text[at] == '#' ? std::min(text.find('\n', at), text.size()) : at + 1;
+        }
     }
 
     bool sees(const char * word) const {
@@ -242,70 +450,123 @@ private:
         return true;
     }
 
-    void expect(const char * word, const char * wanted) {
+    void expect(const char * word, const std::string & wanted) {
         if (!take(word)) {
             fail_syntax(wanted);
         }
     }
 
-    [[noreturn]] void fail_syntax(const char * wanted) const {
-        std::string found = "the end";
-        if (at < text.size()) {
-            const bool printable = text[at] >= ' ' && text[at] <= '~';
-            found = printable ? std::string("'") + text[at] + "'" : "a character that is not printable ASCII";
-        }
-        fail("syntax", at, std::string("expected ") + wanted + ", found " + found);
+    [[noreturn]] void fail_syntax(const std::string & wanted, const char * hint = "") const {
+        fail("syntax", at, "expected " + wanted + ", found " +
+                (at < text.size() ? character_name(character_at(text, at), *hint ? hint : nullptr) : "the end"));
     }
-};
 
-// Layers and cache positions can only be compared on a model, with one exception: rules that together name every layer
-// leave nothing for a cache position to name.
-static void check_overlap(const std::vector<llama_kv_rule> & rules, const std::vector<size_t> & starts) {
-    size_t n_layers  = 0; // numbers named by layer rules
-    bool  any_cached = false;
-
-    for (size_t i = 0; i < rules.size(); ++i) {
-        const auto & rule = rules[i];
-
-        for (size_t j = 0; j < i; ++j) {
-            if (rules[j].cached == rule.cached && rules[j].first <= rule.last && rule.first <= rules[j].last) {
-                llama_kv_policy_reader::fail("overlap", starts[i], "'" + rule_str(rule) + "' names layers that '" +
-                        rule_str(rules[j]) + "' already names; name each layer once");
+    // lines and columns count characters, not bytes
+    [[noreturn]] void fail(const char * code, size_t at_fault, const std::string & message) const {
+        size_t line   = 1;
+        size_t column = 1;
+        for (size_t i = 0; i < at_fault; ++i) {
+            column += (text[i] & 0xC0) != 0x80;
+            if (text[i] == '\n') {
+                column = 1;
+                ++line;
             }
         }
 
-        any_cached |= rule.cached;
-        n_layers   += rule.cached ? 0 : rule.last - rule.first + 1;
-        if (any_cached && n_layers == LLAMA_KV_OPEN_END + 1) {
-            llama_kv_policy_reader::fail("overlap", starts[i], "'" + rule_str(rule) +
-                    "' joins layer rules for every layer and kv rules in one policy; name each layer once");
+        const bool lines = text.find('\n') != std::string::npos;
+        throw llama_kv_policy_error(code, (lines ? "line " + std::to_string(line) + ", " : "") +
+                "column " + std::to_string(column) + ": " + message, line, column);
+    }
+};
+
+// The numbers that ascending rules leave, as rules with the filler's types.
+static void fill_gaps(std::vector<llama_kv_rule> & rules, llama_kv_rule filler) {
+    std::vector<llama_kv_rule> res;
+
+    filler.first = 0;
+    for (const auto & rule : rules) {
+        if (rule.first > filler.first) {
+            filler.last = rule.first - 1;
+            res.push_back(filler);
         }
+        res.push_back(rule);
+        filler.first = rule.last + 1;
+    }
+    if (filler.first < LLAMA_KV_OPEN_END) {
+        filler.last = LLAMA_KV_OPEN_END;
+        res.push_back(filler);
+    }
+
+    rules = std::move(res);
+}
+
+// Where all other rules count in one way, the rest gives way to the numbers it stands for. From the end, which has no
+// such numbers, it takes in the rules with its own types. rules: sorted
+static void settle_rest(std::vector<llama_kv_rule> & rules) {
+    if (rules.back().counting != LLAMA_KV_REST) {
+        return;
+    }
+
+    auto rest = rules.back();
+    rules.pop_back();
+
+    const bool one_way = rules.empty() || rules.front().counting == rules.back().counting;
+    if (one_way && !rules.empty() && from_end(rules.front())) {
+        rules.erase(std::remove_if(rules.begin(), rules.end(), [&](const llama_kv_rule & rule) {
+            return same_types(rule, rest);
+        }), rules.end());
+    }
+    if (one_way && (rules.empty() || !from_end(rules.front()))) {
+        rest.counting = rules.empty() ? LLAMA_KV_LAYERS : rules.front().counting;
+        fill_gaps(rules, rest);
+    } else {
+        rules.push_back(rest);
     }
 }
 
 llama_kv_policy llama_kv_policy::parse(const std::string & text) {
-    std::vector<size_t> starts;
-
-    auto rules = llama_kv_policy_reader(text).policy(starts);
-    check_overlap(rules, starts);
+    auto rules = llama_kv_policy_reader(text).policy();
 
     std::sort(rules.begin(), rules.end(), [](const llama_kv_rule & a, const llama_kv_rule & b) {
-        return std::make_pair(a.cached, a.first) < std::make_pair(b.cached, b.first);
+        return a.counting != b.counting ? a.counting < b.counting : from_end(a) ? a.first > b.first : a.first < b.first;
     });
+    settle_rest(rules);
 
     llama_kv_policy res;
     for (const auto & rule : rules) {
-        auto * last = res.rules.empty() ? nullptr : &res.rules.back();
+        auto * left = res.rules.empty() ? nullptr : &res.rules.back();
 
-        if (last && last->cached == rule.cached && last->last + 1 == rule.first &&
-                last->type_k == rule.type_k && last->type_v == rule.type_v) {
-            last->last = rule.last;
+        if (!left || left->counting != rule.counting || !same_types(*left, rule)) {
+            res.rules.push_back(rule);
+        } else if (from_end(rule) && rule.last + 1 == left->first) {
+            left->first = rule.first;
+        } else if (!from_end(rule) && left->last + 1 == rule.first) {
+            left->last = rule.last;
         } else {
             res.rules.push_back(rule);
         }
     }
 
     return res;
+}
+
+llama_kv_policy llama_kv_policy::read(const std::string & argument) {
+    if (argument.empty() || argument[0] != '@') {
+        return parse(argument);
+    }
+
+    const std::string path = argument.substr(1);
+
+    std::ifstream file(path, std::ios::binary);
+    std::string   text((size_t) 1 << 20, '\0'); // more than a rule for every layer takes
+    file.read(&text[0], text.size());
+    if (file.gcount() == 0 || !file.eof() || file.bad()) {
+        throw std::runtime_error(argument + ": the file cannot be read, is empty, or is larger than a policy can be");
+    }
+    text.resize(file.gcount());
+
+    const std::string mark = "\uFEFF"; // some editors begin a file with it
+    return parse(text.compare(0, mark.size(), mark) == 0 ? text.substr(mark.size()) : text);
 }
 
 //
@@ -315,12 +576,14 @@ llama_kv_policy llama_kv_policy::parse(const std::string & text) {
 llama_kv_layer_types llama_kv_policy::resolve(const std::vector<bool> & keeps_cache, ggml_type type_k, ggml_type type_v) const {
     const uint32_t n_layer = keeps_cache.size();
 
-    std::vector<uint32_t> kv_layers; // the layers that keep a cache, in order
+    std::vector<uint32_t> layers;    // all of them, in order
+    std::vector<uint32_t> kv_layers; // those that keep a cache
     llama_kv_layer_types  res;
 
     for (uint32_t il = 0; il < n_layer; ++il) {
         res.type_k.push_back(keeps_cache[il] ? type_k : GGML_TYPE_COUNT);
         res.type_v.push_back(keeps_cache[il] ? type_v : GGML_TYPE_COUNT);
+        layers.push_back(il);
         if (keeps_cache[il]) {
             kv_layers.push_back(il);
         }
@@ -328,18 +591,23 @@ llama_kv_layer_types llama_kv_policy::resolve(const std::vector<bool> & keeps_ca
 
     std::vector<const llama_kv_rule *> ruled(n_layer, nullptr);
 
-    for (const auto & rule : rules) {
-        const uint32_t n_there = rule.cached ? kv_layers.size() : n_layer;
+    for (const auto & rule : rules) { // the rest comes last
+        const auto   & counted = is_cached(rule) ? kv_layers : layers;
+        const uint32_t n_there = counted.size();
 
         bool effect = false;
-        for (uint32_t i = rule.first; i < n_there && i <= rule.last; ++i) {
-            const uint32_t il = rule.cached ? kv_layers[i] : i;
-            if (!keeps_cache[il]) {
+        for (uint32_t i = 0; i < n_there; ++i) {
+            const uint32_t il     = counted[i];
+            const uint32_t number = from_end(rule) ? n_there - i : i;
+            if (!keeps_cache[il] || number < rule.first || number > rule.last) {
                 continue;
             }
 
             if (ruled[il]) {
-                throw llama_kv_policy_error("overlap", 0, "'" + rule_str(*ruled[il]) + "' and '" + rule_str(rule) +
+                if (rule.counting == LLAMA_KV_REST) {
+                    continue;
+                }
+                throw llama_kv_policy_error("overlap", "'" + rule_str(*ruled[il]) + "' and '" + rule_str(rule) +
                         "' both name layer " + std::to_string(il) + "; name each layer once");
             }
 
@@ -350,13 +618,15 @@ llama_kv_layer_types llama_kv_policy::resolve(const std::vector<bool> & keeps_ca
             effect = true;
         }
 
-        if (rule.last != LLAMA_KV_OPEN_END && rule.last >= n_there) {
-            res.warnings.push_back({ "clipped", "'" + rule_str(rule) + "' goes past the end, the model has " +
-                    std::to_string(n_there) + (rule.cached ? " layers with a cache" : " layers") });
+        if (rule.last != LLAMA_KV_OPEN_END && rule.last >= n_there + (from_end(rule) ? 1 : 0)) {
+            res.warnings.push_back({ "clipped", "'" + rule_str(rule) + "' goes past the " +
+                    (from_end(rule) ? "start" : "end") + ", the model has " + std::to_string(n_there) +
+                    (is_cached(rule) ? " layers with a cache" : " layers") });
         }
         if (!effect) {
-            res.warnings.push_back({ "no-effect", "'" + rule_str(rule) +
-                    "' has no effect, it names no layer that keeps a cache of its own" });
+            res.warnings.push_back({ "no-effect", "'" + rule_str(rule) + "' has no effect, " +
+                    (rule.counting == LLAMA_KV_REST ? "the other rules name every layer" : "it names no layer") +
+                    " that keeps a cache of its own" });
         }
     }
 

@@ -21,6 +21,9 @@ static json error_result(const llama_kv_policy_error & err) {
     if (err.column > 0) {
         res["column"] = err.column;
     }
+    if (err.line > 1) {
+        res["line"] = err.line;
+    }
 
     return res;
 }
@@ -56,7 +59,7 @@ static ggml_type default_type(const std::string & name) {
 
     const ggml_type res = llama_kv_type_from_name(folded);
     if (res == GGML_TYPE_COUNT) {
-        throw llama_kv_policy_error("type", 0, "unknown default type '" + name + "'");
+        throw llama_kv_policy_error("type", "unknown default type '" + name + "'");
     }
 
     return res;
