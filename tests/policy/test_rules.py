@@ -66,6 +66,7 @@ def test_long_text_is_cut_around_the_caret(at: int) -> None:
         ("0:\tq8_0", "found a tab: a rule holds no blanks"),
         ("0 :q8_0", "found a blank: a rule holds no blanks"),
         ("-2-:q8_0", "found '-': the last two layers are last2"),
+        ("kv-2-:q8_0", "found '-': the last two layers are kvlast2"),
         ("q8_0,31:f16", "found 'q': q8_0 stands alone or behind layers, as in rest:q8_0"),
         ("0:q8_0,*:k=f16", "name each layer once; rest:k=f16 names those no other rule does"),
         ("0:q8_0\x00", "found U+0000"),

@@ -43,12 +43,8 @@ class _Words(click.ParamType[Any]):
         try:
             return self._read(value)
         except UsageError as error:
-            raise UsageError(f"{_spelling(param) if param is not None else self.name}: {error}") from None
-
-
-def _spelling(param: click.Parameter) -> str:
-    """The spelling of a parameter that its help leads with."""
-    return next((name for name in param.opts if name.startswith("--")), param.opts[0])
+            option = next((f"{name}: " for name in param.opts if name.startswith("--")), "") if param else ""
+            raise UsageError(f"{option}{error}") from None
 
 
 # ---- the model ----

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from typing import Any, NoReturn
 
 from kvquant.errors import ShapeError
+from kvquant.model.hf_config import is_hf_config, shape_from_hf_config
 from kvquant.model.shape import MAX_LAYERS, LayerShape, ModelShape, RecurrentState, WindowKind, runs
 
 _TOP = {"name", "arch", "n_ctx_train", "layers", "window_kind", "state", "source"}
@@ -17,11 +18,16 @@ _BOOLS = {"keeps_cache", "stores_v", "recurrent", "nextn"}
 
 
 def shape_from_json(text: str, name: str = "shape") -> ModelShape:
-    """Read a shape; ``name`` is used when the text gives none. Raises ShapeError naming the key at fault."""
+    """Read a shape, or the config.json of a Hugging Face model. Raises ShapeError naming the key at fault.
+
+    name: what the shape is called when the text gives no name.
+    """
     try:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ShapeError(f"{name} is not JSON: {error}") from None
+    if is_hf_config(data):
+        return shape_from_hf_config(data, name)
     top = _object(data, "the shape", _TOP)
     layers = _layers(top.get("layers"))
     windows = any(layer.window for layer in layers)

@@ -146,9 +146,9 @@ class _Reader:
         if self._take("last"):
             return self._from_the_end(Counting.LAST_CACHED if cached else Counting.LAST)
         if cached:
-            first = self._number("a number, 'first' or 'last'")
+            first = self._number("a number, 'first' or 'last'", hint=self._selector_hint("kv"))
         else:
-            first = self._number("layers (0-10, 20-, last2, kv0, rest or *)", hint=self._selector_hint())
+            first = self._number("layers (0-10, 20-, last2, kv0, rest or *)", hint=self._selector_hint(""))
         if not self._take("-"):
             return counting, first, first
         if not (self._take("kv") if cached else self._next() in _DIGITS):
@@ -172,10 +172,12 @@ class _Reader:
             self._fail("range", end_at, message)
         return counting, near, far
 
-    def _selector_hint(self) -> str | None:
+    def _selector_hint(self, prefix: str) -> str | None:
         """What to write instead of what stands here, where layers should be named."""
         if self._next() == "-":
-            return "the last two layers are last2"
+            return f"the last two layers are {prefix}last2"
+        if prefix:
+            return None
         start = self._at
         name = self._name()
         self._at = start

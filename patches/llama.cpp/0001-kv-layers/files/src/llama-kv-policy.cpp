@@ -263,8 +263,8 @@ private:
             return;
         }
 
-        rule.first = cached ? number("a number, 'first' or 'last'") :
-            number("layers (0-10, 20-, last2, kv0, rest or *)", 0, selector_hint().c_str());
+        rule.first = number(cached ? "a number, 'first' or 'last'" : "layers (0-10, 20-, last2, kv0, rest or *)", 0,
+                selector_hint(cached).c_str());
         rule.last  = rule.first;
         if (!take("-")) {
             return;
@@ -301,9 +301,12 @@ private:
     }
 
     // what to write instead of what stands here, where layers should be named; empty when that is not known
-    std::string selector_hint() {
+    std::string selector_hint(bool cached) {
         if (sees("-")) {
-            return "the last two layers are last2";
+            return std::string("the last two layers are ") + (cached ? "kvlast2" : "last2");
+        }
+        if (cached) {
+            return "";
         }
 
         const size_t      at_word = at;
