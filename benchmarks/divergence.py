@@ -26,10 +26,11 @@ from kvquant.evals.divergence import (
     measure_divergence,
 )
 from kvquant.evals.divergence_summary import summarize_divergence
-from kvquant.evals.statistics import Interval, bootstrap_blocks, bootstrap_mean
+from kvquant.evals.statistics import bootstrap_blocks, bootstrap_mean
 from kvquant.llama.build import read_info
 from kvquant.processes.background import BackgroundProgram, clean_environment
 from kvquant.reference.tasks import Size, Split, held_out_documents
+from kvquant.results.comparison import Interval
 from provenance import ROOT, provenance, write_record
 
 MODEL = ROOT / "eval/reference-model/kvquant-reference-f16.gguf"

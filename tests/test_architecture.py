@@ -15,7 +15,18 @@ import kvquant
 PACKAGE = Path(kvquant.__file__).parent
 
 # What each part may import, itself included. `report` reads result files and so never needs `evals`.
-FOUNDATION = {"errors", "units", "files", "documents", "shipped", "cache", "processes", "packages"}
+FOUNDATION = {
+    "errors",
+    "units",
+    "files",
+    "documents",
+    "shipped",
+    "cache",
+    "processes",
+    "packages",
+    "tables",
+    "results",
+}
 CORE = ["model", "formats", "policy", "memory", "transform", "analysis", "search", "report"]
 SIDE = FOUNDATION | {"model", "formats", "policy", "transform"}
 ALLOWED: dict[str, set[str]] = {
@@ -27,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"errors", "shipped"},
     "processes": {"errors", "processes"},
     "packages": {"errors", "processes", "packages"},
+    "tables": {"errors", "units"},
+    "results": {"errors", "files", "documents"},
     **{part: FOUNDATION | set(CORE[: depth + 1]) for depth, part in enumerate(CORE)},
     "assets": FOUNDATION | {"assets"},
     "llama": SIDE | {"llama"},

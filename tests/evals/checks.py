@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from statistics import NormalDist, fmean
 
-from kvquant.evals.statistics import Interval
+from kvquant.results.comparison import Interval
 
 Z = NormalDist().inv_cdf(0.975)
 

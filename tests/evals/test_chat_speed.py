@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvquant.errors import LlamaError
-from kvquant.evals.chat_speed import CONVERSATION, ChatTurn, chat_document, parse_turn, run_chat
+from kvquant.evals.speed import CONVERSATION, ChatTurn, chat_of, parse_turn, run_chat
 from kvquant.llama.server import LlamaServer, ServerOptions
 from llama.proof import PATCHED, needs_patched
 
@@ -31,10 +31,10 @@ RECORDED = {
 def test_recorded_answer() -> None:
     turn = parse_turn(RECORDED)
     assert turn == ChatTurn(41, 0, 0.433442, 8, 0.579923)
-    document = chat_document([turn])
+    chat = chat_of([turn])
     # The first token comes with the prompt, so that seven were made in this time; the server counts alike.
-    assert document["tokens_per_second"] == pytest.approx(RECORDED["timings"]["predicted_per_second"])
-    assert document["ttft_seconds"] == 0.433442
+    assert chat.tokens_per_second == pytest.approx(RECORDED["timings"]["predicted_per_second"])
+    assert chat.ttft_seconds == 0.433442
 
 
 @pytest.mark.parametrize("answer", [{}, {"timings": None}, {"timings": {"prompt_n": "many"}}])
@@ -44,8 +44,8 @@ def test_an_answer_without_timings_is_refused(answer: dict) -> None:
 
 
 def test_what_is_not_known_is_none() -> None:
-    assert chat_document([])["ttft_seconds"] is None
-    assert chat_document([ChatTurn(9, 0, 0.5, 1, 0.0)])["tokens_per_second"] is None
+    assert chat_of([]).ttft_seconds is None
+    assert chat_of([ChatTurn(9, 0, 0.5, 1, 0.0)]).tokens_per_second is None
 
 
 @needs_patched

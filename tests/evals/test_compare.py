@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvquant.cli.main import kvquant
 from kvquant.errors import KVQuantError, UsageError
-from kvquant.evals.compare import Flips, Verdict, compare, judge
+from kvquant.evals.compare import Flips, compare, judge, least_right, rules_of
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.rank import composite_score, rank, routes
 from kvquant.evals.records import CountedTest, Run, RunInfo, SampleRecord, open_log
+from kvquant.evals.statistics import mcnemar
 from kvquant.evals.suite import Rules, load_suite
+from kvquant.results.comparison import Estimate, Rate, Verdict
 
 RULES = Rules(alpha=0.05, power=0.8, disagreement=0.05, safe_loss=0.05, broken_loss=0.25)
 INFO = RunInfo(
@@ -66,8 +71,8 @@ def test_counts_and_verdicts_of_a_comparison() -> None:
     assert [row[1] for row in verdicts] == [Verdict.CANNOT_TELL] * 3
     assert [row.category for row in found[0].rows] == ["math", "code", "total"]
     math = found[1].rows[0]
-    assert math.flips == Flips(400, 280, 20, 0)
-    assert math.flips.change == -0.05
+    assert (math.n, math.n_both, math.n_lost, math.n_gained) == (400, 280, 20, 0)
+    assert math.change.value == -0.05
     assert math.p == 2 * 0.5**20
     # Holm: the smaller p is that of the broken run, so this one counts twice.
     assert math.p_holm == 2 * math.p
@@ -80,17 +85,16 @@ def test_samples_are_paired_by_name_and_not_by_place() -> None:
     shuffled = replace(other, samples=other.samples[::-1])
     for run in (other, shuffled):
         row = compare(baseline, [run], RULES)[0].rows[-1]
-        assert row.flips == Flips(3, 1, 0, 2)
+        assert (row.n, row.n_both, row.n_lost, row.n_gained) == (3, 1, 0, 2)
 
 
 def test_a_category_without_samples_says_nothing() -> None:
     (found,) = compare(made("a", "11"), [made("b", "10")], RULES)
-    code = found.rows[1].document()
-    assert code["n"] == 0
-    assert code["baseline"] == {"rate": None, "interval": None}
-    assert code["change"] == {"value": None, "interval": None}
-    assert code["minimum_detectable_effect"] is None
-    assert code["verdict"] == "cannot tell"
+    code = found.rows[1]
+    assert code.n == 0
+    assert code.baseline == Rate(None, None) and code.change == Estimate(None, None)
+    assert code.minimum_detectable_effect is None
+    assert code.verdict is Verdict.CANNOT_TELL and code.reason == "no sample has an answer in both runs"
 
 
 @pytest.mark.parametrize(
@@ -104,11 +108,124 @@ def test_a_category_without_samples_says_nothing() -> None:
         (3, 0, 0.05, 0.04, Verdict.COSTS),
         (24, 0, 0.01, None, Verdict.COSTS),
         (25, 0, 0.01, None, Verdict.BROKEN),
-        (0, 9, 0.01, None, Verdict.SAFE),
+        (0, 9, 0.01, 0.06, Verdict.SAFE),
     ],
 )
 def test_rules(lost: int, gained: int, p: float, mde: float | None, verdict: Verdict) -> None:
-    assert judge(Flips(100, 50, lost, gained), p, mde, RULES) is verdict
+    found, reason = judge(Flips(100, 50, lost, gained), p, mde, RULES)
+    assert found is verdict
+    assert bool(reason) == (verdict is Verdict.CANNOT_TELL)
+
+
+def floored(n_right: int, n: int, rules: Rules) -> bool:
+    """Whether nothing follows from a loss that was not found, said once more without the code's formula."""
+    everything_lost = mcnemar(n_right, 0) > rules.alpha
+    return n_right == 0 or n_right / n < rules.safe_loss - 1e-9 or everything_lost
+
+
+def check_no_verdict_rests_on_nothing(
+    judged: Callable[..., tuple[Verdict, str]], flips: Flips, rules: Rules, mde: float | None
+) -> None:
+    """Below the floor nothing is called safe, and it is said why."""
+    verdict, reason = judged(flips, mcnemar(flips.n_lost, flips.n_gained), mde, rules)
+    if floored(flips.n_right, flips.n, rules) or (mde is not None and flips.n_right < flips.n * mde - 1e-6):
+        assert verdict is not Verdict.SAFE, (flips, rules)
+        assert verdict is not Verdict.CANNOT_TELL or f"{flips.n_right} of {flips.n} right" in reason
+
+
+counts = st.integers(0, 2000)
+
+
+@st.composite
+def any_flips(draw: st.DrawFn) -> Flips:
+    """Mostly few right in the baseline, none among them."""
+    n_both, n_lost = draw(st.one_of(st.just(0), st.integers(0, 30), counts)), draw(st.integers(0, 12))
+    n_gained, n_neither = draw(st.one_of(st.just(0), counts)), draw(counts)
+    return Flips(max(1, n_both + n_lost + n_gained + n_neither), n_both, n_lost, n_gained)
+
+
+some_rules = st.builds(
+    Rules,
+    alpha=st.sampled_from([0.001, 0.05, 0.2]),
+    power=st.just(0.8),
+    disagreement=st.sampled_from([1e-6, 0.05, 0.3]),
+    safe_loss=st.sampled_from([0.0, 0.001, 0.05, 0.3]),
+    broken_loss=st.just(0.25),
+)
+
+
+@given(any_flips(), some_rules, st.one_of(st.none(), st.floats(0, 1)))
+def test_no_verdict_rests_on_nothing(flips: Flips, rules: Rules, mde: float | None) -> None:
+    check_no_verdict_rests_on_nothing(judge, flips, rules, mde)
+
+
+def _without_floor(flips: Flips, p: float, mde: float | None, rules: Rules) -> tuple[Verdict, str]:
+    return judge(replace(flips, n_both=flips.n), p, mde, rules)
+
+
+def _without_gains(flips: Flips, p: float, mde: float | None, rules: Rules) -> tuple[Verdict, str]:
+    return (Verdict.SAFE, "") if flips.n_gained and p <= rules.alpha else judge(flips, p, mde, rules)
+
+
+@pytest.mark.parametrize("broken", [_without_floor, _without_gains])
+@pytest.mark.parametrize("n_right", [0, 9])
+def test_the_check_of_floors_sees_a_rule_without_one(
+    broken: Callable[..., tuple[Verdict, str]], n_right: int
+) -> None:
+    gained = 30 if broken is _without_gains else 0
+    with pytest.raises(AssertionError):
+        check_no_verdict_rests_on_nothing(broken, Flips(200, n_right, 0, gained), RULES, 0.044)
+
+
+@pytest.mark.parametrize(
+    ("n_right", "verdict"),
+    [(0, Verdict.CANNOT_TELL), (9, Verdict.CANNOT_TELL), (10, Verdict.SAFE), (200, Verdict.SAFE)],
+)
+def test_the_floor_of_runs_that_answer_alike(n_right: int, verdict: Verdict) -> None:
+    """200 samples find 4.4 points, so `safe_loss` is the floor: ten right answers."""
+    letters = "1" * n_right + "0" * (200 - n_right)
+    row = compare(made("a", letters), [made("b", letters)], RULES)[0].rows[0]
+    assert row.verdict is verdict
+    assert least_right(200, row.minimum_detectable_effect, RULES, 1) == 10
+    if verdict is Verdict.CANNOT_TELL:
+        assert row.reason.startswith(f"the baseline has {n_right} of 200 right, too few to lose 5 points; ")
+
+
+def test_a_category_at_the_floor_says_nothing_inside_a_good_total() -> None:
+    run = made("a", "1" * 400, "0" * 300)
+    math, code, total = compare(run, [run], RULES)[0].rows
+    assert [row.verdict for row in (math, code, total)] == [
+        Verdict.SAFE,
+        Verdict.CANNOT_TELL,
+        Verdict.SAFE,
+    ]
+
+
+def test_a_loss_that_was_found_counts_even_at_the_floor() -> None:
+    baseline, other = made("a", "1" * 9 + "0" * 191), made("b", "0" * 200)
+    assert compare(baseline, [other], RULES)[0].rows[0].verdict is Verdict.COSTS
+
+
+def test_samples_without_an_answer_are_no_pairs() -> None:
+    baseline, other = made("a", "1" * 10), made("b", "1" * 10)
+    failed = tuple(replace(sample, outcome=Outcome.ERROR) for sample in other.samples[:3])
+    partly = replace(other, samples=other.samples[3:], unanswered=failed)
+    for one, two in ((baseline, partly), (partly, baseline)):
+        (found,) = compare(one, [two], RULES)
+        row = found.rows[-1]
+        assert (row.n, row.n_both, row.n_lost, row.n_unanswered) == (7, 7, 0, 3)
+        assert found.n_unanswered == 3 and found.n_unpaired == 0
+    assert found.summary[-1].n == 10 and found.summary[-1].rate == 1.0
+    summary = compare(baseline, [partly], RULES)[0].summary[-1]
+    assert (summary.n, summary.rate, summary.outcomes["error"]) == (7, 1.0, 3)
+
+
+def test_a_run_keeps_its_rules_and_another_suite_replaces_them() -> None:
+    own = replace(made("a", "1"), info=replace(INFO, rules=RULES, suite="nobody's"))
+    assert rules_of(own) == RULES
+    assert rules_of(own, "agent") == load_suite("agent").rules == rules_of(made("a", "1"))
+    with pytest.raises(UsageError, match="nobody's"):
+        rules_of(replace(own, info=replace(own.info, rules=None)))
 
 
 @pytest.mark.parametrize(
@@ -129,13 +246,13 @@ def test_ranking() -> None:
     fast = made("fast", "1111", "1100", seconds=30.0)
     slower = made("slower", "1111", "1111", seconds=6000.0)
     unfinished = made("unfinished", "1111")
-    found = {entry.run.folder.name: entry for entry in rank([slow, unfinished, slower, fast])}
+    found = {entry.run: entry for entry in rank([slow, unfinished, slower, fast])}
     assert list(found) == ["fast", "slow", "slower", "unfinished"]
     assert found["fast"].quality == 2.0 and found["fast"].score == 4.0
     assert found["slow"].quality == 3.0 and found["slow"].score == 1.5
     assert found["slower"].score == pytest.approx(0.3)
     assert found["unfinished"].quality is None and found["unfinished"].score is None
-    assert found["slow"].wall_interval == (120.0, 120.0)
+    assert found["slow"].wall_seconds_interval == (120.0, 120.0)
     assert found["slow"].most_quality == 3.0
 
 
@@ -144,11 +261,11 @@ def test_routing_prefers_right_answers_then_speed() -> None:
     fast = made("fast", "1111", "1100", seconds=3.0)
     lost = made("lost", "1111" * 5, "")
     by_category = {route.category: route for route in routes([slow, fast, lost])}
-    assert by_category["math"].run.folder.name == "lost"
-    assert [run.folder.name for run in by_category["math"].level] == ["slow", "fast"]
+    assert by_category["math"].run == "lost"
+    assert by_category["math"].level == ("slow", "fast")
     code = by_category["code"]
-    assert (code.run.folder.name, code.rate, code.wall_seconds) == ("slow", 1.0, 9.0)
-    assert [run.folder.name for run in code.level] == ["fast"]
+    assert (code.run, code.rate, code.wall_seconds) == ("slow", 1.0, 9.0)
+    assert code.level == ("fast",)
 
 
 def test_a_run_that_is_told_apart_is_not_level() -> None:
@@ -219,8 +336,23 @@ def test_compare_command(folders: list[str]) -> None:
     assert document["rules"]["alpha"] == 0.05
     assert [entry["rate"] for entry in document["summary"]] == [1.0, 1.0, 1.0]
     assert document["comparisons"][0]["summary"][0]["rate"] == 1 / 3
-    assert "19.2% to 51.2%" in text
+    assert "33.3 % (19.2 % to 51.2 %)" in text
     assert "against the baseline" not in invoke("compare", folders[0]).stdout
+
+
+def test_compare_command_says_why_it_cannot_tell(tmp_path: Path) -> None:
+    folders = [written(tmp_path / name, made(name, "0" * 200, "1")) for name in ("a", "b")]
+    text = invoke("compare", *folders).stdout
+    assert (
+        "\nmath, total: the baseline has 0 of 200 right" in text
+        or "\nmath: the baseline has 0 of 200" in text
+    )
+    assert "take an easier suite or another model" in text and " safe\n" not in text
+    failed = replace(
+        made("c", "1" * 200), samples=(replace(made("c", "1").samples[0], outcome=Outcome.ERROR),)
+    )
+    text = invoke("compare", folders[0], written(tmp_path / "c", failed)).stdout
+    assert "left out, as the endpoint failed in one of the two: 1 sample" in text
 
 
 def test_rank_command(folders: list[str]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kvquant.evals.memory_check import MemoryCheck, check_memory, log_findings, slot_bytes, slot_findings
+from kvquant.evals.memory_check import check_memory, log_findings, slot_bytes, slot_findings
 from kvquant.llama.logs import KVLog, parse_kv_log
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.llama.state import SequenceState, parse_state
@@ -99,16 +98,6 @@ def test_a_stock_log_gives_no_exact_size() -> None:
     log = parse_kv_log(stock)
     assert log.n_bytes == 0 and log_findings(log, computed()) == []
     assert log_findings(KVLog((), (), (), False), computed()) == []
-
-
-def test_ratios_and_what_is_not_known() -> None:
-    baseline = MemoryCheck(1000, 1000, 1000, 5, 9, ())
-    small = MemoryCheck(None, 250, None, None, None, ("slot: x",))
-    document = small.document(baseline)
-    assert document["ratio"] == 0.25 and document["findings"] == ["slot: x"]
-    assert document["kv_bytes_logged"] is None and document["peak_rss_bytes"] is None
-    assert small.document(None)["ratio"] is None
-    assert small.document(replace(baseline, kv_bytes_logged=0, kv_bytes_computed=0))["ratio"] is None
 
 
 @needs_patched

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvquant.documents import from_json, to_json
 from kvquant.errors import LlamaError
 from kvquant.evals.speed import (
     BenchOptions,
@@ -22,10 +23,12 @@ from kvquant.evals.speed import (
     parse_bench,
     run_round,
     run_rounds,
+    speeds_of,
     turns,
 )
-from kvquant.evals.speed_summary import SpeedRow, speed_rows
 from kvquant.policy import parse_policy
+from kvquant.results.comparison import Interval
+from kvquant.results.validation import Speed
 from llama.proof import PATCHED, needs_patched
 
 HERE = Path(__file__).parent
@@ -33,7 +36,7 @@ RECORDED = (HERE / "recorded/llama-bench.jsonl").read_text()
 RECORDED_POLICY = parse_policy("0-3:q8_0,4-:q4_0")
 REFERENCE = HERE.parents[1] / "eval/reference-model/kvquant-reference-f16.gguf"
 
-Summary = Callable[[list[SpeedRound], str], list[SpeedRow]]
+Summary = Callable[[list[SpeedRound], str], dict[str, tuple[Speed, ...]]]
 
 
 @pytest.fixture
@@ -102,7 +105,8 @@ def test_rounds_in_turns_and_a_failure_that_stops_only_its_policy(programs: Path
     assert label == "q4_0" and "failed to create context" in log.read_text()
     assert str(error) == "llama-bench ended with status 1: llama_bench: error: failed to create context"
     # Each run is half as fast as the one before it, and q8_0 has 80/100: 2 runs after f16, then 1 before.
-    rows = {(row.label, row.phase, row.depth): row for row in speed_rows(found, "f16")}
+    found_of = speeds_of(found, "f16")
+    rows = {(label, row.phase, row.depth): row for label, of_label in found_of.items() for row in of_label}
     assert len(rows) == 2 * 2 * 2
     assert rows["q8_0", "decode", 16].ratio == pytest.approx(median([0.8 / 4, 0.8 * 2]))
 
@@ -142,7 +146,7 @@ def check_drift_cancels(summary: Summary, ratios: list[float], drift: list[float
     """Whatever a round's speed is multiplied by, the ratio is the median of the true ones."""
     rounds = [_round("b", i, d * r) for i, (r, d) in enumerate(zip(ratios, drift, strict=True))]
     rounds += [_round("a", i, d) for i, d in enumerate(drift)]
-    (row,) = (row for row in summary(rounds, "a") if row.label == "b")
+    (row,) = summary(rounds, "a")["b"]
     assert row.ratio == pytest.approx(median(ratios))
     assert row.n_rounds == len(ratios)
     assert (row.interval is None) == (len(ratios) < 6), "fewer than six rounds say nothing about the spread"
@@ -156,17 +160,23 @@ rates = st.one_of(st.sampled_from([1.0, 1e-9, 1e9]), st.floats(0.01, 100))
 
 @given(st.lists(st.tuples(rates, rates), min_size=1, max_size=12))
 def test_drift_cancels(pairs: list[tuple[float, float]]) -> None:
-    check_drift_cancels(speed_rows, [ratio for ratio, _ in pairs], [drift for _, drift in pairs])
+    check_drift_cancels(speeds_of, [ratio for ratio, _ in pairs], [drift for _, drift in pairs])
 
 
-def _unpaired(rounds: list[SpeedRound], baseline: str) -> list[SpeedRow]:
-    rows = speed_rows(rounds, baseline)
-    reference = next(row for row in rows if row.label == baseline)
-    return [replace(row, ratio=row.tokens_per_second / reference.tokens_per_second) for row in rows]
+def _unpaired(rounds: list[SpeedRound], baseline: str) -> dict[str, tuple[Speed, ...]]:
+    found = speeds_of(rounds, baseline)
+    reference = found[baseline][0].tokens_per_second
+    return {
+        label: tuple(replace(row, ratio=row.tokens_per_second / reference) for row in rows)
+        for label, rows in found.items()
+    }
 
 
-def _always_an_interval(rounds: list[SpeedRound], baseline: str) -> list[SpeedRow]:
-    return [replace(row, interval=(row.ratio, row.ratio)) for row in speed_rows(rounds, baseline)]
+def _always_an_interval(rounds: list[SpeedRound], baseline: str) -> dict[str, tuple[Speed, ...]]:
+    return {
+        label: tuple(replace(row, interval=Interval(row.ratio, row.ratio)) for row in rows)
+        for label, rows in speeds_of(rounds, baseline).items()
+    }
 
 
 @pytest.mark.parametrize("broken", [_unpaired, _always_an_interval])
@@ -176,16 +186,18 @@ def test_the_check_of_drift_sees_broken_summaries(broken: Summary) -> None:
 
 
 def test_rounds_without_a_partner_have_no_ratio() -> None:
-    rows = speed_rows([_round("b", 0, 5.0), _round("b", 1, 7.0)], "a")
+    (rows,) = speeds_of([_round("b", 0, 5.0), _round("b", 1, 7.0)], "a").values()
     assert [(row.tokens_per_second, row.ratio, row.n_rounds) for row in rows] == [(6.0, None, 2)]
-    rows = speed_rows([_round("b", 0, 5.0), _round("b", 1, 9.0), _round("a", 1, 3.0)], "a")
-    assert [(row.label, row.ratio) for row in rows] == [("b", 3.0), ("a", 1.0)]
-    assert all(row.document()["interval"] is None for row in rows)
+    found = speeds_of([_round("b", 0, 5.0), _round("b", 1, 9.0), _round("a", 1, 3.0)], "a")
+    assert [(label, row.ratio, row.interval) for label, (row,) in found.items()] == [
+        ("b", 3.0, None),
+        ("a", 1.0, None),
+    ]
 
 
 def test_a_round_survives_its_json_form() -> None:
     measured = _round("*:q8_0", 3, 1 / 3)
-    assert SpeedRound.from_document(json.loads(json.dumps(measured.document()))) == measured
+    assert from_json(SpeedRound, to_json(measured), "x") == measured
 
 
 @needs_patched

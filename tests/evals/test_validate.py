@@ -25,9 +25,10 @@ from kvquant.cli.main import kvquant
 from kvquant.errors import CheckFailed, KVQuantError, PolicyError, UsageError
 from kvquant.evals.append_only import alone_in
 from kvquant.evals.suite import load_suite
-from kvquant.evals.validation.folder import JOURNAL, RESULT, folder_name
-from kvquant.evals.validation.result import ValidationResult, Verdict, parse_result
+from kvquant.evals.validation.records import JOURNAL, RESULT, folder_name
 from kvquant.evals.validation.token_log import read_tokens
+from kvquant.results.comparison import Verdict
+from kvquant.results.validation import ValidationResult, parse_result
 from llama.proof import needs_patched
 
 pytestmark = needs_patched

@@ -14,16 +14,13 @@ from hypothesis import strategies as st
 
 from evals.validations import START, records, rounds_of
 from kvquant.cli.main import kvquant
+from kvquant.documents import from_document
 from kvquant.errors import KVQuantError, UsageError
 from kvquant.evals.divergence import TokenDivergence
 from kvquant.evals.location import eval_folder
 from kvquant.evals.suite import Suite, load_suite, parse_suite, samples, suite_names
-from kvquant.evals.validation.documents import from_document
 from kvquant.evals.validation.estimate import recorded, seconds_left
-from kvquant.evals.validation.folder import folder_name
-from kvquant.evals.validation.journal import Start, check_same
-from kvquant.evals.validation.plan import Plan, Settings, make_plan
-from kvquant.evals.validation.steps import (
+from kvquant.evals.validation.plan import (
     CHAT,
     MEMORY,
     NOTHING,
@@ -32,12 +29,16 @@ from kvquant.evals.validation.steps import (
     SPEED,
     TASKS,
     Done,
+    Plan,
+    Settings,
     Step,
     done_in,
+    make_plan,
     pending,
     steps,
+    texts_of,
 )
-from kvquant.evals.validation.texts import texts_of
+from kvquant.evals.validation.records import Start, check_same, folder_name
 from kvquant.evals.validation.token_log import open_token_log, read_tokens
 from kvquant.policy import parse_policy
 
@@ -290,6 +291,6 @@ def test_what_makes_another_validation_is_named(tmp_path: Path, name: str) -> No
         "suite": vars(START.suite),
         "policies": [vars(policy) for policy in START.policies],
     }
-    check_same(tmp_path, START, from_document(Start, whole))
+    check_same(tmp_path, START, from_document(Start, whole, "x"))
     with pytest.raises(UsageError, match=f"holds a validation with another {name}; name another --out"):
-        check_same(tmp_path, START, from_document(Start, {**whole, **changes[name]}))
+        check_same(tmp_path, START, from_document(Start, {**whole, **changes[name]}, "x"))

@@ -10,8 +10,9 @@ import pytest
 
 from kvquant.evals.location import eval_folder
 from kvquant.evals.validation.assemble import load_validation
-from kvquant.evals.validation.folder import RESULT, is_validation, task_folders
-from kvquant.evals.validation.result import Verdict, read_result
+from kvquant.evals.validation.records import RESULT, is_validation, task_folders
+from kvquant.results.comparison import Verdict
+from kvquant.results.validation import read_result
 
 FOLDERS = [folder for folder in sorted((eval_folder() / "results").glob("*")) if is_validation(folder)]
 

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from evals.validations import POLICIES, RIGHT, RULES, START, kl, memory, records, rounds_of, run_of
-from kvquant.cli.validation_text import validation_text
+from kvquant.documents import to_json, write_json
 from kvquant.errors import KVQuantError
 from kvquant.evals.validation.assemble import assemble
 from kvquant.evals.validation.records import Records
-from kvquant.evals.validation.result import (
+from kvquant.evals.validation.verdict import judge_speed
+from kvquant.report.validation_text import validation_text
+from kvquant.results.comparison import Interval, Verdict
+from kvquant.results.validation import (
     Failure,
     PolicyResult,
     Speed,
     ValidationResult,
-    Verdict,
     parse_result,
     read_result,
-    write_result,
 )
-from kvquant.evals.validation.verdict import judge_speed
 
 BROKEN = "1" * 280 + "0" * 120
 COSTS = "1" * 380 + "0" * 20
@@ -92,6 +92,37 @@ def test_few_samples_cannot_tell() -> None:
     assert "safe needs 5 points" in reasons(replace(made, runs=few))
 
 
+NOTHING = "0" * 400
+
+
+def nothing_right(**changes: Any) -> Records:
+    """A baseline that is never right, and policies that therefore lose nothing."""
+    made = records(**changes)
+    return replace(made, runs={name: run_of(NOTHING) for name in made.runs}, repeat=run_of(NOTHING))
+
+
+def test_answers_that_are_never_right_clear_nothing() -> None:
+    """Only divergence speaks then, and without it nothing does."""
+    start = replace(START, parts={**START.parts, "divergence": None})
+    without = [(policy.policy, "divergence prefill") for policy in POLICIES]
+    blind = nothing_right(start=start, dropped=without)
+    assert verdict(blind) is Verdict.CANNOT_TELL
+    assert "all answers say nothing: the baseline has 0 of 400 right" in reasons(blind)
+    assert "neither answers nor divergence say" in reasons(blind)
+    assert "easier suite" in validation_text(assemble(blind))
+    assert verdict(nothing_right()) is Verdict.SAFE
+    assert "all answers say nothing" in reasons(nothing_right())
+    assert verdict(nothing_right(kl_of={"*:q4_0": 0.02})) is Verdict.COSTS
+
+
+def test_a_category_that_is_never_right_is_named() -> None:
+    made = records()
+    runs = {name: run_of(RIGHT, "0" * 40) for name in made.runs}
+    found = replace(made, runs=runs)
+    assert verdict(found) is Verdict.SAFE
+    assert "; code says nothing, the baseline has 0 of 40 right" in reasons(found)
+
+
 def test_a_part_that_is_missing_cannot_clear_a_policy() -> None:
     made = records(dropped=[("*:q4_0", "divergence prefill")])
     assert verdict(made) is Verdict.CANNOT_TELL
@@ -144,7 +175,7 @@ def test_only_a_sure_slowdown_costs(factors: list[float], expected: Verdict) -> 
 
 def test_one_slow_depth_of_several_may_be_chance() -> None:
     def point(depth: int, high: float) -> Speed:
-        return Speed("decode", depth, 100.0, 0.5, (0.4, high), 6)
+        return Speed("decode", depth, 100.0, 0.5, Interval(0.4, high), 6)
 
     for highs, expected in (((0.6, 1.2), Verdict.SAFE), ((0.6, 0.7), Verdict.COSTS)):
         (found,) = judge_speed([point(0, highs[0]), point(64, highs[1])], RULES)
@@ -166,24 +197,33 @@ def test_other_rules_give_other_verdicts() -> None:
 
 def test_the_document_is_read_back_as_it_was(tmp_path: Path) -> None:
     found = assemble(records(q4_0=COSTS, rounds=rounds_of({"*:f16": [1.0], "*:q4_0": [2.0]})))
-    write_result(tmp_path / "results.json", found)
+    write_json(tmp_path / "results.json", found)
     assert read_result(tmp_path / "results.json") == found
-    assert parse_result(json.loads(json.dumps(found.document())), "x") == found
+    assert parse_result(json.loads(to_json(found)), "x") == found
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda d: d.update(schema_version=2), "schema version 2, this kvquant reads 1"),
-        (lambda d: d.pop("model"), "x.model: is missing"),
-        (lambda d: d["policies"][0].update(verdict="fine"), r"x.policies\[0\].verdict: must be baseline or"),
-        (lambda d: d["policies"][1]["memory"].update(ratio="0.5"), r"memory.ratio: must be a number"),
-        (lambda d: d["policies"][1]["divergence"][0].update(interval=[1]), r"interval: must be a list of 2"),
-        (lambda d: d.update(policies={}), "x.policies: must be a list"),
+        (lambda d: d.pop("model"), "x: object missing required field `model`"),
+        (
+            lambda d: d["policies"][0].update(verdict="fine"),
+            r"policies\[0\].verdict: invalid enum value 'fine'",
+        ),
+        (
+            lambda d: d["policies"][1]["memory"].update(ratio="0.5"),
+            r"\[1\].memory.ratio: expected `float . nu",
+        ),
+        (
+            lambda d: d["policies"][1]["divergence"][0].update(interval=[1]),
+            r"interval: expected `array` of le",
+        ),
+        (lambda d: d.update(policies={}), "x.policies: expected `array`, got `object`"),
     ],
 )
 def test_a_damaged_document_names_the_place(change: Any, message: str) -> None:
-    document = json.loads(json.dumps(assemble(records()).document()))
+    document = json.loads(to_json(assemble(records())))
     change(document)
     with pytest.raises(KVQuantError, match=message):
         parse_result(document, "x")
@@ -193,12 +233,13 @@ def test_the_table_aligns_and_shows_what_is_unknown() -> None:
     made = records(q4_0=BROKEN, dropped=[("*:q8_0", "memory")])
     text = validation_text(assemble(made))
     head, *rows = text.splitlines()[2:6]
-    ends = {head.index(name) + len(name) for name in ("cache", "ratio", "right", "change", "KL", "decode")}
+    names = ("KV cache", "of baseline", "right", "change, points", "KL, nats", "KL floor", "decode")
+    ends = {head.index(name) + len(name) for name in names}
     for row in rows:
         padded = row.ljust(len(head))
-        assert all(padded[end] == " " and padded[end - 1] != " " for end in ends if "f16" not in row), row
-    assert [row.split("  ")[-1] for row in rows] == ["baseline", "safe", "broken"]
-    assert rows[1].split()[1:3] == ["-", "-"]
+        assert all(padded[end : end + 1].strip() == "" and padded[end - 1] != " " for end in ends), row
+    assert [row[len("policy  ") :].split("  ")[0] for row in rows] == ["baseline", "safe", "broken"]
+    assert rows[1].split()[2:4] == ["?", "?"]
     assert "rules: alpha 0.05" in text
 
 

@@ -11,9 +11,8 @@ from kvquant.evals.outcome import Outcome
 from kvquant.evals.records import CountedTest, Run, RunInfo, SampleRecord
 from kvquant.evals.speed import SpeedPoint, SpeedRound
 from kvquant.evals.suite import Rules
-from kvquant.evals.validation.journal import Journal, NamedPolicy, Start
-from kvquant.evals.validation.records import Records
-from kvquant.evals.validation.result import ModelFile, SuiteUsed
+from kvquant.evals.validation.records import Journal, NamedPolicy, Records, Start
+from kvquant.results.validation import ModelFile, SuiteUsed
 
 RULES = Rules(alpha=0.05, power=0.8, disagreement=0.05, safe_loss=0.05, broken_loss=0.25)
 POLICIES = (NamedPolicy("f16", "*:f16"), NamedPolicy("q8_0", "*:q8_0"), NamedPolicy("q4_0", "*:q4_0"))

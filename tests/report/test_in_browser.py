@@ -10,12 +10,12 @@ import pytest
 from analysis.strategies import SMALL
 from get_chromium import find_chromium
 from kvquant.analysis import Sampling, analyze
+from kvquant.report.analysis import analysis_page
 from kvquant.report.drawing import standalone_svg
-from kvquant.report.page import analysis_page
+from kvquant.report.validation_figures import quality_svg
 from kvquant.report.validation_page import validation_page
-from kvquant.report.validation_quality import quality_svg
 from report.browser import Browser
-from report.validation_sample import LOG, hostile_document, sample_document
+from report.validation_sample import LOG, hostile_sample, sample
 
 PROGRAM = find_chromium()
 PHONE, SCREEN = 390, 1280
@@ -59,9 +59,9 @@ def browser() -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int]]:
     """Each page with the number of its figures."""
     folder = tmp_path_factory.mktemp("pages")
-    hostile = hostile_document()
+    hostile = hostile_sample()
     texts = {
-        "validation": (validation_page(sample_document(), {LOG: "x" * 500}), 6),
+        "validation": (validation_page(sample(), {LOG: "x" * 500}), 6),
         "hostile": (validation_page(hostile, {}), 6),
         "analysis": (analysis_page(analyze("0:q8_0,1-:q4_0", shape=SMALL, sampling=Sampling(32, 4))), 2),
     }
@@ -94,7 +94,7 @@ def test_both_schemes_have_their_colours(
 
 
 def test_the_figure_alone_follows_the_scheme(browser: Browser, tmp_path: Path) -> None:
-    svg = quality_svg(sample_document(), narrow=False, prefix="x")
+    svg = quality_svg(sample(), narrow=False, prefix="x")
     assert svg is not None
     file = tmp_path / "figure.svg"
     file.write_text(standalone_svg(svg))

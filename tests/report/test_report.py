@@ -15,11 +15,9 @@ import pytest
 from analysis.strategies import HYBRID, SMALL
 from kvquant.analysis import Analysis, MeanErrors, Sampling, Summary, analyze
 from kvquant.errors import KVQuantError
+from kvquant.report.analysis import analysis_page, analysis_text, command_line, write_page
+from kvquant.report.analysis_figures import front_svg, layers_svg, pareto_front, write_plot
 from kvquant.report.drawing import DARK, LIGHT, SERIES, FigureSize, Palette, css_variables
-from kvquant.report.figures import front_svg, layers_svg, pareto_front, write_plot
-from kvquant.report.page import analysis_page, command_line, write_page
-from kvquant.report.tables import columns, decibels, share, small
-from kvquant.report.text import analysis_text
 from report.page_checks import check_page_stands_alone, text_of
 
 
@@ -174,29 +172,11 @@ def test_text_is_aligned(analysis: Analysis) -> None:
     assert max(map(len, lines[:-1])) <= 112
 
 
-def test_numbers_in_tables() -> None:
-    assert columns(["a", "b"], [["x", "10"], ["long", "1"]]) == "a      b\nx     10\nlong   1"
-    assert (
-        decibels(None, exact=True) == "exact"
-        and decibels(None, exact=False) == "?"
-        and decibels(-21.34, False) == "-21.3"
-    )
-    assert [share(x) for x in (None, 0.0, 0.00047, 0.0162, 0.2049, 3.21)] == [
-        "?",
-        "0",
-        "0.047",
-        "1.6",
-        "20",
-        "320",
-    ]
-    assert [small(x) for x in (None, 0.0, 1.23e-7, 0.0234, 1.23)] == ["?", "0", "1.2e-07", "0.023", "1.2"]
-
-
 def test_matplotlib_is_loaded_by_figures_only() -> None:
     program = (
         "import sys\n"
         "from kvquant.analysis import analyze\n"
-        "import kvquant.report.text, kvquant.cli.analyze\n"
+        "import kvquant.report.analysis, kvquant.cli.analyze\n"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

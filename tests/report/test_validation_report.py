@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,23 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from kvquant.cli.main import kvquant as command
-from kvquant.evals.validation.result import parse_result
 from kvquant.report import validation_figures as figures
 from kvquant.report.drawing import SERIES
-from kvquant.report.log_excerpts import N_LINES, read_excerpts
-from kvquant.report.validation_markdown import escape, validation_markdown
-from kvquant.report.validation_marks import inks
+from kvquant.report.validation_figures import inks, quality_svg
 from kvquant.report.validation_page import validation_page
-from kvquant.report.validation_quality import quality_svg
-from kvquant.report.validation_tables import verdict_head, verdict_rows
-from kvquant.report.validation_words import headline, sure_lines
+from kvquant.report.validation_tables import verdict_table
+from kvquant.report.validation_text import (
+    N_LINES,
+    headline,
+    read_excerpts,
+    sure_lines,
+    validation_markdown,
+    validation_text,
+)
+from kvquant.results.validation import Failure, ValidationResult, parse_result
+from kvquant.tables import escape_markdown
 from report.page_checks import check_page_stands_alone, text_of
-from report.validation_sample import HOSTILE, HYBRID, LOG, hostile_document, sample, sample_document
+from report.validation_sample import HOSTILE, HYBRID, LOG, hostile_sample, sample, sample_document
 
 DRAW = [
     quality_svg,
@@ -42,17 +48,17 @@ DRAW = [
 
 
 @pytest.fixture(scope="module")
-def document() -> dict[str, Any]:
-    return sample_document()
+def result() -> ValidationResult:
+    return sample()
 
 
 @pytest.fixture(scope="module")
-def page(document: dict[str, Any]) -> str:
-    return validation_page(document, {LOG: "loading\nGGML_ASSERT(n > 0) failed"})
+def page(result: ValidationResult) -> str:
+    return validation_page(result, {LOG: "loading\nGGML_ASSERT(n > 0) failed"})
 
 
-def test_the_sample_is_a_result_document(document: dict[str, Any]) -> None:
-    assert parse_result(json.loads(json.dumps(document)), "sample") == sample()
+def test_the_sample_is_a_result_document() -> None:
+    assert parse_result(sample_document(), "sample") == sample()
 
 
 def test_page_stands_alone(page: str) -> None:
@@ -60,14 +66,14 @@ def test_page_stands_alone(page: str) -> None:
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page and 'lang="en"' in page
 
 
-def test_page_tells_the_whole_story(document: dict[str, Any], page: str) -> None:
+def test_page_tells_the_whole_story(result: ValidationResult, page: str) -> None:
     text = text_of(page)
     assert text.index("Verdicts") < min(
         text.index(word) for word in ("Why", "Memory against quality", "median")
     )
-    for policy in document["policies"]:
-        assert policy["label"] in text and policy["verdict"] in text
-        assert all(reason in text for reason in policy["reasons"])
+    for policy in result.policies:
+        assert policy.label in text and policy.verdict in text
+        assert all(reason in text for reason in policy.reasons)
     for part in (
         "1 safe, 1 costs, 1 cannot tell, 1 broken, 1 failed",
         "The smallest safe one is q8_0, with 0.53x the memory",
@@ -82,28 +88,31 @@ def test_page_tells_the_whole_story(document: dict[str, Any], page: str) -> None
     assert page.count('role="img" aria-label="') == len(DRAW)
 
 
-def test_the_first_table_has_the_numbers(document: dict[str, Any]) -> None:
-    head, rows = verdict_head(document), {row[0]: row for row in verdict_rows(document)}
-    row = dict(zip(head, rows[HYBRID], strict=True))
+def test_the_first_table_has_the_numbers(result: ValidationResult) -> None:
+    table = verdict_table(result)
+    rows = {row[0]: row for row in table.rows}
+    row = dict(zip(table.head, rows[HYBRID], strict=True))
     assert row == {
         "policy": HYBRID,
         "verdict": "costs",
         "KV cache": "23.50 MiB",
         "of baseline": "0.37x",
-        "right answers, points": "−12.5 (−17.9 to −8.0)",
+        "right": "67.5 %",
+        "change, points": "−12.5 (−17.9 to −8.0)",
         "KL, nats": "0.012 (0.0096 to 0.016)",
         "KL floor": "4.0e-05",
-        "decode at 4,096": "0.84x",
-        "prefill at 4,096": "0.36x",
+        "same top token": "99.4 %",
+        "prefill": "0.36x (depth 4,096)",
+        "decode": "0.84x (depth 4,096)",
     }
-    assert rows["q4_0"][2:] == ["?"] * 7, "nothing is known of a policy that failed, and nothing is 0"
-    assert rows["q5_0"][2:4] == ["?", "?"]
+    assert rows["q4_0"][2:] == ("?",) * 9, "nothing is known of a policy that failed, and nothing is 0"
+    assert rows["q5_0"][2:4] == ("?", "?")
 
 
-def without(document: dict[str, Any], *parts: str) -> dict[str, Any]:
-    """The document with parts of every policy gone: not asked for, or not measured yet."""
-    empty = {part: None if part in ("memory", "chat") else () for part in parts}
-    return {**document, "policies": [{**policy, **empty} for policy in document["policies"]]}
+def without(result: ValidationResult, *parts: str) -> ValidationResult:
+    """The result with parts of every policy gone: not asked for, or not measured yet."""
+    empty: dict[str, Any] = {part: None if part in ("memory", "chat") else () for part in parts}
+    return replace(result, policies=tuple(replace(policy, **empty) for policy in result.policies))
 
 
 TOGETHER = (("memory", "tasks"), ("divergence", "chat", "repeat"), ("speed", "reasons", "failures"))
@@ -111,13 +120,13 @@ PARTS = tuple(part for parts in TOGETHER for part in parts)
 
 
 @pytest.mark.parametrize("parts", [PARTS, *TOGETHER], ids="-".join)
-def test_what_was_not_measured_leaves_no_hole(document: dict[str, Any], parts: tuple[str, ...]) -> None:
-    bare = without(document, *parts)
+def test_what_was_not_measured_leaves_no_hole(result: ValidationResult, parts: tuple[str, ...]) -> None:
+    bare = without(result, *parts)
     text = text_of(bare_page := validation_page(bare, {}))
     check_page_stands_alone(bare_page)
     assert "None" not in text and "nan" not in text.split()
     assert validation_markdown(bare, {}).count("None") == 0
-    assert verdict_rows(bare)
+    assert verdict_table(bare).rows and validation_text(bare)
 
 
 def nulled(value: Any, key: str = "") -> Any:
@@ -140,30 +149,30 @@ def nulled(value: Any, key: str = "") -> Any:
     return None if key in unknowable else value
 
 
-def test_numbers_nobody_knows(document: dict[str, Any]) -> None:
-    unknown = nulled(document)
-    for policy in unknown["policies"]:
+def test_numbers_nobody_knows() -> None:
+    document = nulled(sample_document())
+    for policy in document["policies"]:
         for row in policy["divergence"]:
             row.update(by_position=[], floor=None)
-    parse_result(json.loads(json.dumps(unknown)), "sample")
+    unknown = parse_result(document, "sample")
     page = validation_page(unknown, {})
     check_page_stands_alone(page)
     assert "no change of any size would have been found" in text_of(page)
-    for cells in verdict_rows(unknown):
+    for cells in verdict_table(unknown).rows:
         assert not any(re.match(r"[+−]?0(\.0+)?x?$", cell) for cell in cells), cells
 
 
-def test_a_baseline_alone(document: dict[str, Any]) -> None:
-    alone = {**document, "policies": document["policies"][:1]}
+def test_a_baseline_alone(result: ValidationResult) -> None:
+    alone = replace(result, policies=result.policies[:1])
     check_page_stands_alone(validation_page(alone, {}))
     assert headline(alone) == ["Only the baseline, f16, has been measured."]
     assert sure_lines(without(alone, "repeat"))[0].startswith("The baseline was not asked twice")
 
 
 def test_no_text_breaks_out_of_the_page() -> None:
-    document = hostile_document()
-    logs = {row["log"]: HOSTILE for policy in document["policies"] for row in policy["failures"]}
-    page = validation_page(document, logs)
+    hostile = hostile_sample()
+    logs = {row.log: HOSTILE for policy in hostile.policies for row in policy.failures if row.log}
+    page = validation_page(hostile, logs)
     check_page_stands_alone(page)
     assert "<img" not in page and "onerror" in page
     assert not set(page) & {"\x00", "\x1b", "\u202e"}
@@ -190,20 +199,20 @@ def check_markdown(text: str) -> None:
     assert fence is None
 
 
-def test_markdown_is_whole(document: dict[str, Any]) -> None:
-    text = validation_markdown(document, {LOG: "a\n```\n| b |\n<c>"})
+def test_markdown_is_whole(result: ValidationResult) -> None:
+    text = validation_markdown(result, {LOG: "a\n```\n| b |\n<c>"})
     check_markdown(text)
-    for policy in document["policies"]:
-        assert escape(policy["label"]) in text
-    hostile = hostile_document()
-    logs = {row["log"]: "```\n" + HOSTILE for policy in hostile["policies"] for row in policy["failures"]}
+    for policy in result.policies:
+        assert escape_markdown(policy.label) in text
+    hostile = hostile_sample()
+    logs = {row.log: "```\n" + HOSTILE for policy in hostile.policies for row in policy.failures if row.log}
     check_markdown(validation_markdown(hostile, logs))
 
 
 def test_a_markdown_parser_finds_tables_and_no_markup_of_ours() -> None:
     """By rich's parser: what it renders holds headings, lists, tables and blocks of code, nothing else."""
-    hostile = hostile_document()
-    logs = {row["log"]: "```\n" + HOSTILE for policy in hostile["policies"] for row in policy["failures"]}
+    hostile = hostile_sample()
+    logs = {row.log: "```\n" + HOSTILE for policy in hostile.policies for row in policy.failures if row.log}
     text = validation_markdown(hostile, logs)
     rendered = MarkdownIt("commonmark").enable("table").render(text)
     tags = set(re.findall(r"<(\w+)", rendered))
@@ -226,9 +235,9 @@ def test_a_markdown_parser_finds_tables_and_no_markup_of_ours() -> None:
     assert rendered.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
 
 
-def test_a_policy_called_by_a_name_shows_its_rules(document: dict[str, Any]) -> None:
-    named = {**document["policies"][2], "label": "hybrid"}
-    (row,) = verdict_rows({**document, "policies": [named]})
+def test_a_policy_called_by_a_name_shows_its_rules(result: ValidationResult) -> None:
+    named = replace(result.policies[2], label="hybrid")
+    (row,) = verdict_table(replace(result, policies=(named,))).rows
     assert row[0] == f"hybrid ({HYBRID})"
 
 
@@ -241,8 +250,8 @@ def test_a_policy_called_by_a_name_shows_its_rules(document: dict[str, Any]) -> 
         lambda text: text.replace("## Why", "## Why\x1b", 1),
     ],
 )
-def test_the_check_of_markdown_notices(document: dict[str, Any], broken: Callable[[str], str]) -> None:
-    text = validation_markdown(document, {LOG: "a"})
+def test_the_check_of_markdown_notices(result: ValidationResult, broken: Callable[[str], str]) -> None:
+    text = validation_markdown(result, {LOG: "a"})
     assert broken(text) != text
     with pytest.raises(AssertionError):
         check_markdown(broken(text))
@@ -251,7 +260,7 @@ def test_the_check_of_markdown_notices(document: dict[str, Any], broken: Callabl
 @given(st.text(st.sampled_from("a1_*`<>|\\#-+=. \n\x00\u202e"), max_size=30))
 def test_markdown_shows_text_as_it_is(text: str) -> None:
     """Undoing the backslashes gives the text back; no special character is left alone."""
-    escaped = escape(text)
+    escaped = escape_markdown(text)
     assert "\n" not in escaped and not set(escaped) & {"\x00", "\u202e"}
     plain = re.sub(r"\\(.)", r"\1", escaped)
     assert plain == " ".join(text.replace("\x00", "\ufffd").replace("\u202e", "\ufffd").split())
@@ -260,32 +269,32 @@ def test_markdown_shows_text_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("draw", DRAW, ids=lambda draw: draw.__name__)
-def test_figures_take_their_colours_from_the_page(document: dict[str, Any], draw: Any) -> None:
+def test_figures_take_their_colours_from_the_page(result: ValidationResult, draw: Any) -> None:
     for narrow in (False, True):
-        svg = draw(document, narrow, "x")
+        svg = draw(result, narrow, "x")
         assert not re.search(r"#[0-9a-fA-F]{6}\b", re.sub(r'(href="|url\()#[^")]*', "", svg))
         assert "mathdefault" not in svg, "numbers on the axes are written as markup"
         assert len(svg) < 150_000
 
 
-def test_many_policies_are_told_apart(document: dict[str, Any]) -> None:
-    one = document["policies"][1]
-    more = [{**one, "label": f"policy {i} " + "0:q8_0," * 40} for i in range(2 * len(SERIES) + 3)]
-    many = {**document, "policies": [document["policies"][0], *more]}
+def test_many_policies_are_told_apart(result: ValidationResult) -> None:
+    first, one, *_ = result.policies
+    more = [replace(one, label=f"policy {i} " + "0:q8_0," * 40) for i in range(2 * len(SERIES) + 3)]
+    many = replace(result, policies=(first, *more))
     found = inks(many)
     assert len(set(found.values())) == len(found) == len(more) + 1
     check_page_stands_alone(validation_page(many, {}))
 
 
-def test_logs_are_read_from_the_run_only(document: dict[str, Any], tmp_path: Path) -> None:
+def test_logs_are_read_from_the_run_only(result: ValidationResult, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "logs").mkdir(parents=True)
     (run / LOG).write_bytes(b"".join(b"line %d \xff\n" % i for i in range(500)))
     (tmp_path / "secret").write_text("secret")
 
     def logs(name: str | None) -> dict[str, str]:
-        failed = {**document["policies"][-1], "failures": [{"part": "x", "what": "y", "log": name}]}
-        return read_excerpts({**document, "policies": [failed]}, run)
+        failed = replace(result.policies[-1], failures=(Failure("x", "y", name),))
+        return read_excerpts(replace(result, policies=(failed,)), run)
 
     (text,) = logs(LOG).values()
     assert text.splitlines() == [f"line {i} \ufffd" for i in range(500 - N_LINES, 500)]
@@ -295,9 +304,10 @@ def test_logs_are_read_from_the_run_only(document: dict[str, Any], tmp_path: Pat
     assert logs("link") == {}
 
 
-def test_command(document: dict[str, Any], tmp_path: Path) -> None:
+def test_command(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "logs").mkdir(parents=True)
+    document = sample_document()
     (run / "results.json").write_text(json.dumps(document))
     (run / LOG).write_text("the reason\n")
     html, markdown = tmp_path / "report.html", tmp_path / "report.md"
@@ -314,7 +324,7 @@ def test_command(document: dict[str, Any], tmp_path: Path) -> None:
     assert invoke(run, "--figure", tmp_path / "figure.svg") == ""
     ET.fromstring((tmp_path / "figure.svg").read_text())
     assert invoke(run) == markdown.read_text() == invoke(run / "results.json")
-    assert json.loads(invoke(run, "--json")) == json.loads(json.dumps(document))
+    assert json.loads(invoke(run, "--json")) == document
 
 
 @pytest.mark.parametrize(

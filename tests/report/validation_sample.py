@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
-from kvquant.evals.validation.result import (
+from kvquant.documents import to_json
+from kvquant.results.comparison import Estimate, Interval, Rate, TaskRow, Verdict
+from kvquant.results.validation import (
     Chat,
     Divergence,
-    Estimate,
     Failure,
     Floor,
     LayerBytes,
@@ -16,12 +18,10 @@ from kvquant.evals.validation.result import (
     ModelFile,
     PolicyResult,
     PositionBin,
-    Rate,
     Speed,
     SuiteUsed,
-    TaskRow,
     ValidationResult,
-    Verdict,
+    parse_result,
 )
 
 RULES = {"alpha": 0.05, "power": 0.8, "disagreement": 0.05, "safe_loss": 0.05, "broken_loss": 0.25}
@@ -41,7 +41,7 @@ def memory(types: list[str], findings: tuple[str, ...] = ()) -> Memory:
     return Memory(size, size, size, size + 180 * 2**20, size / full, findings, layers)
 
 
-def tasks(n_lost: int, n_gained: int, verdict: str, n: int = 40) -> tuple[TaskRow, ...]:
+def tasks(n_lost: int, n_gained: int, verdict: Verdict, n: int = 40) -> tuple[TaskRow, ...]:
     rows = []
     for index, category in enumerate(CATEGORIES):
         total = category == "total"
@@ -56,9 +56,9 @@ def tasks(n_lost: int, n_gained: int, verdict: str, n: int = 40) -> tuple[TaskRo
                 int(size * 0.8) - lost,
                 lost,
                 gained,
-                Rate(0.8, (0.74, 0.86)),
-                Rate(0.8 + change, (0.73 + change, 0.87 + change)),
-                Estimate(change, (change - 0.12 / scale**0.5, change + 0.1 / scale**0.5)),
+                Rate(0.8, Interval(0.74, 0.86)),
+                Rate(0.8 + change, Interval(0.73 + change, 0.87 + change)),
+                Estimate(change, Interval(change - 0.12 / scale**0.5, change + 0.1 / scale**0.5)),
                 0.04,
                 0.2,
                 0.098 / scale**0.5,
@@ -76,14 +76,14 @@ def divergence(mean: float) -> tuple[Divergence, ...]:
             path,
             2048,
             factor * mean,
-            (0.8 * factor * mean, 1.3 * factor * mean),
+            Interval(0.8 * factor * mean, 1.3 * factor * mean),
             0.2 * mean,
             **tail,
-            top1=Estimate(1 - mean / 2, (0.9, 0.99)),
+            top1=Estimate(1 - mean / 2, Interval(0.9, 0.99)),
             delta_p_rms=mean**0.5 / 3,
             ppl_baseline=5.321,
             ppl_policy=5.321 * (1 + mean),
-            floor=Floor(0.00004, (0.00003, 0.00005)),
+            floor=Floor(0.00004, Interval(0.00003, 0.00005)),
             by_position=bins,
         )
         for path, factor in (("prefill", 0.9), ("decode", 1.0))
@@ -95,7 +95,7 @@ def speed(factor: float, n_rounds: int = 6) -> tuple[Speed, ...]:
     for phase, fast in (("prefill", 900.0), ("decode", 90.0)):
         for i, depth in enumerate((0, 1024, 4096)):
             ratio = factor ** (i if phase == "prefill" else i / 6)
-            interval = (0.95 * ratio, 1.04 * ratio) if n_rounds > 5 and factor != 1 else None
+            interval = Interval(0.95 * ratio, 1.04 * ratio) if n_rounds > 5 and factor != 1 else None
             rows.append(Speed(phase, depth, fast / (1 + i) * ratio, ratio, interval, n_rounds))
     return tuple(rows)
 
@@ -110,7 +110,7 @@ def policy(
         verdict,
         (f"lost {lost} of 200 right answers, p = 0.03", f"mean KL {mean:g} nats"),
         memory(types),
-        tasks(lost, 1, str(verdict)),
+        tasks(lost, 1, verdict),
         (),
         divergence(mean),
         speed(factor),
@@ -130,8 +130,8 @@ def sample() -> ValidationResult:
         Verdict.BASELINE,
         (),
         memory(["f16"] * N_LAYER),
-        tasks(0, 0, "safe"),
-        tasks(1, 1, "cannot tell"),
+        tasks(0, 0, Verdict.SAFE),
+        tasks(1, 1, Verdict.CANNOT_TELL),
         (),
         speed(1.0),
         Chat(0.31, 60.0, 4, 585, 192),
@@ -166,11 +166,12 @@ def sample() -> ValidationResult:
 
 
 def sample_document() -> dict[str, Any]:
-    return sample().document()
+    document: dict[str, Any] = json.loads(to_json(sample()))
+    return document
 
 
-def hostile_document() -> dict[str, Any]:
-    """The document with a text that wants out in every place for text."""
+def hostile_sample() -> ValidationResult:
+    """The result with a text that wants out in every place for text."""
 
     def spoilt(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -185,4 +186,4 @@ def hostile_document() -> dict[str, Any]:
     document = spoilt(sample_document())
     for policy in document["policies"]:
         policy["label"] += HOSTILE
-    return {**document, "baseline": document["baseline"] + HOSTILE}
+    return parse_result({**document, "baseline": document["baseline"] + HOSTILE}, "hostile")

@@ -13,6 +13,7 @@ from itertools import groupby
 from kvquant.analysis.result import LayerResult, Summary
 from kvquant.analysis.sample import SourceInfo
 from kvquant.policy import policy_from_layers
+from kvquant.tables import short_percent
 from kvquant.units import format_n_bytes
 
 GRADES = (
@@ -134,14 +135,6 @@ def suggestion(
     return Suggestion(str(policy_from_layers(types)), n_bytes, error)
 
 
-def percent(ratio: float) -> str:
-    """Return a ratio as a percentage of two significant digits."""
-    value = float(f"{100 * ratio:.2g}")
-    if value == 0 or value >= 10:
-        return f"{value:.0f} %"
-    return f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"
-
-
 def _is_better(one: Summary, other: Summary) -> bool:
     one_error, other_error = one.errors.attn_output_rel_error, other.errors.attn_output_rel_error
     if one_error is None or other_error is None:
@@ -162,12 +155,12 @@ def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
     if error == 0:
         return f"{saving} with no error at all"
     others = [
-        f"{name} {percent(other.errors.attn_output_rel_error)} at {other.ratio_vs_f16:.2f}x"
+        f"{name} {short_percent(other.errors.attn_output_rel_error)} at {other.ratio_vs_f16:.2f}x"
         for name, other in baselines.items()
         if name in REFERENCES and other.policy != total.policy and other.errors.attn_output_rel_error
     ]
     compared = f" ({', '.join(others)})" if others else ""
-    return f"{saving} with {grade(error, kl)}: attention output off by {percent(error)}{compared}"
+    return f"{saving} with {grade(error, kl)}: attention output off by {short_percent(error)}{compared}"
 
 
 def _standing(total: Summary, baselines: Mapping[str, Summary]) -> str:
@@ -195,13 +188,13 @@ def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[st
     numbers = [layers[index].layer for index in worst]
     noun = "layer" if len(numbers) == 1 else "layers"
     verb = "carries" if len(numbers) == 1 else "carry"
-    found = f"{noun} {_listed(_spans(numbers))} {verb} {percent(share)} of the squared error{side}"
+    found = f"{noun} {_listed(_spans(numbers))} {verb} {short_percent(share)} of the squared error{side}"
     better = suggestion(layers, total, worst, baselines)
     if better is None:
         return found
     what = better.policy if len(better.policy) <= _LONGEST_POLICY else f"{UPGRADE} there"
     ratio = better.kv_bytes / total.kv_bytes_f16
-    return f"{found}: try {what} ({ratio:.2f}x, {percent(better.error)})"
+    return f"{found}: try {what} ({ratio:.2f}x, {short_percent(better.error)})"
 
 
 def _side(layers: Sequence[LayerResult]) -> str:
@@ -226,7 +219,7 @@ def _trust(source: SourceInfo) -> str:
 def _described(name: str, baselines: Mapping[str, Summary]) -> str:
     other = baselines[name]
     error = other.errors.attn_output_rel_error
-    return f"{name} ({other.ratio_vs_f16:.2f}x{'' if error is None else ', ' + percent(error)})"
+    return f"{name} ({other.ratio_vs_f16:.2f}x{'' if error is None else ', ' + short_percent(error)})"
 
 
 def _spans(numbers: Sequence[int]) -> list[str]:

@@ -19,7 +19,8 @@ from kvquant.cli.options import (
 )
 from kvquant.cli.progress import progress_bar
 from kvquant.errors import UsageError
-from kvquant.report.text import analysis_text
+from kvquant.report.analysis import analysis_text
+from kvquant.tables import terminal_width
 
 
 @click.command()
@@ -96,7 +97,7 @@ def analyze(
         )
     for warning in analysis.warnings:
         click.echo(f"kvquant: warning: {warning}", err=True)
-    click.echo(analysis.to_json() if as_json else analysis_text(analysis))
+    click.echo(analysis.to_json() if as_json else analysis_text(analysis, terminal_width()))
     _write_outputs(analysis, html, plot)
 
 
@@ -111,12 +112,12 @@ def _check_outputs(html: str | None, plot: str | None) -> None:
 
 def _write_outputs(analysis: Analysis, html: str | None, plot: str | None) -> None:
     if html is not None:
-        from kvquant.report.page import write_page
+        from kvquant.report.analysis import write_page
 
         write_page(analysis, html)
         click.echo(f"kvquant: wrote {html}", err=True)
     if plot is not None:
-        from kvquant.report.figures import write_plot
+        from kvquant.report.analysis_figures import write_plot
 
         write_plot(analysis, plot)
         click.echo(f"kvquant: wrote {plot}", err=True)

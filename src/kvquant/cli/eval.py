@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import SplitResult
 
 import click
 
 from kvquant.cli.options import json_option, out_option, seed_option, timeout_option
+from kvquant.documents import to_json
 from kvquant.errors import EndpointError, UsageError
 from kvquant.evals.endpoint import ApiKey, Endpoint, is_loopback, plain_url
 from kvquant.evals.outcome import Outcome
@@ -21,7 +20,9 @@ from kvquant.evals.patience import Patience
 from kvquant.evals.records import FILE_NAME, Run, SampleRecord, open_log, read_run
 from kvquant.evals.run import run_info, run_samples
 from kvquant.evals.suite import Sample, Suite, load_suite, samples
-from kvquant.evals.summary import Summary, summarise
+from kvquant.evals.summary import summarise
+from kvquant.report.comparison import summary_table
+from kvquant.tables import clock, terminal_width, text
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -95,11 +96,10 @@ def evaluate(
         progress.end()
     run = read_run(out)
     if as_json:
-        summaries = [summary.document() for summary in summarise(run)]
-        click.echo(json.dumps({"run": asdict(run.info), "summary": summaries}, indent=1))
+        click.echo(to_json({"run": run.info, "summary": summarise(run)}))
     else:
         click.echo(_header(run))
-        click.echo(table(summarise(run)))
+        click.echo(text(summary_table(summarise(run)), terminal_width()))
     _advise(run)
     asked = {sample.id for sample in chosen}
     left = [record for record in run.unanswered if record.id in asked]
@@ -137,23 +137,6 @@ def _advise(run: Run) -> None:
         )
 
 
-def table(summaries: list[Summary]) -> str:
-    """One line per category: rate, interval, and what the answers that were not right were."""
-    lines = [f"{'category':<16} {'n':>5} {'right':>6} {'rate':>7}  {'95 % interval':<16} otherwise"]
-    for summary in summaries:
-        rate = "-" if summary.rate is None else f"{summary.rate:.1%}"
-        interval = summary.interval
-        shown = "-" if interval is None else f"{interval.low:.1%} to {interval.high:.1%}"
-        others = ", ".join(
-            f"{count} {'unanswered' if outcome is Outcome.ERROR else outcome}"
-            for outcome in Outcome
-            if outcome is not Outcome.RIGHT and (count := summary.outcomes.get(outcome, 0))
-        )
-        row = f"{summary.category:<16} {summary.n:>5} {summary.n_right:>6} {rate:>7}  {shown:<16} {others}"
-        lines.append(row.rstrip())
-    return "\n".join(lines)
-
-
 def _header(run: Run) -> str:
     info = run.info
     return (
@@ -172,8 +155,8 @@ def _plan(suite: Suite, chosen: list[Sample], out: Path, timeout: float) -> str:
     seconds = [record.wall_seconds for record in done.values()]
     if seconds:
         mean = sum(seconds) / len(seconds)
-        lines.append(f"about {_clock(len(left) * mean)} left, at {mean:.1f} s a sample as so far")
-    lines.append(f"at most {_clock(len(left) * timeout)} at {timeout:g} s a sample")
+        lines.append(f"about {clock(len(left) * mean)} left, at {mean:.1f} s a sample as so far")
+    lines.append(f"at most {clock(len(left) * timeout)} at {timeout:g} s a sample")
     return "\n".join(lines)
 
 
@@ -181,11 +164,6 @@ def _finished(out: Path) -> dict[str, SampleRecord]:
     if not (out / FILE_NAME).exists():
         return {}
     return {record.id: record for record in read_run(out).samples}
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class _Progress:
@@ -207,7 +185,7 @@ class _Progress:
         self._n_right += record.outcome is Outcome.RIGHT
         asked = self._n_done - self._n_before
         left = (time.monotonic() - self._start) / asked * (self._n - self._n_done)
-        self._say(f"{self._n_done}/{self._n} samples, {self._n_right} of {asked} right, {_clock(left)} left")
+        self._say(f"{self._n_done}/{self._n} samples, {self._n_right} of {asked} right, {clock(left)} left")
 
     def wait(self, seconds: float, why: str) -> None:
         """Say why nothing happens for so long."""

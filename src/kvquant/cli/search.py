@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from kvquant.analysis import DEFAULT_N_CTX, PROFILES
-from kvquant.analysis.verdict import percent
 from kvquant.cli.options import budget_option, ctx_option, json_option, shape_from_options, shape_options
 from kvquant.cli.progress import progress_bar
 from kvquant.search import TYPES, Found
 from kvquant.search import search as run_search
+from kvquant.tables import short_percent
 from kvquant.units import format_n_bytes
 
 
@@ -68,11 +68,11 @@ def search(
 def _summary(found: Found) -> str:
     text = (
         f"{format_n_bytes(found.kv_bytes)}, {found.kv_bytes / found.kv_bytes_f16:.3f}x of f16, "
-        f"attention output off by {percent(found.error)}"
+        f"attention output off by {short_percent(found.error)}"
     )
     if found.uniform is not None:
         name, error = found.uniform
-        text += f"; the best single type that fits is {name} with {percent(error)}"
+        text += f"; the best single type that fits is {name} with {short_percent(error)}"
     return text if found.exact else f"{text}; too many combinations to be sure that none is better"
 
 

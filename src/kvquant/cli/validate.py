@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,18 +21,18 @@ from kvquant.cli.options import (
     threads_option,
     timeout_option,
 )
-from kvquant.cli.validation_text import validation_text
+from kvquant.documents import to_json
 from kvquant.errors import CheckFailed, KVQuantError
 from kvquant.evals.location import eval_folder
 from kvquant.evals.suite import load_suite
 from kvquant.evals.validation.engine import validate
-from kvquant.evals.validation.estimate import recorded, seconds_left, tried
-from kvquant.evals.validation.folder import Folder
-from kvquant.evals.validation.journal import read_journal
-from kvquant.evals.validation.plan import Plan, Settings, make_plan
-from kvquant.evals.validation.records import Records, read_records
-from kvquant.evals.validation.result import PolicyResult, ValidationResult, Verdict
-from kvquant.evals.validation.steps import Step, done_in, steps
+from kvquant.evals.validation.estimate import Countdown, plan_text
+from kvquant.evals.validation.plan import Plan, Settings, Step, make_plan
+from kvquant.evals.validation.records import Folder
+from kvquant.report.validation_text import validation_text
+from kvquant.results.comparison import Verdict
+from kvquant.results.validation import ValidationResult
+from kvquant.tables import terminal_width
 
 MODEL = Path("reference-model/kvquant-reference-f16.gguf")
 """The default, in the folder eval/."""
@@ -88,73 +86,34 @@ def validate_policies(
       kvquant compare runs/today
     """
     the_suite = load_suite(suite)
-    settings = Settings(
-        n=0 if not the_suite.tests else n or the_suite.n,
-        seed=seed,
-        n_ctx=ctx or the_suite.parts.n_ctx,
-        n_threads=threads,
-        timeout_seconds=timeout,
-    )
+    settings = Settings.of(the_suite, n, seed, ctx, threads, timeout)
     file = model or eval_folder() / MODEL
     plan = make_plan(programs_folder(llama_bin), file, the_suite, policies, settings)
     for policy in plan.policies:
         say_warnings(policy.resolved)
     folder = Folder(out)
     if dry_run:
-        click.echo(_plan_text(plan, folder))
+        click.echo(plan_text(plan, folder))
         return
     progress = _Progress(plan)
     try:
         result = validate(plan, folder, ["kvquant", *sys.argv[1:]], progress)
     finally:
         progress.end()
-    click.echo(json.dumps(result.document(), indent=1) if as_json else validation_text(result))
+    click.echo(to_json(result) if as_json else validation_text(result, terminal_width()))
     _raise_for(result)
 
 
 def _raise_for(result: ValidationResult) -> None:
     """Raise for what the exit code must say: broken first, as more measuring will not change that."""
     broken, failed = (
-        [policy for policy in result.policies if policy.verdict is verdict]
+        ", ".join(policy.label for policy in result.policies if policy.verdict is verdict)
         for verdict in (Verdict.BROKEN, Verdict.FAILED)
     )
     if broken:
-        raise CheckFailed(f"broken: {_labels(broken)}")
+        raise CheckFailed(f"broken: {broken}")
     if failed:
-        raise KVQuantError(f"failed: {_labels(failed)}; run the same command again to try what is missing")
-
-
-def _labels(policies: Sequence[PolicyResult]) -> str:
-    return ", ".join(policy.label for policy in policies)
-
-
-def _plan_text(plan: Plan, folder: Folder) -> str:
-    records = _records(folder)
-    found = steps(plan, done_in(records))
-    suite = plan.suite
-    lines = [f"suite {suite.name}: {suite.about}", f"model {plan.model_file.name}, {plan.model}"]
-    for policy in plan.policies:
-        name = "baseline" if policy == plan.baseline else "policy"
-        lines.append(f"{name} {policy.label} ({policy.text})")
-        lines += [
-            f"  {step.part}: {step.n}" + (f", {step.n_done} finished" if step.n_done else "")
-            for step in found
-            if step.policy == policy.text
-        ]
-    per_unit = tried(plan) if records is None else recorded(records)
-    seconds, complete = seconds_left(found, per_unit)
-    how = "from a short try with the baseline" if records is None else f"from the records in {folder.root}"
-    lines.append(f"{'about' if complete else 'at least'} {_clock(seconds)} left, {how}")
-    return "\n".join(lines)
-
-
-def _records(folder: Folder) -> Records | None:
-    return None if read_journal(folder) is None else read_records(folder)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+        raise KVQuantError(f"failed: {failed}; run the same command again to try what is missing")
 
 
 class _Progress:
@@ -162,35 +121,26 @@ class _Progress:
 
     def __init__(self, plan: Plan) -> None:
         self._labels = {policy.text: policy.label for policy in plan.policies}
-        self._left: dict[tuple[str, str], Step] = {}
-        self._begun = time.monotonic()
-        self._taken: dict[str, list[float]] = {}
+        self._left = Countdown()
         self._shown = sys.stderr.isatty()
 
     def plan(self, found: Sequence[Step]) -> None:
         """Take over all steps."""
-        self._left = {(step.policy, step.part): step for step in found}
+        self._left.plan(found)
 
     def begin(self, policy: str, part: str) -> None:
         """Show what begins."""
-        self._begun = time.monotonic()
+        self._left.begin()
         self._show(policy, part, "")
 
     def advance(self, policy: str, part: str, note: str) -> None:
-        """Count a unit."""
-        now = time.monotonic()
-        self._taken.setdefault(part, []).append(now - self._begun)
-        self._begun = now
-        step = self._left[policy, part]
-        self._left[policy, part] = Step(policy, part, step.n, min(step.n, step.n_done + 1))
+        """Show a unit."""
+        self._left.advance(policy, part)
         self._show(policy, part, note)
 
     def finish(self, policy: str, part: str) -> None:
-        """Count a part, and its time where its units were not counted one by one."""
-        step = self._left[policy, part]
-        if step.n_left:
-            self._taken.setdefault(part, []).append((time.monotonic() - self._begun) / step.n_left)
-        self._left[policy, part] = Step(policy, part, step.n, step.n)
+        """Count a part."""
+        self._left.finish(policy, part)
 
     def fail(self, policy: str, part: str, what: str) -> None:
         """Say it at once: the run goes on."""
@@ -203,11 +153,6 @@ class _Progress:
             click.echo("\r\x1b[K", err=True, nl=False)
 
     def _show(self, policy: str, part: str, note: str) -> None:
-        if not self._shown:
-            return
-        step = self._left[policy, part]
-        per_unit = {name: sum(taken) / len(taken) for name, taken in self._taken.items()}
-        seconds, complete = seconds_left(list(self._left.values()), per_unit)
-        left = f"{'' if complete else 'more than '}{_clock(seconds)} left"
-        counted = f"{self._labels[policy]}: {part} {step.n_done}/{step.n} {note}".rstrip()
-        click.echo(f"\r\x1b[K{counted}, {left}", err=True, nl=False)
+        if self._shown:
+            line = f"{self._labels[policy]}: {self._left.line(policy, part, note)}"
+            click.echo(f"\r\x1b[K{line}", err=True, nl=False)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import Any
 
 from kvquant.errors import UsageError
-from kvquant.evals.outcome import Outcome
 from kvquant.evals.records import Run, SampleRecord
-from kvquant.evals.statistics import (
-    Interval,
-    holm,
-    mcnemar,
-    minimum_detectable_effect,
-    paired_difference,
-    wilson,
-)
-from kvquant.evals.suite import Rules
-from kvquant.evals.summary import TOTAL, categories, in_category
+from kvquant.evals.statistics import holm, mcnemar, minimum_detectable_effect, paired_difference, wilson
+from kvquant.evals.suite import Rules, load_suite
+from kvquant.evals.summary import asked, categories, in_category, is_right, summarise
+from kvquant.results.comparison import TOTAL, ComparedRun, Comparison, Estimate, Rate, TaskRow, Verdict
 
-
-class Verdict(StrEnum):
-    """What the rules of a suite make of a comparison (docs/evaluation.md)."""
-
-    SAFE = "safe"
-    COSTS = "costs"
-    BROKEN = "broken"
-    CANNOT_TELL = "cannot tell"
+_ROUNDING = 1e-9
+"""What a product of a rate and a number of samples may be off by."""
 
 
 @dataclass(frozen=True)
 class Flips:
-    """The samples two runs share. n_lost: right in the baseline only. n_gained: in the other run only."""
+    """The samples that two runs both have an answer to, by whether it is right.
+
+    n_lost: right in the baseline only. n_gained: in the other run only.
+    """
 
     n: int
     n_both: int
@@ -41,74 +30,69 @@ class Flips:
     n_gained: int
 
     @property
+    def n_right(self) -> int:
+        """Right in the baseline: what there is to lose."""
+        return self.n_both + self.n_lost
+
+    @property
     def change(self) -> float | None:
         """Rate of the other run less that of the baseline; None without samples."""
         return (self.n_gained - self.n_lost) / self.n if self.n else None
 
 
-@dataclass(frozen=True)
-class Paired:
-    """One category, or the total, of one run against the baseline. Rates and their uncertainties are None
-    without shared samples.
+def comparison_of(baseline: Run, others: Sequence[Run], rules: Rules) -> Comparison:
+    """Return everything that runs say beside a baseline. Raises UsageError as `compare` does."""
+    return Comparison(
+        baseline=str(baseline.folder),
+        rules=asdict(rules),
+        summary=summarise(baseline),
+        comparisons=tuple(compare(baseline, others, rules)),
+        model=baseline.info.model,
+        suite=baseline.info.suite,
+    )
 
-    interval: of the change. p: exact McNemar. p_holm: adjusted for the number of runs compared with the
-    baseline. mde: the minimum detectable effect, at a level that allows for the same number.
+
+def rules_of(run: Run, suite: str | None = None) -> Rules:
+    """Return the rules of a named suite or suite file, else those the run was made with.
+
+    A run of an older version has none of its own and takes those that its suite has now. Raises UsageError
+    when there is no such suite.
     """
-
-    category: str
-    flips: Flips
-    baseline: Interval | None
-    other: Interval | None
-    interval: Interval | None
-    p: float
-    p_holm: float
-    mde: float | None
-    verdict: Verdict
-
-    def document(self) -> dict[str, Any]:
-        """The JSON form."""
-        flips = self.flips
-        rates = (flips.n_both + flips.n_lost, flips.n_both + flips.n_gained)
-        baseline, other = (count / flips.n if flips.n else None for count in rates)
-        return {
-            "category": self.category,
-            **asdict(flips),
-            "baseline": {"rate": baseline, "interval": self.baseline},
-            "other": {"rate": other, "interval": self.other},
-            "change": {"value": flips.change, "interval": self.interval},
-            "p": self.p,
-            "p_holm": self.p_holm,
-            "minimum_detectable_effect": self.mde,
-            "verdict": str(self.verdict),
-        }
+    if suite is None and run.info.rules is not None:
+        return run.info.rules
+    return load_suite(suite or run.info.suite).rules
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One run against the baseline: its categories, then the total. n_unpaired: samples only one has."""
-
-    run: Run
-    rows: tuple[Paired, ...]
-    n_unpaired: int
-
-
-def compare(baseline: Run, others: Sequence[Run], rules: Rules) -> list[Comparison]:
+def compare(baseline: Run, others: Sequence[Run], rules: Rules) -> list[ComparedRun]:
     """Compare each run with the baseline. Raises UsageError when one was asked other questions."""
     for other in others:
         check_comparable(baseline, other)
     names = [*categories(baseline), TOTAL]
-    counted = [[count_flips(baseline, other, name) for name in names] for other in others]
+    paired = [{name: pairs(baseline, other, name) for name in names} for other in others]
+    counted = [[count_flips(found) for found in by_name.values()] for by_name in paired]
     # For each category the p-values of all runs belong together: each is a chance to find a difference.
     p_values = [[mcnemar(flips.n_lost, flips.n_gained) for flips in row] for row in counted]
     adjusted = [holm(column) for column in zip(*p_values, strict=True)]
     return [
-        Comparison(
-            other,
-            tuple(
-                _paired(name, counted[i][j], p_values[i][j], adjusted[j][i], rules, len(others))
+        ComparedRun(
+            run=str(other.folder),
+            n_unpaired=len(
+                {sample.id for sample in asked(baseline)} ^ {sample.id for sample in asked(other)}
+            ),
+            summary=summarise(other),
+            rows=tuple(
+                _row(
+                    name,
+                    counted[i][j],
+                    len(paired[i][name]) - counted[i][j].n,
+                    (p_values[i][j], adjusted[j][i]),
+                    rules,
+                    len(others),
+                )
                 for j, name in enumerate(names)
             ),
-            len({s.id for s in baseline.samples} ^ {s.id for s in other.samples}),
+            model=other.info.model,
+            n_unanswered=len(paired[i][TOTAL]) - counted[i][-1].n,
         )
         for i, other in enumerate(others)
     ]
@@ -129,45 +113,114 @@ def check_comparable(first: Run, second: Run) -> None:
             )
 
 
-def count_flips(baseline: Run, other: Run, category: str) -> Flips:
-    """Pair the samples of a category by id and count."""
-    right = {s.id: _is_right(s) for s in in_category(baseline.samples, category)}
-    pairs = [(right[s.id], _is_right(s)) for s in in_category(other.samples, category) if s.id in right]
+def pairs(baseline: Run, other: Run, category: str) -> list[tuple[SampleRecord, SampleRecord]]:
+    """Return the samples of a category that both runs have, paired by id, answered or not."""
+    of_baseline = {sample.id: sample for sample in in_category(asked(baseline), category)}
+    return [
+        (of_baseline[sample.id], sample)
+        for sample in in_category(asked(other), category)
+        if sample.id in of_baseline
+    ]
+
+
+def count_flips(found: Sequence[tuple[SampleRecord, SampleRecord]]) -> Flips:
+    """Count the pairs that both runs have an answer to."""
+    right = [(is_right(a), is_right(b)) for a, b in found if a.is_answered and b.is_answered]
     return Flips(
-        len(pairs), pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
+        len(right), right.count((True, True)), right.count((True, False)), right.count((False, True))
     )
 
 
-def judge(flips: Flips, p: float, mde: float | None, rules: Rules) -> Verdict:
-    """Apply the rules. A difference that was not found counts as none only where it would have been found."""
+def judge(flips: Flips, p: float, mde: float | None, rules: Rules, n_runs: int = 1) -> tuple[Verdict, str]:
+    """Apply the rules; return the verdict and, where it cannot tell, why and what to change.
+
+    A loss that was found counts. That none was found counts as none only where it would have been found: with
+    enough samples, and with enough of them right in the baseline to be lost.
+    """
     change = flips.change
     if change is None:
-        return Verdict.CANNOT_TELL
-    if p <= rules.alpha:
-        if change >= 0:
-            return Verdict.SAFE
-        return Verdict.BROKEN if -change >= rules.broken_loss else Verdict.COSTS
-    found_none = mde is not None and mde <= rules.safe_loss and -change <= rules.safe_loss
-    return Verdict.SAFE if found_none else Verdict.CANNOT_TELL
+        return Verdict.CANNOT_TELL, "no sample has an answer in both runs"
+    found = p <= rules.alpha
+    if found and change < 0:
+        return (Verdict.BROKEN if -change >= rules.broken_loss else Verdict.COSTS), ""
+    reason = _too_little_right(flips, mde, rules, n_runs)
+    if not reason and not found:
+        reason = _unsure(change, mde, rules)
+    return (Verdict.CANNOT_TELL, reason) if reason else (Verdict.SAFE, "")
 
 
-def _paired(name: str, flips: Flips, p: float, p_holm: float, rules: Rules, n_runs: int) -> Paired:
+def least_right(n: int, mde: float | None, rules: Rules, n_runs: int) -> int:
+    """Return how many of ``n`` pairs the baseline must have right for a verdict of safe to rest on anything.
+
+    With fewer, the loss of every right answer would not come to ``safe_loss``, or not to the change that such
+    a run finds, or the exact test (2^(1 - n_right), adjusted for ``n_runs``) would put it down to chance. The
+    number exceeds ``n`` where no baseline would be enough.
+    """
+    by_rate = math.ceil(n * (1.0 if mde is None else mde) - _ROUNDING)
+    by_chance = math.ceil(1 + math.log2(n_runs / rules.alpha) - _ROUNDING)
+    return max(least_to_lose(n, rules), by_rate, by_chance)
+
+
+def least_to_lose(n: int, rules: Rules) -> int:
+    """Return how many of ``n`` pairs must be right before ``safe_loss`` can be lost at all."""
+    return max(1, math.ceil(n * rules.safe_loss - _ROUNDING))
+
+
+def _too_little_right(flips: Flips, mde: float | None, rules: Rules, n_runs: int) -> str:
+    """Why nothing follows from a loss that was not found, as the baseline has too little to lose."""
+    has = f"the baseline has {flips.n_right} of {flips.n} right"
+    if flips.n_right < least_to_lose(flips.n, rules):
+        return (
+            f"{has}, too few to lose {100 * rules.safe_loss:g} points; take an easier suite or another "
+            "model, or check that the model is asked in its own prompt format"
+        )
+    if flips.n_right < least_right(flips.n, mde, rules, n_runs):
+        return f"{has}, too few for the loss of them all to be told from chance; ask more samples"
+    return ""
+
+
+def _unsure(change: float, mde: float | None, rules: Rules) -> str:
+    """Why a change that was not found may be there."""
+    if mde is None or mde > rules.safe_loss:
+        finds = "no change" if mde is None else f"only a change of {100 * mde:.1f} points"
+        needs = f"safe needs {100 * rules.safe_loss:g} points"
+        return f"{finds} would have been found, {needs}; ask more samples"
+    if -change > rules.safe_loss:
+        return f"{-100 * change:.1f} points were lost, perhaps by chance; ask more samples"
+    return ""
+
+
+def _row(
+    name: str,
+    flips: Flips,
+    n_unanswered: int,
+    p_values: tuple[float, float],
+    rules: Rules,
+    n_runs: int,
+) -> TaskRow:
     n = flips.n
+    p, p_holm = p_values
     observed = (flips.n_lost + flips.n_gained) / n if n else 0.0
     disagreement = max(rules.disagreement, observed)
     mde = minimum_detectable_effect(n, disagreement, rules.alpha / n_runs, rules.power)
-    return Paired(
+    verdict, reason = judge(flips, p_holm, mde, rules, n_runs)
+    return TaskRow(
         category=name,
-        flips=flips,
-        baseline=wilson(flips.n_both + flips.n_lost, n),
-        other=wilson(flips.n_both + flips.n_gained, n),
-        interval=paired_difference(flips.n_lost, flips.n_gained, n),
+        n=n,
+        n_both=flips.n_both,
+        n_lost=flips.n_lost,
+        n_gained=flips.n_gained,
+        baseline=_rate(flips.n_right, n),
+        other=_rate(flips.n_both + flips.n_gained, n),
+        change=Estimate(flips.change, paired_difference(flips.n_lost, flips.n_gained, n)),
         p=p,
         p_holm=p_holm,
-        mde=mde,
-        verdict=judge(flips, p_holm, mde, rules),
+        minimum_detectable_effect=mde,
+        verdict=verdict,
+        n_unanswered=n_unanswered,
+        reason=reason,
     )
 
 
-def _is_right(sample: SampleRecord) -> bool:
-    return sample.outcome is Outcome.RIGHT
+def _rate(n_right: int, n: int) -> Rate:
+    return Rate(n_right / n if n else None, wilson(n_right, n))

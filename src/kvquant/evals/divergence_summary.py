@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvquant.evals.divergence import TokenDivergence
-from kvquant.evals.statistics import Interval, bootstrap_blocks
+from kvquant.evals.statistics import bootstrap_blocks
+from kvquant.results.comparison import Interval
 
 LEAST_BLOCKS = 16
 """With fewer chunks each is cut into several blocks, and with fewer blocks there is no interval: drawing a

@@ -7,9 +7,7 @@ holds the rows themselves, and so proves which types they are stored in, whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from kvquant.errors import CaptureError, LlamaError
 from kvquant.llama.logs import KVLog
@@ -18,6 +16,7 @@ from kvquant.llama.state import SequenceState, StoredRows, load_state
 from kvquant.memory import ContextOptions, KVMemory, LayerMemory, memory_of
 from kvquant.model.shape import ModelShape
 from kvquant.policy import ResolvedPolicy
+from kvquant.results.validation import LayerBytes, Memory
 
 PROMPT = "Seven small cats slept near the warm stove while rain fell on the old tin roof."
 """What the slot that is looked at holds. Any text would do: a row's bytes do not depend on what it says."""
@@ -31,59 +30,14 @@ _Side = tuple[str, int]
 """A type and the bytes stored in it, of K or of V."""
 
 
-@dataclass(frozen=True)
-class MemoryCheck:
-    """What a running server's KV cache takes, in bytes. What is not known is None.
-
-    kv_bytes_logged: None for a stock build, which does not print exact sizes. kv_bytes_slot: every layer's
-    saved row bytes times its cells. n_slot_tokens: tokens the slot held. peak_rss_bytes: of the whole server,
-    the model's file included. findings: where the sources disagree, a line each. layers: as computed.
-    """
-
-    kv_bytes_logged: int | None
-    kv_bytes_computed: int
-    kv_bytes_slot: int | None
-    n_slot_tokens: int | None
-    peak_rss_bytes: int | None
-    findings: tuple[str, ...]
-    layers: tuple[LayerMemory, ...] = ()
-
-    @property
-    def kv_bytes(self) -> int:
-        """The best known size: as logged, else as computed."""
-        return self.kv_bytes_computed if self.kv_bytes_logged is None else self.kv_bytes_logged
-
-    def document(self, baseline: MemoryCheck | None) -> dict[str, Any]:
-        """The JSON form; ``ratio`` is to the baseline's cache, None without a baseline."""
-        return {
-            "kv_bytes_logged": self.kv_bytes_logged,
-            "kv_bytes_computed": self.kv_bytes_computed,
-            "kv_bytes_slot": self.kv_bytes_slot,
-            "n_slot_tokens": self.n_slot_tokens,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "ratio": None if baseline is None or not baseline.kv_bytes else self.kv_bytes / baseline.kv_bytes,
-            "findings": list(self.findings),
-            "layers": [
-                {
-                    "layer": layer.layer,
-                    "k_type": layer.k_type,
-                    "v_type": layer.v_type,
-                    "k_bytes": layer.k_bytes,
-                    "v_bytes": layer.v_bytes,
-                }
-                for layer in self.layers
-            ],
-        }
-
-
 def check_memory(
     server: LlamaServer, shape: ModelShape, policy: ResolvedPolicy, options: ContextOptions | None = None
-) -> MemoryCheck:
+) -> Memory:
     """Look at the cache of a running server; its first slot is overwritten by a short prompt.
 
     policy: what the server was started with, resolved against ``shape``. options: what its own arguments come
     to, by default its context and its sequences. Call it when the server has done its work: the peak is the
-    one so far. Raises LlamaError when the server fails.
+    one so far. The ratio to a baseline is not known here. Raises LlamaError when the server fails.
     """
     if options is None:
         options = ContextOptions(server.options.n_ctx, server.options.n_parallel)
@@ -98,14 +52,17 @@ def check_memory(
         findings.append(f"slot: {error}")
     else:
         findings += slot_findings(state, computed, answer.get("tokens_evaluated"))
-    return MemoryCheck(
+    return Memory(
         kv_bytes_logged=log.n_bytes or None,
         kv_bytes_computed=computed.kv_bytes,
         kv_bytes_slot=None if state is None else slot_bytes(state, computed),
         n_slot_tokens=None if state is None else len(state.tokens),
         peak_rss_bytes=server.peak_n_bytes(),
         findings=tuple(findings),
-        layers=computed.layers,
+        layers=tuple(
+            LayerBytes(layer.layer, layer.k_type, layer.v_type, layer.k_bytes, layer.v_bytes)
+            for layer in computed.layers
+        ),
     )
 
 

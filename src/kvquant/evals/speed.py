@@ -1,4 +1,4 @@
-"""Prefill and decode speed by llama-bench, policies in turn so that a machine that drifts favours none.
+"""Speed: prefill and decode by llama-bench, and a fixed conversation with a running llama-server.
 
 A round of a policy is one run of llama-bench over all depths. Round 0 goes through the policies in order,
 round 1 backwards, round 2 in order again: a machine that steadily warms up slows every policy alike.
@@ -8,18 +8,39 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from kvquant.errors import LlamaError, PolicyError
+from kvquant.evals.statistics import median_interval
 from kvquant.llama.logs import failure_line
+from kvquant.llama.server import LlamaServer
 from kvquant.policy import Policy, parse_policy
 from kvquant.processes.background import BackgroundProgram, clean_environment
+from kvquant.results.validation import Chat, Speed
 
 Phase = Literal["prefill", "decode"]
+
+
+_ABOUT = (
+    "A key-value cache keeps what attention needs of every earlier token, so that a new token costs one row "
+    "and not the whole text again. It grows with the text, with the layers and with the heads. "
+)
+
+CONVERSATION: tuple[tuple[str, str], ...] = (
+    (_ABOUT * 2 + "Which of its two halves is usually more sensitive?", "Usually the keys."),
+    ("And which layers matter most?", "Often the first and the last ones, but that depends on the model."),
+    (_ABOUT + "What happens when it no longer fits into memory?", "Then the machine swaps or gives up."),
+    ("So how would you choose the type of each layer?", "By measuring what each one costs."),
+)
+"""Turns of (user, assistant). The assistant's words are given, so that every policy is asked the same."""
+
+N_GENERATE = 48
+"""Tokens made in each turn, whatever the model would like to end with."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +90,6 @@ class SpeedRound:
     started: str
     wall_seconds: float
     points: tuple[SpeedPoint, ...]
-
-    def document(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> SpeedRound:
-        """Read the JSON form back. Raises KeyError or TypeError for anything else."""
-        points = tuple(SpeedPoint(**point) for point in document["points"])
-        return cls(**{**document, "points": points})
 
 
 def turns(labels: Sequence[str], n_rounds: int) -> Iterator[tuple[int, str]]:
@@ -172,3 +183,107 @@ def _point(line: str, policy: Policy) -> SpeedPoint:
     if not speed > 0:
         raise LlamaError(f"llama-bench: {speed:g} tokens/s at depth {depth}; the clock or the run is broken")
     return SpeedPoint("decode" if n_gen else "prefill", depth, n_gen or n_prompt, speed)
+
+
+def speeds_of(rounds: Iterable[SpeedRound], baseline: str) -> dict[str, tuple[Speed, ...]]:
+    """Sum up rounds of several policies, in any order, by label; ``baseline`` is one.
+
+    Labels come in the order of their first round, then prefill before decode, then by depth. Speeds are
+    medians over a label's rounds, ratios medians over the rounds that the baseline has too. A round that was
+    measured twice counts as it was last measured. The baseline's own ratio is 1 and has no interval.
+    """
+    speeds: dict[str, dict[tuple[Phase, int], dict[int, float]]] = {}
+    for measured in rounds:
+        of_label = speeds.setdefault(measured.label, {})
+        for point in measured.points:
+            of_label.setdefault((point.phase, point.depth), {})[measured.index] = point.tokens_per_second
+    reference = speeds.get(baseline, {})
+    return {
+        label: tuple(
+            _speed(key, by_round, reference.get(key, {}), label == baseline)
+            for key, by_round in sorted(
+                of_label.items(), key=lambda item: (item[0][0] == "decode", item[0][1])
+            )
+        )
+        for label, of_label in speeds.items()
+    }
+
+
+def _speed(
+    key: tuple[Phase, int], by_round: dict[int, float], reference: dict[int, float], is_baseline: bool
+) -> Speed:
+    ratios = [speed / reference[index] for index, speed in by_round.items() if index in reference]
+    return Speed(
+        phase=key[0],
+        depth=key[1],
+        tokens_per_second=median(by_round.values()),
+        ratio=median(ratios) if ratios else None,
+        interval=None if is_baseline else median_interval(ratios),
+        n_rounds=len(by_round),
+    )
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """One answer, as the server timed it.
+
+    n_prompt: tokens processed for it; n_cached: tokens that were in the cache already. prompt_seconds: from
+    the start of the prompt to the first token. generate_seconds: for the tokens after the first.
+    """
+
+    n_prompt: int
+    n_cached: int
+    prompt_seconds: float
+    n_generated: int
+    generate_seconds: float
+
+
+def run_chat(server: LlamaServer, n_generate: int = N_GENERATE) -> tuple[ChatTurn, ...]:
+    """Hold the conversation, each turn on top of the ones before, whose tokens the server still has.
+
+    The first turn starts from an empty sequence; the whole takes up to 1,024 tokens of context. Raises
+    LlamaError when the server fails or answers without timings.
+    """
+    messages: list[dict[str, str]] = []
+    turns = []
+    for number, (question, answer) in enumerate(CONVERSATION):
+        messages.append({"role": "user", "content": question})
+        body = {
+            "messages": messages,
+            "max_tokens": n_generate,
+            "temperature": 0,
+            "seed": 0,
+            "ignore_eos": True,
+            "cache_prompt": number > 0,
+        }
+        turns.append(parse_turn(server.post("/v1/chat/completions", body)))
+        messages.append({"role": "assistant", "content": answer})
+    return tuple(turns)
+
+
+def parse_turn(answer: dict[str, Any]) -> ChatTurn:
+    """Read the timings of a chat completion. Raises LlamaError when they are missing."""
+    try:
+        timings = answer["timings"]
+        return ChatTurn(
+            n_prompt=int(timings["prompt_n"]),
+            n_cached=int(timings["cache_n"]),
+            prompt_seconds=float(timings["prompt_ms"]) / 1000,
+            n_generated=int(timings["predicted_n"]),
+            generate_seconds=float(timings["predicted_ms"]) / 1000,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise LlamaError("llama-server answered a chat without its timings") from error
+
+
+def chat_of(turns: Sequence[ChatTurn]) -> Chat:
+    """Sum up one or more conversations: median time to the first token, speed of the tokens after it."""
+    n_after_first = sum(max(turn.n_generated - 1, 0) for turn in turns)
+    seconds = sum(turn.generate_seconds for turn in turns)
+    return Chat(
+        ttft_seconds=median(turn.prompt_seconds for turn in turns) if turns else None,
+        tokens_per_second=n_after_first / seconds if n_after_first and seconds > 0 else None,
+        n_turns=len(turns),
+        n_prompt=sum(turn.n_prompt for turn in turns),
+        n_generated=sum(turn.n_generated for turn in turns),
+    )

@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom, binomtest
+
+from kvquant.results.comparison import Interval
 
 LEVEL = 0.95
 """Confidence level of every interval."""
 
 N_RESAMPLES = 2000
-
-
-class Interval(NamedTuple):
-    """A confidence interval at LEVEL."""
-
-    low: float
-    high: float
 
 
 def wilson(n_right: int, n: int) -> Interval | None:

@@ -4,57 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.records import Run, SampleRecord
-from kvquant.evals.statistics import Interval, wilson
+from kvquant.evals.statistics import wilson
+from kvquant.results.comparison import TOTAL, CategorySummary
 
-TOTAL = "total"
+
+def asked(run: Run) -> tuple[SampleRecord, ...]:
+    """Return every sample of a run, those that the endpoint failed on included."""
+    return (*run.samples, *run.unanswered)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One category, or the total. outcomes: of its samples; those with ERROR are unanswered."""
-
-    category: str
-    outcomes: dict[Outcome, int]
-
-    @property
-    def n(self) -> int:
-        """Samples answered."""
-        return sum(self.outcomes.values()) - self.n_unanswered
-
-    @property
-    def n_unanswered(self) -> int:
-        """Samples the endpoint failed on."""
-        return self.outcomes.get(Outcome.ERROR, 0)
-
-    @property
-    def n_right(self) -> int:
-        """Samples answered right."""
-        return self.outcomes.get(Outcome.RIGHT, 0)
-
-    @property
-    def rate(self) -> float | None:
-        """Share of right answers; None without samples."""
-        return self.n_right / self.n if self.n else None
-
-    @property
-    def interval(self) -> Interval | None:
-        """Wilson interval of the rate; None without samples."""
-        return wilson(self.n_right, self.n)
-
-    def document(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "category": self.category,
-            "n": self.n,
-            "rate": self.rate,
-            "interval": self.interval,
-            "outcomes": {str(outcome): self.outcomes.get(outcome, 0) for outcome in Outcome},
-        }
+def is_right(sample: SampleRecord) -> bool:
+    """Whether a sample was answered right."""
+    return sample.outcome is Outcome.RIGHT
 
 
 def categories(run: Run) -> list[str]:
@@ -67,8 +31,18 @@ def in_category(samples: Sequence[SampleRecord], category: str) -> list[SampleRe
     return [sample for sample in samples if category in {TOTAL, sample.category}]
 
 
-def summarise(run: Run) -> list[Summary]:
+def summarise(run: Run) -> tuple[CategorySummary, ...]:
     """Return a summary per category, then the total."""
-    names = [*categories(run), TOTAL]
-    asked = [*run.samples, *run.unanswered]
-    return [Summary(name, Counter(s.outcome for s in in_category(asked, name))) for name in names]
+    return tuple(_summary(name, in_category(asked(run), name)) for name in (*categories(run), TOTAL))
+
+
+def _summary(category: str, samples: Sequence[SampleRecord]) -> CategorySummary:
+    counts = Counter(sample.outcome for sample in samples)
+    n, n_right = sum(sample.is_answered for sample in samples), counts[Outcome.RIGHT]
+    return CategorySummary(
+        category=category,
+        n=n,
+        rate=n_right / n if n else None,
+        interval=wilson(n_right, n),
+        outcomes={str(outcome): counts[outcome] for outcome in Outcome},
+    )

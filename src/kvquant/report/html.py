@@ -1,14 +1,13 @@
-"""The pieces that pages are made of: one style, figures, tables, tiles, lists. Everything given is escaped
-unless it is called markup.
+"""The pieces that pages are made of: one style, figures, tiles, lists (tables: `kvquant.tables`). Everything
+given is escaped unless it is called markup.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from kvquant.report.drawing import DARK, LIGHT, css_variables
-from kvquant.report.tables import printable
+from kvquant.tables import escape_html as escape
 
 _STYLE = """
 :root { color-scheme: light dark; LIGHT --panel: #f4f6f9; }
@@ -82,11 +81,6 @@ dl.provenance { display: grid; grid-template-columns: max-content 1fr; gap: .25r
 """
 
 
-def escape(text: str) -> str:
-    """Return ``text`` as markup that shows it, whatever is in it."""
-    return html.escape(printable(text))
-
-
 def whole_page(title: str, body: Iterable[str]) -> str:
     """Return a page that needs nothing beside itself; ``body`` is markup."""
     style = _STYLE.replace("LIGHT", css_variables(LIGHT)).replace("DARK", css_variables(DARK))
@@ -97,11 +91,6 @@ def whole_page(title: str, body: Iterable[str]) -> str:
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n"
         f"<body>\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
     )
-
-
-def class_attribute(name: str, applies: bool = True) -> str:
-    """Return the attribute, or nothing where it does not apply."""
-    return f' class="{name}"' if applies else ""
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
@@ -149,64 +138,3 @@ def key(entries: Iterable[tuple[str, str, str]]) -> str:
         for name, role, dash in entries
     )
     return f'<ul class="key">{items}</ul>'
-
-
-def cards(
-    head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, tones: Sequence[str | None]
-) -> str:
-    """Return a table whose rows become cards on a phone.
-
-    tones: how the second column of each row is coloured: good, caution, bad, or not.
-    """
-
-    def line(row: Sequence[str], tone: str | None) -> str:
-        kinds = {1: class_attribute(tone or "", tone is not None)}
-        cells = "".join(
-            f'<td data-name="{escape(head[i])}"{class_attribute("word", i == 1)}>'
-            f"<span{kinds.get(i, '')}>{_two_lines(row[i])}</span></td>"
-            for i in range(1, len(row))
-        )
-        return f'<tr><th scope="row">{_two_lines(row[0])}</th>{cells}</tr>'
-
-    lines = "\n".join(line(row, tone) for row, tone in zip(rows, tones, strict=True))
-    return _table(head, lines, caption, words=(1,), kind=' class="cards"')
-
-
-def _two_lines(cell: str) -> str:
-    """What stands in brackets at the end, such as an interval, in smaller print beside or below the rest."""
-    value, bracket, interval = cell.removesuffix(")").partition(" (")
-    return f"{escape(value)}<small>{escape(interval)}</small>" if bracket else escape(cell)
-
-
-def table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    caption: str,
-    words: Sequence[int] = (),
-    marked: Sequence[int] = (),
-) -> str:
-    """Return a table that scrolls by itself where it is wider than the page.
-
-    words: columns that are no numbers, beside the first. marked: rows to stress.
-    """
-
-    def line(row: Sequence[str], marked: bool) -> str:
-        cells = "".join(
-            f"<td{class_attribute('word', i in words)}>{_two_lines(row[i])}</td>" for i in range(1, len(row))
-        )
-        return f'<tr{class_attribute("policy", marked)}><th scope="row">{escape(row[0])}</th>{cells}</tr>'
-
-    lines = "\n".join(line(row, i in marked) for i, row in enumerate(rows))
-    return _table(head, lines, caption, words)
-
-
-def _table(head: Sequence[str], lines: str, caption: str, words: Sequence[int], kind: str = "") -> str:
-    header = "".join(
-        f'<th scope="col"{class_attribute("word", i in words)}>{escape(name)}</th>'
-        for i, name in enumerate(head)
-    )
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table{kind}>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{header}</tr></thead>\n"
-        f"<tbody>\n{lines}\n</tbody></table></div>"
-    )

@@ -2,67 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from kvquant.report import validation_figures as figures
 from kvquant.report import validation_tables as tables
-from kvquant.report import validation_words as words
-from kvquant.report.html import bullets, cards, escape, figure, folded, key, pairs, table, whole_page
-from kvquant.report.validation_document import Document, compared, each
-from kvquant.report.validation_marks import inks
-from kvquant.report.validation_quality import quality_svg
+from kvquant.report import validation_text as words
+from kvquant.report.html import bullets, figure, folded, key, pairs, whole_page
+from kvquant.results.comparison import TaskRow, Verdict
+from kvquant.results.validation import ValidationResult
+from kvquant.tables import escape_html as escape
+from kvquant.tables import html_cards, html_table
 
-Draw = Callable[[Document, bool, str], str | None]
+Draw = Callable[[ValidationResult, bool, str], str | None]
 
-_TONES = {"safe": "good", "costs": "caution", "broken": "bad", "failed": "bad"}
+_TONES = {Verdict.SAFE: "good", Verdict.COSTS: "caution", Verdict.BROKEN: "bad", Verdict.FAILED: "bad"}
 """Verdicts that are news, and how they are coloured; the word itself says what it is."""
 
 
-def validation_page(document: Document, logs: Mapping[str, str]) -> str:
+def validation_page(result: ValidationResult, logs: Mapping[str, str]) -> str:
     """Return the page as HTML text. logs: excerpts by the name that a failure gives (`read_excerpts`)."""
     return whole_page(
-        words.title(document),
+        words.title(result),
         (
-            f"<h1>{escape(words.title(document))}</h1>",
-            f'<p class="subject">{escape(words.subject(document))}</p>',
-            _summary(document),
-            _verdicts(document),
-            _reasons(document),
-            _quality(document),
-            _answers(document),
-            _divergence(document),
-            _speed(document),
-            _memory(document),
-            _failures(document, logs),
-            f"<h2>How to read the numbers</h2>\n{bullets(words.note_lines(document))}",
-            _provenance(document),
+            f"<h1>{escape(words.title(result))}</h1>",
+            f'<p class="subject">{escape(words.subject(result))}</p>',
+            _summary(result),
+            _verdicts(result),
+            _reasons(result),
+            _quality(result),
+            _answers(result),
+            _divergence(result),
+            _speed(result),
+            _memory(result),
+            _failures(result, logs),
+            f"<h2>How to read the numbers</h2>\n{bullets(words.note_lines(result))}",
+            _provenance(result),
         ),
     )
 
 
-def _summary(document: Document) -> str:
-    first, *others = words.headline(document)
+def _summary(result: ValidationResult) -> str:
+    first, *others = words.headline(result)
     return f'<section class="verdict" aria-label="Summary"><p>{escape(first)}</p>{bullets(others)}</section>'
 
 
-def _verdicts(document: Document) -> str:
-    tones = [_TONES.get(policy["verdict"]) for policy in document["policies"]]
-    rows = tables.verdict_rows(document)
-    head, caption = tables.verdict_head(document), "The verdict on every policy"
-    return f"<h2>Verdicts</h2>\n{cards(head, rows, caption, tones)}"
+def _verdicts(result: ValidationResult) -> str:
+    tones = [_TONES.get(policy.verdict) for policy in result.policies]
+    table = html_cards(tables.verdict_table(result), "The verdict on every policy", tones)
+    return f"<h2>Verdicts</h2>\n{table}"
 
 
-def _reasons(document: Document) -> str:
-    given = [policy for policy in document["policies"] if policy["reasons"]]
-    entries = [(policy["label"], bullets(policy["reasons"])) for policy in given]
+def _reasons(result: ValidationResult) -> str:
+    given = [policy for policy in result.policies if policy.reasons]
+    entries = [(policy.label, bullets(policy.reasons)) for policy in given]
     return f"<h2>Why</h2>\n{pairs(entries)}" if entries else ""
 
 
-def _quality(document: Document) -> str:
+def _quality(result: ValidationResult) -> str:
     return _figure(
-        document,
-        quality_svg,
+        result,
+        figures.quality_svg,
         "Memory against quality",
         "KL divergence and right answers against the size of the KV cache, a point for each policy. The "
         "tables have the numbers.",
@@ -71,48 +71,49 @@ def _quality(document: Document) -> str:
     )
 
 
-def _answers(document: Document) -> str:
-    told = [policy for policy in compared(document) if policy["tasks"]]
+def _answers(result: ValidationResult) -> str:
     parts = [
-        folded(
-            policy["label"],
-            table(tables.CATEGORY_HEAD, rows, f"{policy['label']} against the baseline", (9,)),
-        )
-        for policy in told
-        if (rows := tables.category_rows(policy))
+        _paired(policy.label, policy.tasks, f"{policy.label} against the baseline")
+        for policy in result.compared
+        if policy.tasks
     ]
-    repeated = tables.repeat_rows(document)
+    repeated = tables.repeat_rows(result)
     if repeated:
-        caption = f"{document['baseline']} against itself"
         parts.append(
-            folded("The baseline, asked twice", table(tables.CATEGORY_HEAD, repeated, caption, (9,)))
+            _paired("The baseline, asked twice", repeated, f"{result.baseline} against itself", "again")
         )
     return _figure(
-        document,
+        result,
         figures.categories_svg,
         "Answers by category",
         "Change of the share of right answers in every category, a point with its interval for each policy. "
         "The tables below have the numbers.",
         "Left of the line answers were lost. An interval that crosses the line shows no change, not that "
         "there is none.",
-        "\n".join([bullets(words.sure_lines(document)), *parts]),
+        "\n".join([bullets(words.sure_lines(result)), *parts]),
     )
 
 
-def _divergence(document: Document) -> str:
-    rows = tables.divergence_rows(document)
+def _paired(name: str, rows: Sequence[TaskRow], caption: str, other: str = "policy") -> str:
+    """A table of categories on demand, and why rows of it cannot tell."""
+    table = html_table(tables.task_table(rows, other), caption)
+    return folded(name, f"{table}\n{bullets(tables.reason_lines(rows))}")
+
+
+def _divergence(result: ValidationResult) -> str:
+    found = tables.divergence_table(result)
     by_policy = _figure(
-        document,
+        result,
         figures.divergence_svg,
         "KL divergence from the baseline",
         "Mean KL divergence of every policy with its interval. The table below has the numbers.",
         "Filled: token by token, as text is made. Hollow: the prompt at once. The grey bar is the floor, the "
         "baseline against itself: what lies there cannot be told from it.",
-        table(tables.DIVERGENCE_HEAD, rows, "KL divergence per token, nats", (1,)) if rows else "",
+        html_table(found, "KL divergence per token, nats") if found.rows else "",
         with_key=False,
     )
     by_position = _figure(
-        document,
+        result,
         figures.positions_svg,
         "KL divergence by position",
         "Mean KL divergence against the position of the token, a line for each policy.",
@@ -121,14 +122,12 @@ def _divergence(document: Document) -> str:
     return f"{by_policy}\n{by_position}"
 
 
-def _speed(document: Document) -> str:
-    rows, chat = tables.speed_rows(document), tables.chat_rows(document)
-    details = (
-        folded("All speeds", table(tables.SPEED_HEAD, rows, "Speed by llama-bench", (1,))) if rows else ""
-    )
-    talked = table(tables.CHAT_HEAD, chat, "A fixed conversation with the server") if chat else ""
+def _speed(result: ValidationResult) -> str:
+    speeds, chat = tables.speed_table(result), tables.chat_table(result)
+    details = folded("All speeds", html_table(speeds, "Speed by llama-bench")) if speeds.rows else ""
+    talked = html_table(chat, "A fixed conversation with the server") if chat.rows else ""
     return _figure(
-        document,
+        result,
         figures.speed_svg,
         "Speed by depth",
         "Tokens per second of prefill and decode against the tokens in the cache, a line for each policy.",
@@ -137,39 +136,39 @@ def _speed(document: Document) -> str:
     )
 
 
-def _memory(document: Document) -> str:
-    rows = tables.memory_rows(document)
-    below = table(tables.MEMORY_HEAD, rows, "Memory, by each source") if rows else ""
+def _memory(result: ValidationResult) -> str:
+    sources = tables.memory_table(result)
+    below = html_table(sources, "Memory, by each source") if sources.rows else ""
     return _figure(
-        document,
+        result,
         figures.layers_svg,
         "KV bytes by layer",
         "Bytes of K and of V in every layer as shades, a strip for each policy. The table has the sums.",
         "Upper strip K, lower strip V; the fainter, the fewer bytes beside the baseline’s.",
-        f"{below}\n{bullets(words.memory_findings(document))}",
+        f"{below}\n{bullets(words.memory_findings(result))}",
         with_key=False,
     )
 
 
-def _failures(document: Document, logs: Mapping[str, str]) -> str:
+def _failures(result: ValidationResult, logs: Mapping[str, str]) -> str:
     parts = []
-    for policy, row in each(document, "failures"):
-        log = "" if row["log"] is None else f" <code>{escape(row['log'])}</code>"
-        of_policy = f"<strong>{escape(policy['label'])}</strong>, {escape(row['part'])}"
-        what = f"<p>{of_policy}: {escape(row['what'])}{log}</p>"
-        excerpt = logs.get(row["log"] or "")
+    for policy, row in words.failures_of(result):
+        log = "" if row.log is None else f" <code>{escape(row.log)}</code>"
+        of_policy = f"<strong>{escape(policy.label)}</strong>, {escape(row.part)}"
+        what = f"<p>{of_policy}: {escape(row.what)}{log}</p>"
+        excerpt = logs.get(row.log or "")
         parts.append(what + (f'<pre tabindex="0">{escape(excerpt)}</pre>' if excerpt else ""))
     return f"<h2>What failed</h2>\n{''.join(parts)}" if parts else ""
 
 
-def _provenance(document: Document) -> str:
-    entries = [(name, f"<code>{escape(value)}</code>") for name, value in words.provenance_pairs(document)]
+def _provenance(result: ValidationResult) -> str:
+    entries = [(name, f"<code>{escape(value)}</code>") for name, value in words.provenance_pairs(result)]
     entries.append(("written by", f"kvquant {escape(version('kvquant'))}"))
     return f"<h2>Where this comes from</h2>\n{folded('Model, build, machine', pairs(entries))}"
 
 
 def _figure(
-    document: Document,
+    result: ValidationResult,
     draw: Draw,
     heading: str,
     description: str,
@@ -179,14 +178,14 @@ def _figure(
 ) -> str:
     """A section with its figure, what belongs below it, and nothing where there is neither."""
     name = draw.__name__.removesuffix("_svg")
-    wide, narrow = draw(document, False, f"{name}-wide"), draw(document, True, f"{name}-narrow")
+    wide, narrow = draw(result, False, f"{name}-wide"), draw(result, True, f"{name}-narrow")
     if wide is None or narrow is None:
         return f"<h2>{escape(heading)}</h2>\n{below}" if below.strip() else ""
-    drawn = _key(document, wide) if with_key else ""
+    drawn = _key(result, wide) if with_key else ""
     return f"{figure(heading, wide, narrow, description, drawn + escape(caption))}\n{below}"
 
 
-def _key(document: Document, svg: str) -> str:
+def _key(result: ValidationResult, svg: str) -> str:
     """The policies whose colour is in the figure."""
-    all_inks = inks(document).items()
+    all_inks = figures.inks(result).items()
     return key((label, ink.role, ink.dash) for label, ink in all_inks if f"var(--{ink.role})" in svg)

@@ -7,30 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kvquant.documents import from_document, to_document
 from kvquant.errors import UsageError
-from kvquant.evals.compare import Comparison, compare
+from kvquant.evals.compare import compare
 from kvquant.evals.records import Run
-from kvquant.evals.speed_summary import SpeedRow, speed_rows
+from kvquant.evals.speed import speeds_of
 from kvquant.evals.suite import Rules
 from kvquant.evals.suite_parts import PATHS
-from kvquant.evals.summary import TOTAL
-from kvquant.evals.validation.documents import from_document, to_document
-from kvquant.evals.validation.folder import Folder
-from kvquant.evals.validation.journal import Journal, NamedPolicy
-from kvquant.evals.validation.records import Records, read_records
-from kvquant.evals.validation.result import (
-    Chat,
-    Divergence,
-    Floor,
-    Memory,
-    PolicyResult,
-    Speed,
-    TaskRow,
-    ValidationResult,
-    Verdict,
-    read_result,
-)
-from kvquant.evals.validation.steps import CHAT, MEMORY, TASKS, divergence_part
+from kvquant.evals.validation.plan import CHAT, MEMORY, TASKS, divergence_part
+from kvquant.evals.validation.records import Folder, Journal, NamedPolicy, Records, read_records
 from kvquant.evals.validation.verdict import (
     conclude,
     judge_divergence,
@@ -40,12 +25,23 @@ from kvquant.evals.validation.verdict import (
     judge_speed,
     judge_tasks,
 )
+from kvquant.results.comparison import TaskRow, Verdict, total_row
+from kvquant.results.validation import (
+    Chat,
+    Divergence,
+    Floor,
+    Memory,
+    PolicyResult,
+    Speed,
+    ValidationResult,
+    read_result,
+)
 
 
 def assemble(records: Records, rules: Rules | None = None) -> ValidationResult:
     """Return the result of what is there. rules: those of the records, unless others are given."""
     start = records.journal.start
-    used = rules or Rules(**start.suite.rules)
+    used = rules or from_document(Rules, start.suite.rules, "the rules of the validation")
     baseline = start.policies[0]
     rows = _task_rows(records, used)
     measured = [_measured(records.journal, policy, baseline.policy) for policy in start.policies]
@@ -94,11 +90,7 @@ def _task_rows(records: Records, rules: Rules) -> dict[str, tuple[TaskRow, ...]]
     if baseline is None or not others:
         return {}
     found = compare(baseline, list(others.values()), rules)
-    return {policy: _rows(comparison) for policy, comparison in zip(others, found, strict=True)}
-
-
-def _rows(comparison: Comparison) -> tuple[TaskRow, ...]:
-    return tuple(from_document(TaskRow, row.document()) for row in comparison.rows)
+    return {policy: compared.rows for policy, compared in zip(others, found, strict=True)}
 
 
 def _measured(journal: Journal, policy: NamedPolicy, baseline: str) -> PolicyResult:
@@ -111,9 +103,9 @@ def _measured(journal: Journal, policy: NamedPolicy, baseline: str) -> PolicyRes
         policy=text,
         verdict=Verdict.CANNOT_TELL,
         reasons=(),
-        memory=None if memory is None else from_document(Memory, memory),
+        memory=None if memory is None else from_document(Memory, memory, f"{text}: memory"),
         divergence=tuple(_divergences(journal, text, baseline)),
-        chat=None if chat is None else from_document(Chat, chat),
+        chat=None if chat is None else from_document(Chat, chat, f"{text}: chat"),
         failures=tuple(failures),
     )
 
@@ -125,31 +117,20 @@ def _divergences(journal: Journal, policy: str, baseline: str) -> Iterable[Diver
         if found is None:
             continue
         own = journal.measured.get((baseline, divergence_part(path)))
-        floor = None if own is None else from_document(Floor, own)
-        yield replace(from_document(Divergence, found), floor=floor)
+        floor = None if own is None else from_document(Floor, own, f"{baseline}: divergence")
+        yield replace(from_document(Divergence, found, f"{policy}: divergence"), floor=floor)
 
 
 def _speeds(journal: Journal, baseline: str) -> dict[str, tuple[Speed, ...]]:
     rounds = [replace(measured, label=measured.policy) for measured in journal.rounds]
-    rows: dict[str, list[SpeedRow]] = {}
-    for row in speed_rows(rounds, baseline):
-        rows.setdefault(row.label, []).append(row)
-    return {
-        policy: tuple(from_document(Speed, row.document()) for row in of_policy)
-        for policy, of_policy in rows.items()
-    }
+    return speeds_of(rounds, baseline)
 
 
 def _with_ratio(memory: Memory | None, baseline: Memory | None) -> Memory | None:
     if memory is None or baseline is None:
         return memory
-    own, other = _n_bytes(memory), _n_bytes(baseline)
+    own, other = memory.kv_bytes, baseline.kv_bytes
     return replace(memory, ratio=own / other if own is not None and other else None)
-
-
-def _n_bytes(memory: Memory) -> int | None:
-    """The best known size: as logged, else as computed."""
-    return memory.kv_bytes_computed if memory.kv_bytes_logged is None else memory.kv_bytes_logged
 
 
 def _missing(journal: Journal, policy: str) -> list[str]:
@@ -193,16 +174,16 @@ def _judged_baseline(result: PolicyResult, records: Records, rules: Rules) -> Po
 
 
 def _repeat_rows(run: Run | None, repeat: Run | None, rules: Rules) -> tuple[TaskRow, ...]:
-    return _rows(compare(run, [repeat], rules)[0]) if run is not None and repeat is not None else ()
+    return compare(run, [repeat], rules)[0].rows if run is not None and repeat is not None else ()
 
 
 def _self_rows(run: Run | None, rules: Rules) -> tuple[TaskRow, ...]:
     """The baseline paired with the same answers: its rates, in the form the others have."""
-    return _rows(compare(run, [run], rules)[0]) if run is not None else ()
+    return compare(run, [run], rules)[0].rows if run is not None else ()
 
 
-def _noise(repeat: Sequence[TaskRow]) -> list[str]:
-    total = next((row for row in repeat if row.category == TOTAL), None)
+def _noise(repeat: tuple[TaskRow, ...]) -> list[str]:
+    total = total_row(repeat)
     if total is None:
         return []
     return [

@@ -15,11 +15,8 @@ from kvquant.evals.divergence import (
 )
 from kvquant.evals.divergence_summary import summarize_divergence
 from kvquant.evals.suite_parts import DivergencePart
-from kvquant.evals.validation.folder import Folder
-from kvquant.evals.validation.journal import JournalWriter
-from kvquant.evals.validation.plan import Plan, PlannedPolicy
-from kvquant.evals.validation.steps import divergence_part
-from kvquant.evals.validation.texts import Texts
+from kvquant.evals.validation.plan import Plan, PlannedPolicy, Texts, divergence_part
+from kvquant.evals.validation.records import Folder, JournalWriter
 from kvquant.evals.validation.token_log import open_token_log
 
 

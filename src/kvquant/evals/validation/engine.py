@@ -6,38 +6,45 @@ import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kvquant.cache import checkout_root
+from kvquant.documents import to_document, write_json
 from kvquant.errors import KVQuantError, LlamaError
 from kvquant.evals.machine import read_machine
 from kvquant.evals.speed import BenchOptions, SpeedRound, run_rounds
 from kvquant.evals.validation.assemble import assemble
 from kvquant.evals.validation.diverge import request_for, run_divergence
-from kvquant.evals.validation.folder import Folder
-from kvquant.evals.validation.journal import JournalWriter, NamedPolicy, Start, open_journal
-from kvquant.evals.validation.plan import Plan, PlannedPolicy
-from kvquant.evals.validation.records import read_records
-from kvquant.evals.validation.result import SuiteUsed, ValidationResult, write_result
-from kvquant.evals.validation.served import Served, run_served
-from kvquant.evals.validation.steps import (
+from kvquant.evals.validation.plan import (
     REPEAT,
     SERVED,
     SPEED,
+    Plan,
+    PlannedPolicy,
     Step,
+    Watch,
     divergence_part,
     done_in,
     pending,
     steps,
+    texts_of,
 )
-from kvquant.evals.validation.texts import texts_of
-from kvquant.evals.validation.watch import Watch
+from kvquant.evals.validation.records import (
+    Folder,
+    JournalWriter,
+    NamedPolicy,
+    Start,
+    open_journal,
+    read_records,
+)
+from kvquant.evals.validation.served import Served, run_served
 from kvquant.llama.build import BuildInfo
 from kvquant.llama.workspace import tree_commit
+from kvquant.results.validation import SuiteUsed, ValidationResult
 
 
 def validate(plan: Plan, folder: Folder, argv: Sequence[str], watch: Watch) -> ValidationResult:
@@ -62,8 +69,8 @@ def start_of(plan: Plan, argv: Sequence[str]) -> Start:
     root = checkout_root()
     return Start(
         model=plan.model_file,
-        suite=SuiteUsed(suite.name, suite.about, suite.digest, asdict(suite.rules)),
-        parts=asdict(suite.parts),
+        suite=SuiteUsed(suite.name, suite.about, suite.digest, to_document(suite.rules)),
+        parts=to_document(suite.parts),
         n=settings.n,
         seed=settings.seed,
         n_ctx=settings.n_ctx,
@@ -76,7 +83,7 @@ def start_of(plan: Plan, argv: Sequence[str]) -> Start:
             "kvquant_version": version("kvquant"),
             "git_commit": None if root is None else tree_commit(root),
             "timeout_seconds": settings.timeout_seconds,
-            "machine": asdict(read_machine()),
+            "machine": to_document(read_machine()),
             "page_cache_dropped": False,
         },
     )
@@ -184,10 +191,10 @@ def _scratch(folder: Folder) -> Iterator[None]:
 
 def _write(folder: Folder) -> ValidationResult:
     result = assemble(read_records(folder))
-    write_result(folder.result, result)
+    write_json(folder.result, result)
     return result
 
 
 def _build(info: BuildInfo) -> dict[str, Any]:
     """What made the programs, without the digest of every file."""
-    return {name: value for name, value in asdict(info).items() if name not in {"files", "features"}}
+    return {name: value for name, value in to_document(info).items() if name not in {"files", "features"}}

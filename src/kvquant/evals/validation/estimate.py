@@ -5,22 +5,26 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from kvquant.evals.chat_speed import CONVERSATION, N_GENERATE, parse_turn
 from kvquant.evals.endpoint import Endpoint
+from kvquant.evals.speed import CONVERSATION, N_GENERATE, parse_turn
 from kvquant.evals.suite_parts import PATHS
-from kvquant.evals.validation.plan import Plan
-from kvquant.evals.validation.records import Records
-from kvquant.evals.validation.steps import (
+from kvquant.evals.validation.plan import (
     CHAT,
     MEMORY,
     REPEAT,
     SPEED,
     TASKS,
+    Plan,
     Step,
     divergence_part,
+    done_in,
+    steps,
 )
+from kvquant.evals.validation.records import Folder, Records, read_journal, read_records
 from kvquant.llama.server import LlamaServer, ServerOptions
+from kvquant.tables import clock
 
 PerUnit = Mapping[str, float]
 """Seconds a unit of a part takes, by the part's name."""
@@ -29,6 +33,69 @@ _PROMPT = "one two three four " * 16
 _N_GENERATE = 16
 _BYTES_A_TOKEN = 3
 """Few: more tokens than most vocabularies make of English."""
+
+
+def plan_text(plan: Plan, folder: Folder) -> str:
+    """Return what would be measured, what of it is finished, and how long the rest takes.
+
+    That is known from the records in the folder; without any the baseline is tried (`tried`).
+    """
+    records = None if read_journal(folder) is None else read_records(folder)
+    found = steps(plan, done_in(records))
+    suite = plan.suite
+    lines = [f"suite {suite.name}: {suite.about}", f"model {plan.model_file.name}, {plan.model}"]
+    for policy in plan.policies:
+        name = "baseline" if policy == plan.baseline else "policy"
+        lines.append(f"{name} {policy.label} ({policy.text})")
+        lines += [
+            f"  {step.part}: {step.n}" + (f", {step.n_done} finished" if step.n_done else "")
+            for step in found
+            if step.policy == policy.text
+        ]
+    seconds, complete = seconds_left(found, tried(plan) if records is None else recorded(records))
+    how = "from a short try with the baseline" if records is None else f"from the records in {folder.root}"
+    lines.append(f"{'about' if complete else 'at least'} {clock(seconds)} left, {how}")
+    return "\n".join(lines)
+
+
+class Countdown:
+    """The steps that are left of a validation that runs, and how long they take by what the others took."""
+
+    def __init__(self) -> None:
+        self._left: dict[tuple[str, str], Step] = {}
+        self._taken: dict[str, list[float]] = {}
+        self._begun = time.monotonic()
+
+    def plan(self, found: Sequence[Step]) -> None:
+        """Take over all steps."""
+        self._left = {(step.policy, step.part): step for step in found}
+
+    def begin(self) -> None:
+        """A part begins."""
+        self._begun = time.monotonic()
+
+    def advance(self, policy: str, part: str) -> None:
+        """Count a unit and its time."""
+        now = time.monotonic()
+        self._taken.setdefault(part, []).append(now - self._begun)
+        self._begun = now
+        step = self._left[policy, part]
+        self._left[policy, part] = replace(step, n_done=min(step.n, step.n_done + 1))
+
+    def finish(self, policy: str, part: str) -> None:
+        """Count a part, and its time where its units were not counted one by one."""
+        step = self._left[policy, part]
+        if step.n_left:
+            self._taken.setdefault(part, []).append((time.monotonic() - self._begun) / step.n_left)
+        self._left[policy, part] = replace(step, n_done=step.n)
+
+    def line(self, policy: str, part: str, note: str) -> str:
+        """Say where a part stands and what is left of everything."""
+        step = self._left[policy, part]
+        per_unit = {name: sum(taken) / len(taken) for name, taken in self._taken.items()}
+        seconds, complete = seconds_left(list(self._left.values()), per_unit)
+        left = f"{'' if complete else 'more than '}{clock(seconds)} left"
+        return f"{part} {step.n_done}/{step.n} {note}".rstrip() + f", {left}"
 
 
 def seconds_left(found: Sequence[Step], per_unit: PerUnit) -> tuple[float, bool]:

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from kvquant.errors import EndpointError, LlamaError
-from kvquant.evals.chat_speed import chat_document, run_chat
 from kvquant.evals.endpoint import Endpoint, EndpointGone, EndpointTimeout, ServedModel
 from kvquant.evals.memory_check import check_memory
 from kvquant.evals.patience import Patience
 from kvquant.evals.records import SampleRecord, open_log
 from kvquant.evals.reply import Reply
 from kvquant.evals.run import run_info, run_samples
-from kvquant.evals.validation.folder import Folder
-from kvquant.evals.validation.journal import JournalWriter
-from kvquant.evals.validation.plan import Plan, PlannedPolicy
-from kvquant.evals.validation.steps import CHAT, MEMORY, REPEAT, TASKS
-from kvquant.evals.validation.watch import Watch
+from kvquant.evals.speed import chat_of, run_chat
+from kvquant.evals.validation.plan import CHAT, MEMORY, REPEAT, TASKS, Plan, PlannedPolicy, Watch
+from kvquant.evals.validation.records import Folder, JournalWriter
 from kvquant.llama.server import LlamaServer, ServerOptions
+from kvquant.results.validation import Chat, Memory
 
 TIMEOUTS_IN_A_ROW = 3
 """So many answers that do not come, one after the other, and the server counts as hung."""
@@ -134,17 +132,17 @@ def _repeat(served: Served, server: LlamaServer, on_sample: OnSample) -> dict[st
     return _tasks(served, server, on_sample, repeat=True)
 
 
-def _chat(served: Served, server: LlamaServer, _: OnSample) -> dict[str, Any]:
+def _chat(served: Served, server: LlamaServer, _: OnSample) -> Chat:
     speed = served.plan.suite.parts.speed
     n_chats = speed.n_chats if speed else 0
-    return chat_document([turn for _ in range(n_chats) for turn in run_chat(server)])
+    return chat_of([turn for _ in range(n_chats) for turn in run_chat(server)])
 
 
-def _memory(served: Served, server: LlamaServer, _: OnSample) -> dict[str, Any]:
-    return check_memory(server, served.plan.shape, served.planned.resolved).document(None)
+def _memory(served: Served, server: LlamaServer, _: OnSample) -> Memory:
+    return check_memory(server, served.plan.shape, served.planned.resolved)
 
 
-_MEASURES: dict[str, Callable[[Served, LlamaServer, OnSample], dict[str, Any]]] = {
+_MEASURES: dict[str, Callable[[Served, LlamaServer, OnSample], Any]] = {
     TASKS: _tasks,
     REPEAT: _repeat,
     CHAT: _chat,

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvquant.evals.compare import least_to_lose
 from kvquant.evals.suite import Rules
-from kvquant.evals.summary import TOTAL
-from kvquant.evals.validation.result import Divergence, Failure, Interval, Memory, Speed, TaskRow, Verdict
+from kvquant.results.comparison import TOTAL, Interval, TaskRow, Verdict
+from kvquant.results.validation import Divergence, Failure, Memory, Speed
 from kvquant.units import format_n_bytes
 
 WORST_FIRST = (Verdict.BROKEN, Verdict.FAILED, Verdict.COSTS, Verdict.CANNOT_TELL, Verdict.SAFE)
 """Of several findings the first of these decides. What is known to be broken stays so if something fails."""
-
 
 SLOW_DEPTHS = 2
 """Depths at which a phase must be surely slow to count as a cost, where it was measured at as many."""
@@ -25,9 +25,12 @@ SLOW_DEPTHS = 2
 
 @dataclass(frozen=True)
 class Finding:
-    """What one part says. counts: whether it speaks about quality, without which nothing is called safe."""
+    """What one part says, None where it says nothing.
 
-    verdict: Verdict
+    counts: whether it speaks about quality, without which nothing is called safe.
+    """
+
+    verdict: Verdict | None
     reason: str
     counts: bool = False
 
@@ -38,7 +41,7 @@ def conclude(findings: Sequence[Finding]) -> tuple[Verdict, tuple[str, ...]]:
     reasons = [finding.reason for finding in findings]
     if not any(finding.counts for finding in findings):
         verdicts.add(Verdict.CANNOT_TELL)
-        reasons.append("neither answers nor divergence were compared with the baseline")
+        reasons.append("neither answers nor divergence say how it compares with the baseline")
     return next(verdict for verdict in WORST_FIRST if verdict in verdicts), tuple(reasons)
 
 
@@ -55,26 +58,35 @@ def judge_missing(parts: Sequence[str]) -> list[Finding]:
 def judge_tasks(rows: Sequence[TaskRow], rules: Rules, n_policies: int) -> list[Finding]:
     """One finding for all tests: a category can break a policy, only the total can clear it.
 
+    Where the baseline has too little right to lose, answers say nothing, neither for nor against a policy.
     n_policies: how many were compared with the baseline.
     """
     total = next((row for row in rows if row.category == TOTAL), None)
     if total is None or total.n == 0:
         return []
-    verdict = Verdict(total.verdict)
     worst = next(
-        (row for wanted in (Verdict.BROKEN, Verdict.COSTS) for row in rows if row.verdict == wanted), None
+        (row for wanted in (Verdict.BROKEN, Verdict.COSTS) for row in rows if row.verdict is wanted), None
     )
-    where = "all answers"
-    if worst is not None:
-        verdict, where = Verdict(worst.verdict), _category(worst)
+    if worst is None and total.n_right < least_to_lose(total.n, rules):
+        return [Finding(None, f"all answers say nothing: {total.reason}")]
     row = worst or total
     change = f"{_points(row.change.value)} points"
     said = (
-        f"{where}: {row.n_lost} of {row.n} lost and {row.n_gained} gained, {change}"
+        f"{_category(row)}: {row.n_lost} of {row.n} lost and {row.n_gained} gained, {change}"
         f"{_range(row.change.interval, 100)}, p {row.p_holm:.2g}"
     )
     said += f" adjusted for {n_policies} policies" if n_policies > 1 else ""
-    return [Finding(verdict, f"{said}; {_because(verdict, row, rules)}", counts=True)]
+    reasons = [f"{said}; {row.reason or _because(row, rules)}", *_said_nothing(rows, rules)]
+    return [Finding(row.verdict, "; ".join(reasons), counts=True)]
+
+
+def _said_nothing(rows: Sequence[TaskRow], rules: Rules) -> list[str]:
+    """The categories that are in the total and yet could not lose anything."""
+    return [
+        f"{row.category} says nothing, the baseline has {row.n_right} of {row.n} right"
+        for row in rows
+        if row.category != TOTAL and row.n and row.n_right < least_to_lose(row.n, rules)
+    ]
 
 
 def judge_divergence(paths: Sequence[Divergence], rules: Rules) -> list[Finding]:
@@ -88,7 +100,6 @@ def judge_memory(memory: Memory | None) -> list[Finding]:
         return []
     if memory.findings:
         return [Finding(Verdict.FAILED, f"the cache is not what was asked for: {memory.findings[0]}")]
-    n_bytes = memory.kv_bytes_computed if memory.kv_bytes_logged is None else memory.kv_bytes_logged
     sources = [
         name
         for name, value in (
@@ -98,9 +109,9 @@ def judge_memory(memory: Memory | None) -> list[Finding]:
         )
         if value is not None
     ]
-    if n_bytes is None or not sources:
+    if memory.kv_bytes is None:
         return []
-    said = f"cache: {format_n_bytes(n_bytes)}"
+    said = f"cache: {format_n_bytes(memory.kv_bytes)}"
     said += "" if memory.ratio is None else f", {memory.ratio:.3f} of the baseline"
     return [Finding(Verdict.SAFE, said + (f"; {_and(sources)} agree" if len(sources) > 1 else ""))]
 
@@ -134,25 +145,21 @@ def _slow(points: Sequence[Speed], rules: Rules) -> list[Speed]:
     return found if len(found) >= min(SLOW_DEPTHS, len(points)) else []
 
 
-def _because(verdict: Verdict, row: TaskRow, rules: Rules) -> str:
-    if verdict is Verdict.BROKEN:
+def _because(row: TaskRow, rules: Rules) -> str:
+    if row.verdict is Verdict.BROKEN:
         return f"a loss from {100 * rules.broken_loss:g} points on counts as broken"
-    if verdict is Verdict.COSTS:
+    if row.verdict is Verdict.COSTS:
         return f"p is at most {rules.alpha:g}"
+    found = 100 * (row.minimum_detectable_effect or 0.0)
     limit = f"{100 * rules.safe_loss:g} points"
-    mde = row.minimum_detectable_effect
-    if mde is None:
-        return "too few samples to find any change"
-    if verdict is Verdict.SAFE:
-        return f"a change of {100 * mde:.1f} points would have been found, {limit} do not matter"
-    return f"only a change of {100 * mde:.1f} points would have been found, safe needs {limit}"
+    return f"a change of {found:.1f} points would have been found, {limit} do not matter"
 
 
 def _path(path: Divergence, rules: Rules) -> Finding:
-    if path.mean is None:
+    if path.above_floor is None:
         return Finding(Verdict.CANNOT_TELL, f"divergence, {path.path}: unknown", counts=True)
     floor = path.floor.mean if path.floor and path.floor.mean is not None else 0.0
-    said = f"divergence, {path.path}: mean KL {path.mean - floor:.2g} nats above the floor"
+    said = f"divergence, {path.path}: mean KL {path.above_floor:.2g} nats above the floor"
     same = "" if path.top1.value is None else f", same first choice {path.top1.value:.1%}"
     if path.interval is None:
         few = f"{path.n_tokens} tokens are too few for an interval"

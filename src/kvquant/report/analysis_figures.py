@@ -23,10 +23,11 @@ from kvquant.report.drawing import (
     style_axes,
     themed_svg,
 )
-from kvquant.report.text import THIS_POLICY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+THIS_POLICY = "this policy"
 
 FLOOR = 1e-5
 """Relative error at which "no error at all" is drawn on a logarithmic axis."""

@@ -1,37 +1,20 @@
-"""The result of a validation, as ``results.json``, `kvquant validate --json` and `kvquant compare DIR --json`
-hold it.
+"""A validation, as ``results.json``, `kvquant validate --json` and `kvquant compare DIR --json` hold it.
 
-Every number that is not known is None, never 0. A ratio is that of the policy to the baseline. Intervals are
-(low, high) at 95 %.
+A ratio is that of the policy to the baseline. Intervals are [low, high] at 95 %.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvquant.documents import from_document, parse_json
 from kvquant.errors import KVQuantError
-from kvquant.evals.validation.documents import from_document, to_document
-from kvquant.files import write_atomic
+from kvquant.results.comparison import Estimate, Interval, TaskRow, Verdict, total_row
 
 SCHEMA_VERSION = 1
-
-Interval = tuple[float, float]
-
-
-class Verdict(StrEnum):
-    """What the rules of a suite make of everything that was measured of a policy (docs/evaluation.md)."""
-
-    BASELINE = "baseline"
-    SAFE = "safe"
-    COSTS = "costs"
-    BROKEN = "broken"
-    CANNOT_TELL = "cannot tell"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -56,40 +39,6 @@ class SuiteUsed:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number and how sure it is."""
-
-    value: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of right answers."""
-
-    rate: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """One category, or ``total``, of a policy paired with the baseline: `kvquant.evals.compare.Paired`."""
-
-    category: str
-    n: int
-    n_both: int
-    n_lost: int
-    n_gained: int
-    baseline: Rate
-    other: Rate
-    change: Estimate
-    p: float
-    p_holm: float
-    minimum_detectable_effect: float | None
-    verdict: str
-
-
-@dataclass(frozen=True)
 class LayerBytes:
     """The cache of one layer. v_bytes is 0 where V is not stored."""
 
@@ -103,8 +52,12 @@ class LayerBytes:
 @dataclass(frozen=True)
 class Memory:
     """Bytes of the KV cache as llama.cpp logged them, as `kvquant memory` computes them and as a saved slot
-    holds them, and the server's largest resident size. ratio: of the logged bytes. findings: where these
-    sources disagree. layers: as computed, those that keep a cache.
+    holds them, and the server's largest resident size.
+
+    kv_bytes_logged: None for a stock build, which does not print exact sizes. kv_bytes_slot: every layer's
+    saved row bytes times its cells. peak_rss_bytes: the model's file included. ratio: to the baseline's
+    cache. findings: where the sources disagree, a line each. layers: as computed, those that keep a cache.
+    n_slot_tokens: tokens the slot held.
     """
 
     kv_bytes_logged: int | None
@@ -114,6 +67,12 @@ class Memory:
     ratio: float | None = None
     findings: tuple[str, ...] = ()
     layers: tuple[LayerBytes, ...] = ()
+    n_slot_tokens: int | None = None
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """The best known size: as logged, else as computed."""
+        return self.kv_bytes_computed if self.kv_bytes_logged is None else self.kv_bytes_logged
 
 
 @dataclass(frozen=True)
@@ -149,6 +108,12 @@ class Divergence:
     ppl_policy: float | None
     floor: Floor | None = None
     by_position: tuple[PositionBin, ...] = ()
+
+    @property
+    def above_floor(self) -> float | None:
+        """Mean KL less that of the baseline against itself, where that is known."""
+        floor = self.floor.mean if self.floor is not None and self.floor.mean is not None else 0.0
+        return None if self.mean is None else self.mean - floor
 
 
 @dataclass(frozen=True)
@@ -214,6 +179,26 @@ class PolicyResult:
     chat: Chat | None = None
     failures: tuple[Failure, ...] = ()
 
+    @property
+    def total(self) -> TaskRow | None:
+        """The row over all categories, None without answers."""
+        return total_row(self.tasks)
+
+    @property
+    def ratio(self) -> float | None:
+        """The size of the cache over the baseline's."""
+        return None if self.memory is None else self.memory.ratio
+
+    @property
+    def worst_divergence(self) -> Divergence | None:
+        """The path that lies furthest above its floor, which decides; None where none is measured."""
+        return max(self.divergence, key=lambda path: path.above_floor or 0.0, default=None)
+
+    def slowest(self, phase: str) -> Speed | None:
+        """The depth at which a phase is slowest beside the baseline, None where no ratio is known."""
+        known = [point for point in self.speed if point.phase == phase and point.ratio is not None]
+        return min(known, key=lambda point: point.ratio or 0.0, default=None)
+
 
 @dataclass(frozen=True)
 class ValidationResult:
@@ -224,11 +209,12 @@ class ValidationResult:
     provenance: Mapping[str, Any]
     baseline: str
     policies: tuple[PolicyResult, ...]
-    schema_version: int = field(default=SCHEMA_VERSION)
+    schema_version: int = SCHEMA_VERSION
 
-    def document(self) -> dict[str, Any]:
-        """The JSON form."""
-        return to_document(self)
+    @property
+    def compared(self) -> tuple[PolicyResult, ...]:
+        """All policies but the baseline."""
+        return tuple(policy for policy in self.policies if policy.label != self.baseline)
 
 
 def parse_result(document: object, where: str) -> ValidationResult:
@@ -242,14 +228,7 @@ def parse_result(document: object, where: str) -> ValidationResult:
 def read_result(path: Path) -> ValidationResult:
     """Read a result file. Raises KVQuantError when it is missing, damaged or of another version."""
     try:
-        document = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise KVQuantError(f"{path}: cannot be read: {error.strerror}; kvquant validate writes it") from error
-    except ValueError as error:
-        raise KVQuantError(f"{path}: is not JSON; kvquant validate writes it again") from error
-    return parse_result(document, str(path))
-
-
-def write_result(path: Path, result: ValidationResult) -> None:
-    """Write a result file whole, or leave the old one."""
-    write_atomic(path, json.dumps(result.document(), indent=1, allow_nan=False) + "\n")
+    return parse_result(parse_json(data, str(path)), str(path))
