@@ -23,10 +23,10 @@ from kvquant.analysis.verdict import (
     carriers,
     dominating,
     grade,
-    percent,
     suggestion,
     verdict,
 )
+from kvquant.tables import short_percent
 
 PROFILE = SourceInfo("profile", "typical", "", "synthetic", 0, 8, 4, "1 of 1", "1 of 1")
 CAPTURE = replace(PROFILE, kind="capture")
@@ -202,4 +202,4 @@ def test_how_far_to_trust_depends_on_the_source() -> None:
     [(0, "0 %"), (0.00049, "0.049 %"), (0.0162, "1.6 %"), (0.08, "8.0 %"), (0.267, "27 %"), (1.2, "120 %")],
 )
 def test_percentages(ratio: float, text: str) -> None:
-    assert percent(ratio) == text
+    assert short_percent(ratio) == text
