@@ -21,7 +21,7 @@ from kvquant.evals.reply import Reply, ToolCall, is_refusal, strip_reasoning
 from kvquant.evals.suite import load_suite, parse_suite, samples, suite_names
 from kvquant.evals.task import Parameters, Question, Task, grade, questions
 from kvquant.evals.tasks import TASKS
-from kvquant.evals.tasks.syllogism import INVALID, VALID
+from kvquant.evals.tasks.reasoning import INVALID, VALID
 
 TASK_NAMES = sorted(TASKS)
 CODE = {"list_comprehension", "palindrome"}
@@ -212,21 +212,31 @@ TEST = {"task": "needle", "category": "c", "weight": 1.0}
     ("document", "message"),
     [
         ({**HEAD, **RULES}, "has no \\[\\[test\\]\\]"),
-        ({**HEAD, "test": [TEST]}, "has no \\[rules\\]"),
+        ({**HEAD, "test": [TEST]}, "object missing required field `rules`"),
         ({**HEAD, **RULES, "test": [TEST], "tset": 1}, "unknown key 'tset'"),
         (
             {**HEAD, **RULES, "test": [{**TEST, "task": "neddle"}]},
-            "test 1: no task 'neddle'; known: bat_and_ball,",
+            "test\\[0\\]: no task 'neddle'; known: bat_and_ball,",
         ),
         ({**HEAD, **RULES, "test": [{**TEST, "n_keys": 3}]}, "unknown key 'n_keys'"),
-        ({**HEAD, **RULES, "test": [{**TEST, "weight": 0}]}, "weight must be a positive number"),
-        ({**HEAD, **RULES, "test": [{**TEST, "weight": True}]}, "weight must be a positive number"),
+        ({**HEAD, **RULES, "test": [{**TEST, "weight": 0}]}, "test\\[0\\].weight: expected `float` > 0"),
+        ({**HEAD, **RULES, "test": [{**TEST, "weight": True}]}, "weight: expected `float`, got `bool`"),
+        ({**HEAD, **RULES, "test": [{**TEST, "weight": float("nan")}]}, "weight: expected `float` > 0"),
+        ({**HEAD, **RULES, "test": [3]}, "test\\[0\\]: expected `object`, got `int`"),
+        ({"suite": {"name": "s", "about": "a"}, **RULES, "test": [TEST]}, "has both n and max_tokens"),
+        ({**HEAD, **RULES, "kld": {"text": "reference", "paths": ["sideways"]}}, "kld.paths\\[0\\]"),
+        ({**HEAD, **RULES, "kld": {"text": "reference", "n_ctx": 4}}, "kld.n_ctx: expected `int` >= 8"),
+        ({**HEAD, **RULES, "speed": {"depths": [-1]}}, "speed.depths\\[0\\]: expected `int` >= 0"),
+        ({**HEAD, **RULES, "memory": {"all": True}}, "memory: unknown key 'all'"),
         ({**HEAD, **RULES, "test": [TEST, TEST]}, "two tests are called 'needle'"),
         (
             {**HEAD, "rules": {**RULES["rules"], "alpha": 5}, "test": [TEST]},
-            "alpha is 5, it must lie between",
+            "rules.alpha: expected `float` < 1",
         ),
-        ({**RULES, "suite": {**HEAD["suite"], "name": 3}, "test": [TEST]}, "name must be a text"),
+        (
+            {**RULES, "suite": {**HEAD["suite"], "name": 3}, "test": [TEST]},
+            "suite.name: expected `str`, got `int`",
+        ),
     ],
 )
 def test_a_suite_with_a_mistake_says_where(document: dict[str, object], message: str) -> None:

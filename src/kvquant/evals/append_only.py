@@ -17,6 +17,10 @@ from kvquant.errors import KVQuantError, UsageError
 LOCK_NAME = "lock"
 
 
+class DamagedLine(KVQuantError):
+    """A line that holds something else than it should; `parse_lines` adds which one."""
+
+
 class LineWriter:
     """Appends to an open file."""
 
@@ -95,7 +99,7 @@ def parse_lines(data: bytes, path: Path, read: Callable[[dict[str, Any]], None])
             if not isinstance(document, dict):
                 raise TypeError("no object")
             read(document)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (DamagedLine, ValueError, TypeError, KeyError, AttributeError) as error:
             raise KVQuantError(
                 f"{path}: line {number} is damaged; remove that line to go on without it"
             ) from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kvquant.cache import checkout_root
-from kvquant.errors import KVQuantError, UsageError
+from kvquant.documents import read_toml
+from kvquant.errors import UsageError
 
 ENVIRONMENT_VARIABLE = "KVQUANT_EVAL"
 
@@ -28,16 +28,6 @@ def eval_folder() -> Path:
     return root / "eval"
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises KVQuantError, one line, when it is missing or is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise KVQuantError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise KVQuantError(f"{path}: is not TOML: {error}") from error
-
-
 @cache
 def facts(name: str) -> tuple[tuple[Any, ...], ...]:
     """Return the rows of ``eval/facts/NAME.toml``."""
@@ -46,7 +36,10 @@ def facts(name: str) -> tuple[tuple[Any, ...], ...]:
 
 def all_facts() -> dict[str, dict[str, Any]]:
     """Return everything in ``eval/facts``, by the names of the files without their ending."""
-    return {path.stem: read_toml(path) for path in sorted((eval_folder() / "facts").glob("*.toml"))}
+    return {
+        path.stem: read_toml(dict[str, Any], path)
+        for path in sorted((eval_folder() / "facts").glob("*.toml"))
+    }
 
 
 def words(name: str) -> tuple[str, ...]:
@@ -56,4 +49,4 @@ def words(name: str) -> tuple[str, ...]:
 
 @cache
 def _facts_file(name: str) -> dict[str, Any]:
-    return read_toml(eval_folder() / "facts" / f"{name}.toml")
+    return read_toml(dict[str, Any], eval_folder() / "facts" / f"{name}.toml")

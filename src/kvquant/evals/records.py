@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from kvquant.documents import from_document, to_document
 from kvquant.errors import KVQuantError, UsageError
-from kvquant.evals.append_only import LineWriter, alone_in, appending, parse_lines, whole_lines
+from kvquant.evals.append_only import DamagedLine, LineWriter, alone_in, appending, parse_lines, whole_lines
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.suite import Rules
 
 SCHEMA_VERSION = 1
 FILE_NAME = "samples.jsonl"
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,9 @@ class RunLog:
         The line that says what follows stands before the first one, so that a run without any leaves nothing.
         """
         if not self._is_begun:
-            self._write({"kind": "run", "schema_version": SCHEMA_VERSION, **asdict(self._info)})
+            self._write({"kind": "run", "schema_version": SCHEMA_VERSION, **to_document(self._info)})
             self._is_begun = True
-        self._write({"kind": "sample", **asdict(record)})
+        self._write({"kind": "sample", **to_document(record)})
         if record.is_answered:
             self.finished[record.id] = record
 
@@ -182,11 +181,14 @@ def _parse(data: bytes, path: Path) -> Run | None:
 
     def read(document: dict[str, Any]) -> None:
         nonlocal info
-        kind = document.pop("kind")
+        kind = document["kind"]
         if kind == "run":
-            info = _run_info(document, path)
+            version = document["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise KVQuantError(f"{path}: schema version {version}, this kvquant reads {SCHEMA_VERSION}")
+            info = from_document(RunInfo, document, kind, error=DamagedLine)
         elif kind == "sample":
-            record = _sample(document)
+            record = from_document(SampleRecord, document, kind, error=DamagedLine)
             if record.id not in samples or not samples[record.id].is_answered:
                 samples.pop(record.id, None)
                 samples[record.id] = record
@@ -197,29 +199,3 @@ def _parse(data: bytes, path: Path) -> Run | None:
     answered = tuple(record for record in samples.values() if record.is_answered)
     unanswered = tuple(record for record in samples.values() if not record.is_answered)
     return Run(path.parent, info, answered, unanswered)
-
-
-def _run_info(document: dict[str, Any], path: Path) -> RunInfo:
-    version = document.pop("schema_version")
-    if version != SCHEMA_VERSION:
-        raise KVQuantError(f"{path}: schema version {version}, this kvquant reads {SCHEMA_VERSION}")
-    tests = tuple(_built(CountedTest, test) for test in document.pop("tests"))
-    kept = document.pop("rules", None)
-    rules = None if kept is None else _built(Rules, kept)
-    return _built(RunInfo, {**document, "tests": tests, "rules": rules, "argv": tuple(document.pop("argv"))})
-
-
-def _sample(document: dict[str, Any]) -> SampleRecord:
-    calls = tuple((str(name), str(arguments)) for name, arguments in document.pop("tool_calls"))
-    checked = {
-        "outcome": Outcome(document.pop("outcome")),
-        "tool_calls": calls,
-        "wall_seconds": float(document.pop("wall_seconds")),
-    }
-    return _built(SampleRecord, {**document, **checked})
-
-
-def _built(kind: type[_T], document: dict[str, Any]) -> _T:
-    """Build a dataclass; fields that a later version has added are passed over."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: item for name, item in document.items() if name in known})

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from kvquant.documents import from_document, read_toml
 from kvquant.errors import UsageError
-from kvquant.evals.location import all_facts, eval_folder, read_toml
-from kvquant.evals.suite_parts import TABLES, Parts, parse_parts
+from kvquant.evals.location import all_facts, eval_folder
+from kvquant.evals.suite_parts import CountedTask, Parts, Rules, SuiteFile
 from kvquant.evals.task import GRADING_VERSION, Question, Task, questions
 from kvquant.evals.tasks import TASKS
-from kvquant.evals.toml_table import only, positive_at, table_at, text_at
+
+__all__ = ["Rules", "Sample", "Suite", "SuiteTest", "load_suite", "parse_suite", "samples", "suite_names"]
 
 _FIRST_VERSIONS = Path(__file__).with_name("first_versions.json")
 
@@ -28,27 +30,6 @@ class SuiteTest:
     task: Task
     weight: float
     parameters: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How what was measured becomes a verdict (docs/evaluation.md).
-
-    alpha: largest p that counts as a difference. power: chance of finding the minimum detectable effect.
-    disagreement: least share of samples assumed to differ between two runs of equal quality. safe_loss: a
-    loss of rate that does not matter. broken_loss: one from which a policy is called broken. safe_kl: mean KL
-    above the floor, in nats, that does not matter. broken_kl: one from which a policy is called broken.
-    safe_speed: ratio to the baseline's speed from which a policy is not called slower.
-    """
-
-    alpha: float
-    power: float
-    disagreement: float
-    safe_loss: float
-    broken_loss: float
-    safe_kl: float = 0.01
-    broken_kl: float = 0.5
-    safe_speed: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -99,30 +80,25 @@ def load_suite(name: str) -> Suite:
         path = eval_folder() / "suites" / f"{name}.toml"
     else:
         raise UsageError(f"no suite {name!r}; known: {', '.join(suite_names())}, or give a .toml file")
-    return parse_suite(read_toml(path), str(path))
+    return parse_suite(read_toml(dict[str, Any], path), str(path))
 
 
 def parse_suite(document: Mapping[str, Any], where: str) -> Suite:
     """Build a suite from its TOML document. Raises UsageError naming the file and the key at fault."""
-    only(document, {"suite", "rules", "test", *TABLES}, where)
-    head = table_at(document, "suite", where)
-    only(head, {"name", "about", "n", "max_tokens"}, f"{where}: [suite]")
-    parts = parse_parts(document, where)
-    entries = document.get("test", [] if parts.any else None)
-    if not isinstance(entries, list) or not (entries or parts.any):
+    file = from_document(SuiteFile, document, where, known_only=True, error=UsageError)
+    head, parts = file.suite, Parts.of(file)
+    if not (file.test or parts.any):
         raise UsageError(f"{where}: has no [[test]]; name at least one")
-    tests = tuple(_test(entry, f"{where}: test {index + 1}") for index, entry in enumerate(entries))
+    tests = tuple(_test(entry, f"{where}.test[{index}]") for index, entry in enumerate(file.test))
     names = [test.name for test in tests]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{where}: two tests are called {twice!r}; give one of them a name of its own")
-    n, max_tokens = (
-        int(positive_at(head, key, f"{where}: [suite]")) if tests else 0 for key in ("n", "max_tokens")
-    )
-    rules = _rules(table_at(document, "rules", where), where)
-    digest = _digest(max_tokens, entries, tests)
-    name, about = (text_at(head, key, f"{where}: [suite]") for key in ("name", "about"))
-    return Suite(name, about, n, max_tokens, tests, rules, parts, digest)
+    if tests and (head.n is None or head.max_tokens is None):
+        raise UsageError(f"{where}.suite: a suite with tests has both n and max_tokens")
+    n, max_tokens = head.n or 0, head.max_tokens or 0
+    digest = _digest(max_tokens, file.test, tests)
+    return Suite(head.name, head.about, n, max_tokens, tests, file.rules, parts, digest)
 
 
 def samples(suite: Suite, n: int, seed: int) -> list[Sample]:
@@ -164,30 +140,16 @@ def _sha256(document: object) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _test(entry: object, where: str) -> SuiteTest:
-    if not isinstance(entry, dict):
-        raise UsageError(f"{where}: is not a table; write [[test]]")
-    task_name = text_at(entry, "task", where)
-    if task_name not in TASKS:
-        raise UsageError(f"{where}: no task {task_name!r}; known: {', '.join(TASKS)}")
-    task = TASKS[task_name]
-    own = {"task", "name", "category", "weight"}
-    only(entry, own | set(task.parameters), where)
-    parameters = {key: item for key, item in entry.items() if key not in own}
-    name = text_at(entry, "name", where) if "name" in entry else task_name
-    return SuiteTest(
-        name, text_at(entry, "category", where), task, positive_at(entry, "weight", where), parameters
-    )
-
-
-def _rules(table: Mapping[str, Any], where: str) -> Rules:
-    where = f"{where}: [rules]"
-    names = {field.name for field in fields(Rules)}
-    needed = {field.name for field in fields(Rules) if field.default is MISSING}
-    only(table, names, where)
-    values = {name: positive_at(table, name, where) for name in sorted(needed | set(table))}
-    # KL has no upper end.
-    above = next((name for name, value in values.items() if value >= 1 and not name.endswith("_kl")), None)
-    if above is not None:
-        raise UsageError(f"{where}: {above} is {values[above]:g}, it must lie between 0 and 1")
-    return Rules(**values)
+def _test(entry: Mapping[str, Any], where: str) -> SuiteTest:
+    known = {field.name for field in fields(CountedTask)}
+    head = {key: value for key, value in entry.items() if key in known}
+    parameters = {key: value for key, value in entry.items() if key not in known}
+    counted = from_document(CountedTask, head, where, error=UsageError)
+    task = TASKS.get(counted.task)
+    if task is None:
+        raise UsageError(f"{where}: no task {counted.task!r}; known: {', '.join(sorted(TASKS))}")
+    unknown = next((key for key in parameters if key not in task.parameters), None)
+    if unknown is not None:
+        takes = ", ".join(sorted(known | set(task.parameters)))
+        raise UsageError(f"{where}: unknown key {unknown!r}; known: {takes}")
+    return SuiteTest(counted.name or task.name, counted.category, task, counted.weight, parameters)

@@ -1,18 +1,70 @@
-"""What a suite asks of a policy besides its tests: divergence, speed and memory (`kvquant validate`)."""
+"""The TOML file of a suite, a dataclass for each table; their fields are the keys (docs/evaluation.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
-from kvquant.errors import UsageError
+from msgspec import Meta
+
 from kvquant.evals.divergence import FeedPath
-from kvquant.evals.toml_table import only, table_at, text_at, whole_at
 
 PATHS: tuple[FeedPath, ...] = ("prefill", "decode")
 REFERENCE_TEXT = "reference"
-DEFAULT_N_CTX = 4096
+
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Head:
+    """``[suite]``. n: samples per category unless asked otherwise. max_tokens: length of an answer."""
+
+    name: Text
+    about: Text
+    n: Count | None = None
+    max_tokens: Count | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How what was measured becomes a verdict, ``[rules]`` (docs/evaluation.md).
+
+    alpha: largest p that counts as a difference. power: chance of finding the minimum detectable effect.
+    disagreement: least share of samples assumed to differ between two runs of equal quality. safe_loss: a
+    loss of rate that does not matter. broken_loss: one from which a policy is called broken. safe_kl: mean KL
+    above the floor, in nats, that does not matter. broken_kl: one from which a policy is called broken.
+    safe_speed: ratio to the baseline's speed from which a policy is not called slower.
+    """
+
+    alpha: Share
+    power: Share
+    disagreement: Share
+    safe_loss: Share
+    broken_loss: Share
+    safe_kl: Positive = 0.01
+    broken_kl: Positive = 0.5
+    safe_speed: Share = 0.9
+
+
+@dataclass(frozen=True)
+class CountedTask:
+    """``[[test]]`` without the parameters of its task. weight: what always right adds to the quality."""
+
+    task: Text
+    category: Text
+    weight: Positive
+    name: Text | None = None
+
+
+@dataclass(frozen=True)
+class ServerPart:
+    """``[server]``. n_ctx: its context, in tokens."""
+
+    n_ctx: Count = 4096
 
 
 @dataclass(frozen=True)
@@ -24,11 +76,11 @@ class DivergencePart:
     are fed.
     """
 
-    text: str
-    n_documents: int
-    n_tokens: int
-    n_ctx: int
-    paths: tuple[FeedPath, ...]
+    text: Text
+    n_documents: Count = 16
+    n_tokens: Count = 512
+    n_ctx: Annotated[int, Meta(ge=8)] = 512
+    paths: Annotated[tuple[FeedPath, ...], Meta(min_length=1)] = PATHS
 
 
 @dataclass(frozen=True)
@@ -39,78 +91,54 @@ class SpeedPart:
     policy. n_chats: how often the fixed conversation is held.
     """
 
-    depths: tuple[int, ...]
-    n_prompt: int
-    n_gen: int
-    n_rounds: int
-    n_chats: int
+    depths: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = (0, 1024, 4096)
+    n_prompt: Count = 256
+    n_gen: Count = 32
+    n_rounds: Count = 6
+    n_chats: Annotated[int, Meta(ge=0)] = 1
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """``[memory]``, which has no keys."""
+
+
+@dataclass(frozen=True)
+class SuiteFile:
+    """The whole file."""
+
+    suite: Head
+    rules: Rules
+    test: tuple[Mapping[str, Any], ...] = ()
+    server: ServerPart = field(default_factory=ServerPart)
+    kld: DivergencePart | None = None
+    speed: SpeedPart | None = None
+    memory: MemoryPart | None = None
 
 
 @dataclass(frozen=True)
 class Parts:
-    """n_ctx: context of the server, ``[server]``. A part that is not asked for is None or False."""
+    """What a suite asks of a policy besides its tests. n_ctx: context of the server. A part that is not asked
+    for is None or False.
+    """
 
     n_ctx: int
     divergence: DivergencePart | None
     speed: SpeedPart | None
     memory: bool
 
+    @classmethod
+    def of(cls, file: SuiteFile) -> Parts:
+        """Take the parts of a file, paths and depths in order and each once."""
+        kld, speed = file.kld, file.speed
+        return cls(
+            n_ctx=file.server.n_ctx,
+            divergence=kld and replace(kld, paths=tuple(path for path in PATHS if path in kld.paths)),
+            speed=speed and replace(speed, depths=tuple(sorted(set(speed.depths)))),
+            memory=file.memory is not None,
+        )
+
     @property
     def any(self) -> bool:
         """Whether the suite asks for anything besides its tests."""
         return self.memory or self.divergence is not None or self.speed is not None
-
-
-TABLES = ("server", "kld", "speed", "memory")
-
-
-def parse_parts(document: Mapping[str, Any], where: str) -> Parts:
-    """Read the tables of a suite that describe its parts. Raises UsageError naming the key at fault."""
-    server = _part(document, "server", {"n_ctx"}, where) or {}
-    divergence = _part(document, "kld", {"text", "n_documents", "n_tokens", "n_ctx", "paths"}, where)
-    speed = _part(document, "speed", {"depths", "n_prompt", "n_gen", "n_rounds", "n_chats"}, where)
-    memory = _part(document, "memory", set(), where)
-    return Parts(
-        n_ctx=whole_at(server, "n_ctx", f"{where}: [server]", DEFAULT_N_CTX),
-        divergence=None if divergence is None else _divergence(divergence, f"{where}: [kld]"),
-        speed=None if speed is None else _speed(speed, f"{where}: [speed]"),
-        memory=memory is not None,
-    )
-
-
-def _part(document: Mapping[str, Any], key: str, known: set[str], where: str) -> Mapping[str, Any] | None:
-    if key not in document:
-        return None
-    table = table_at(document, key, where)
-    only(table, known, f"{where}: [{key}]")
-    return table
-
-
-def _divergence(table: Mapping[str, Any], where: str) -> DivergencePart:
-    paths = table.get("paths", list(PATHS))
-    if not isinstance(paths, list) or not paths or any(path not in PATHS for path in paths):
-        raise UsageError(f"{where}: paths must name some of {', '.join(PATHS)}")
-    return DivergencePart(
-        text=text_at(table, "text", where),
-        n_documents=whole_at(table, "n_documents", where, 16),
-        n_tokens=whole_at(table, "n_tokens", where, 512),
-        n_ctx=whole_at(table, "n_ctx", where, 512, least=8),
-        paths=tuple(path for path in PATHS if path in paths),
-    )
-
-
-def _speed(table: Mapping[str, Any], where: str) -> SpeedPart:
-    depths = table.get("depths", [0, 1024, 4096])
-    if not isinstance(depths, list) or not depths or not all(_is_depth(depth) for depth in depths):
-        raise UsageError(f"{where}: depths must be whole numbers from 0")
-    return SpeedPart(
-        depths=tuple(sorted(set(depths))),
-        n_prompt=whole_at(table, "n_prompt", where, 256),
-        n_gen=whole_at(table, "n_gen", where, 32),
-        n_rounds=whole_at(table, "n_rounds", where, 6),
-        n_chats=whole_at(table, "n_chats", where, 1, least=0),
-    )
-
-
-def _is_depth(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

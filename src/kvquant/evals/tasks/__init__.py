@@ -1,15 +1,17 @@
-"""The tasks a suite may name, one module each; modules with a leading underscore hold what several share."""
-
-from importlib import import_module
-from pkgutil import iter_modules
+"""The tasks a suite may name, one module for each kind."""
 
 from kvquant.evals.task import Task
+from kvquant.evals.tasks import (
+    code,
+    instruction,
+    knowledge,
+    made_up_facts,
+    reasoning,
+    recall,
+    tool_calls,
+)
 
-_MODULES = [
-    import_module(f"{__name__}.{found.name}")
-    for found in iter_modules(__path__)
-    if not found.name.startswith("_")
-]
+_KINDS = (reasoning, knowledge, code, instruction, tool_calls, recall, made_up_facts)
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in _MODULES}
+TASKS: dict[str, Task] = {task.name: task for kind in _KINDS for task in kind.TASKS}
 """Every task by its name."""
