@@ -224,10 +224,6 @@ TEST = {"task": "needle", "category": "c", "weight": 1.0}
         ({**HEAD, **RULES, "test": [{**TEST, "weight": float("nan")}]}, "weight: expected `float` > 0"),
         ({**HEAD, **RULES, "test": [3]}, "test\\[0\\]: expected `object`, got `int`"),
         ({"suite": {"name": "s", "about": "a"}, **RULES, "test": [TEST]}, "has both n and max_tokens"),
-        ({**HEAD, **RULES, "kld": {"text": "reference", "paths": ["sideways"]}}, "kld.paths\\[0\\]"),
-        ({**HEAD, **RULES, "kld": {"text": "reference", "n_ctx": 4}}, "kld.n_ctx: expected `int` >= 8"),
-        ({**HEAD, **RULES, "speed": {"depths": [-1]}}, "speed.depths\\[0\\]: expected `int` >= 0"),
-        ({**HEAD, **RULES, "memory": {"all": True}}, "memory: unknown key 'all'"),
         ({**HEAD, **RULES, "test": [TEST, TEST]}, "two tests are called 'needle'"),
         (
             {**HEAD, "rules": {**RULES["rules"], "alpha": 5}, "test": [TEST]},
