@@ -104,7 +104,7 @@ def test_rules_of_parts_have_limits_of_their_own() -> None:
     assert suite.rules.safe_kl == 0.01
     rules = {**document("short")["rules"], "broken_kl": 2.0}
     assert parse_suite(document("short", rules=rules), "x.toml").rules.broken_kl == 2.0
-    with pytest.raises(UsageError, match="rules.safe_speed: expected `float` < 1"):
+    with pytest.raises(UsageError, match=r"rules\.safe_speed: expected `float` < 1"):
         parse_suite(document("short", rules={**rules, "safe_speed": 1.0}), "x.toml")
 
 
