@@ -83,10 +83,10 @@ def served(folder: Path) -> Iterator[Index]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             last = self.path.rstrip("/").rpartition("/")[2]
-            if last.endswith(".whl"):
+            if last.endswith((".whl", ".tar.gz")):
                 self._wheel(last)
                 return
-            names = sorted(path.name for path in folder.glob(f"{last.replace('-', '_')}-*.whl"))
+            names = sorted(path.name for path in folder.glob(f"{last.replace('-', '_')}-*"))
             page = "".join(f'<a href="/files/{name}">{name}</a>' for name in names)
             self._answer(page.encode(), "text/html", 200 if names else 404)
 

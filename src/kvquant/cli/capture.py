@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.options import ctx_option, llama_bin_option, model_option, programs_folder, threads_option
+from kvquant.cli.options import (
+    TEXT,
+    ctx_option,
+    llama_bin_option,
+    model_option,
+    programs_folder,
+    threads_option,
+)
 from kvquant.errors import CaptureError
 from kvquant.llama.capture import CaptureRequest, capture_text
 from kvquant.model.capture import save_capture
@@ -17,9 +24,9 @@ from kvquant.model.capture import save_capture
 @click.option(
     "--text",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The prompt, a UTF-8 text file.",
+    type=TEXT,
+    metavar="NAME|FILE",
+    help="The prompt: a UTF-8 text file, or a known text's name.",
 )
 @click.option(
     "--output",

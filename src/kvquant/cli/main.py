@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "kvquant.cli.report:report",
     "search": "kvquant.cli.search:search",
     "shape": "kvquant.cli.shape:shape",
+    "texts": "kvquant.cli.texts:texts",
     "validate": "kvquant.cli.validate:validate_policies",
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -24,14 +23,8 @@ def fetched_model(text: str, *, sources: Sequence[str] = (), verify: bool = Fals
         )
 
 
-class _ModelFile(click.ParamType[Path]):
-    name = "model"
+def fetched_text(value: str) -> Path:
+    """Return the file that --text or a NAME means; what is done for it is said on stderr."""
+    from kvquant.assets.find import text_path  # only here: most commands are given a path
 
-    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Path:
-        return value if isinstance(value, Path) else fetched_model(value)
-
-
-#: The type of an option --model: a file, a name of `kvquant models`, or hf:OWNER/REPO/FILE.gguf.
-MODEL_FILE = _ModelFile()
-#: How its help shows what it takes.
-MODEL_METAVAR = "NAME|FILE"
+    return text_path(value, say=lambda line: click.echo(line, err=True))

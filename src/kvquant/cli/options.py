@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kvquant.cli.names import fetched_model, fetched_text
 from kvquant.errors import PolicyError, UsageError
 from kvquant.units import parse_budget, parse_n_tokens
 
@@ -51,20 +52,21 @@ class _Words(click.ParamType[Any]):
 
 
 def model_path(value: str) -> Path:
-    """Return the file that a value of --model names."""
-    return Path(value)
+    """Return the file that a value of --model names: a path, or what is fetched for a known name."""
+    return fetched_model(value)
 
 
 MODEL = _Words("model", model_path)
+TEXT = _Words("text", fetched_text)
 
 
 def model_option(*, required: bool = False, help: str = "The GGUF model.") -> Callable[[Command], Command]:
-    """Add -m, --model FILE as ``model``, a path."""
-    return click.option("-m", "--model", type=MODEL, required=required, metavar="FILE", help=help)
+    """Add -m, --model NAME|FILE as ``model``, a path."""
+    return click.option("-m", "--model", type=MODEL, required=required, metavar="NAME|FILE", help=help)
 
 
 def shape_options(command: Command) -> Command:
-    """Add --model FILE.gguf and --shape NAME|FILE.json; pass both to `shape_from_options`."""
+    """Add --model NAME|FILE.gguf and --shape NAME|FILE.json; pass both to `shape_from_options`."""
     command = click.option(
         "--shape",
         metavar="NAME|FILE",

@@ -5,8 +5,6 @@ A tree appears whole or not at all: it is made in a temporary folder beside its 
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import Literal
 
 from kvquant.cache import cache_folder, make_folder, temporary_folder
 from kvquant.documents import read_json, write_json
-from kvquant.errors import LlamaError
-from kvquant.llama import sdist_backend
+from kvquant.errors import AssetError, LlamaError
 from kvquant.llama.archive import extract_tree, file_sha256, verify_sha256
 from kvquant.llama.pin import Pin, Sdist
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, open_tree
+from kvquant.packages.download import Distribution, download
 from kvquant.processes.command import run_captured, run_logged
 
 Method = Literal["sdist", "git"]
@@ -26,9 +24,6 @@ METHODS: tuple[Method, ...] = ("sdist", "git")
 
 #: Takes one line of progress at a time.
 Say = Callable[[str], None]
-
-#: The build backends named in the pyproject.toml of the distributions, for which ``sdist_backend`` stands in.
-_BACKENDS = (("setuptools", "build_meta.py"), ("scikit_build_core", "build.py"))
 
 
 @dataclass(frozen=True)
@@ -140,33 +135,15 @@ def _download(sdist: Sdist, say: Say) -> Path:
         return path
     say(f"downloading {sdist.filename} with pip")
     with temporary_folder(folder) as work:
-        for package, module in _BACKENDS:
-            backend = work / "backend" / package
-            backend.mkdir(parents=True)
-            (backend / "__init__.py").touch()
-            shutil.copyfile(sdist_backend.__file__, backend / module)
-        hashed = f" --hash=sha256:{sdist.sha256}" if sdist.sha256 else ""
-        (work / "requirements.txt").write_text(f"{sdist.name}=={sdist.version}{hashed}\n")
-        lines: list[str] = []
-        log = folder / "pip.log"
-        environment = {"PYTHONPATH": str(work / "backend"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        status = run_logged(
-            _pip_download(work, require_hashes=bool(hashed)), log, env=environment, on_line=lines.append
-        )
-        if status or not (work / sdist.filename).is_file():
+        try:
+            found = download(Distribution(sdist.name, sdist.version, sdist.sha256, sdist=True), work)
+        except AssetError as error:
             raise LlamaError(
-                f"pip could not download {sdist.filename}: {_last_error(lines)}; "
-                f"offline, pass the file as --archive FILE, or a source tree as --source DIR (log: {log})"
-            )
-        (work / sdist.filename).replace(path)
+                f"pip could not download {sdist.filename}: {error}; "
+                "offline, pass the file as --archive FILE, or a source tree as --source DIR"
+            ) from error
+        found.replace(path)
     return path
-
-
-def _pip_download(work: Path, *, require_hashes: bool) -> list[str]:
-    options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    options += ["--require-hashes"] if require_hashes else []
-    files = ["--requirement", str(work / "requirements.txt"), "--dest", str(work)]
-    return [sys.executable, "-m", "pip", "download", *options, *files]
 
 
 def _clone(repository: str, sdist: Sdist, tree: Path, say: Say) -> str:

@@ -1,7 +1,7 @@
 """A stand-in for a source distribution's build backend, so that pip can download it without running its code.
 
 ``pip download`` asks the build backend of an sdist for its metadata, which would install and run that
-backend.  pip is given this module under the backend's name instead (see ``fetch``); it answers with the
+backend.  pip is given this module under the backend's name instead (see ``download``); it answers with the
 sdist's own PKG-INFO. It runs inside pip's process, in the unpacked sdist, and imports nothing of kvquant.
 """
 
