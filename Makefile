@@ -63,6 +63,11 @@ archs: $(VENV)/run.stamp ## Hold every architecture upstream's tests can make to
 	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program llama-kv-layers-archs) && \
 		$$bin/llama-kv-layers-archs > benchmarks/results/kv-layers-archs.txt
 
+.PHONY: backend-ops
+backend-ops: $(VENV)/run.stamp ## Hold the patched tree's CPU backend to upstream's own test of every operation
+	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program test-backend-ops --cmake-arg -DLLAMA_BUILD_TESTS=ON) && \
+		$(BIN)/python tools/backend_ops.py --bin "$$bin" --out benchmarks/results/backend-ops.json
+
 .PHONY: rk3588
 rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions, run it under qemu
 	tools/build_rk.sh --jobs $(JOBS) --prefix build/rk3588
