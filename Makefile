@@ -23,7 +23,7 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 
 .PHONY: demo
 demo: $(VENV)/run.stamp ## Run the main job: what a hybrid policy costs, layer by layer
-	$(BIN)/kvquant analyze --layers 0-10:q8_0,11-31:q4_0
+	$(BIN)/kvquant analyze --policy 0-10:q8_0,11-31:q4_0
 
 .PHONY: lint
 lint: $(VENV)/test.stamp ## Style and types

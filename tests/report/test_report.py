@@ -154,12 +154,12 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 def test_the_command_repeats_the_analysis(analysis: Analysis) -> None:
     assert command_line(analysis) == (
-        "kvquant analyze --layers 0:q8_0,1-:q4_0 --ctx 4096 --profile typical --seed 0 --rotation both"
+        "kvquant analyze --policy 0:q8_0,1-:q4_0 --ctx 4096 --profile typical --seed 0 --rotation both"
     )
     source = replace(analysis.source, kind="capture", seed=None, name="a b.npz")
     odd = replace(analysis, policy="*:k=q8_0", default_v="q4_0", rotation="on", source=source)
     assert command_line(odd) == (
-        "kvquant analyze --layers '*:k=q8_0' --ctx 4096 --default k=f16/v=q4_0 --capture 'a b.npz' "
+        "kvquant analyze --policy '*:k=q8_0' --ctx 4096 --default k=f16/v=q4_0 --capture 'a b.npz' "
         "--rotation on"
     )
 

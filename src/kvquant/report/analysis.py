@@ -169,7 +169,7 @@ def analysis_page(analysis: Analysis) -> str:
 def command_line(analysis: Analysis) -> str:
     """Return a command that repeats the analysis, as far as options name it."""
     source = analysis.source
-    words = ["kvquant", "analyze", "--layers", quote(analysis.policy), "--ctx", str(analysis.n_ctx)]
+    words = ["kvquant", "analyze", "--policy", quote(analysis.policy), "--ctx", str(analysis.n_ctx)]
     if (analysis.default_k, analysis.default_v) != ("f16", "f16"):
         words += ["--default", f"k={analysis.default_k}/v={analysis.default_v}"]
     words += [f"--{source.kind}", quote(source.name)]
