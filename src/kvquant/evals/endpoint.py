@@ -173,7 +173,10 @@ class Endpoint:
 
     def _failure(self, answer: httpx2.Response, data: bytes) -> EndpointError:
         """Return what a status other than 200 means."""
-        status, text = answer.status_code, self._without_key(_message(data) or answer.reason_phrase)
+        status, text = (
+            answer.status_code,
+            self._without_key((_message(data) or answer.reason_phrase).rstrip(".")),
+        )
         if _UNPARSED.search(text):
             return _UnparsedAnswer(text)
         said = f"HTTP status {status}: {text}".rstrip(": ")
