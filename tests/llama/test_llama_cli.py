@@ -158,7 +158,9 @@ def test_only_a_lone_h_or_help_is_help() -> None:
 
 
 WORDS = st.one_of(
-    st.sampled_from(["-hf", "-h2", "--", "-", "", "=", "-c", "-ctk", "--model=x", "-m=x", "--prompt", "x y"]),
+    st.sampled_from(
+        ["-hf", "-h2", "--", "-", "", "=", "-C", "-ctkd", "--model=x", "-m=x", "--prompt", "x y"]
+    ),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6),
 )
 
@@ -174,6 +176,16 @@ def test_what_follows_two_hyphens_is_handed_on_whatever_it_is(small_model: Path,
         done = invoke("serve", "-m", small_model, "--", *words)
     assert done.exception is None
     assert started[0][7:] == words
+
+
+@pytest.mark.parametrize("option", ["--host", "--port", "-c", "-m", "--kv-layers", "-ctk", "--help"])
+def test_an_option_of_its_own_is_not_handed_on_unread(
+    small_model: Path, served: list[list[str]], option: str
+) -> None:
+    done = invoke("serve", "-m", small_model, "--", "--jinja", option, "0.0.0.0")
+    assert isinstance(done.exception, UsageError)
+    assert f"{option} stands behind --" in str(done.exception)
+    assert served == []
 
 
 @pytest.mark.parametrize(

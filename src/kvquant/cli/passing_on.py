@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import click
+
+from kvquant.errors import UsageError
 
 
 class PassingOn(click.Command):
     """A command whose last argument takes what the others leave.
 
     An option is the command's own only when it is spelled out (``--model``, ``-m``, ``--model=x``). click by
-    itself would read ``-hf`` as ``-h`` and ``-f``, and so print help where a model's name was given.
+    itself would read ``-hf`` as ``-h`` and ``-f``, and so print help where a model's name was given. Behind
+    ``--`` everything is handed on, and the command's own options are refused.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -22,7 +25,7 @@ class PassingOn(click.Command):
         for word in left:
             name, has_value, _ = word.partition("=")
             if word == "--":
-                others.extend(left)
+                others.extend(_foreign(list(left), takes_value))
             elif name not in takes_value or (has_value and not name.startswith("--")):
                 others.append(word)
             else:
@@ -38,6 +41,14 @@ class PassingOn(click.Command):
             if isinstance(parameter, click.Option)
             for spelling in (*parameter.opts, *parameter.secondary_opts)
         }
+
+
+def _foreign(words: list[str], own: Collection[str]) -> list[str]:
+    """What stands behind ``--``, where an option of the command's own would undo what the command says."""
+    for word in words:
+        if word in own:
+            raise UsageError(f"{word} stands behind --, where it is not read; put it in front")
+    return words
 
 
 def _value(left: Iterator[str]) -> Iterator[str]:
