@@ -28,11 +28,12 @@ from kvquant.llama.build import Build, BuildRequest, build
 from kvquant.llama.fetch import default_dest, fetch_tree
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import Plan
-from kvquant.llama.patching.recipe import Series, checkout_patches, load_series
+from kvquant.llama.patching.recipe import Series, load_series
 from kvquant.llama.patching.transaction import apply_series, plan_tree, revert_series
 from kvquant.llama.pin import Sdist, load_pin
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.llama.tree import digest_tree, source_files
+from kvquant.shipped import patches_folder, reference_model
 
 PROGRAMS = ("llama-server", "llama-bench")
 MIXED_POLICY, MIXED_TYPES = "0-10:q8_0,11-:k=q5_0/v=q4_0", [("q8_0", "q8_0")] * 11 + [("q5_0", "q4_0")] * 21
@@ -139,14 +140,14 @@ def copy_sources(tree: Path, target: Path) -> None:
 
 def run_vectors(done: Build) -> bool:
     """Whether the tree's own parser of the policy language agrees with the package's vectors."""
-    vectors = checkout_patches().parents[1] / "tests" / "vectors" / "policy.json"
+    vectors = Path(__file__).resolve().parents[1] / "tests" / "vectors" / "policy.json"
     program = done.program("llama-kv-layers-test")
     return subprocess.run([program, vectors], check=False, timeout=60).returncode == 0
 
 
 def serve_mixed(done: Build) -> bool:
     """Whether the tree's server stores each layer of the reference model as the policy says, and answers."""
-    model = checkout_patches().parents[1] / "eval" / "reference-model" / "kvquant-reference-f16.gguf"
+    model = reference_model()
     try:
         with LlamaServer(done.bin, ServerOptions(model, 256, kv_layers=MIXED_POLICY, n_threads=1)) as server:
             answer = server.completion(" Copy: befu memo |", 2)
@@ -163,7 +164,7 @@ def prove(archives: Path | None, jobs: int, out: Path) -> list[Row]:
 
     Raises KVQuantError when a tree cannot be fetched or the record cannot be written.
     """
-    pin, series = load_pin(checkout_patches()), load_series(checkout_patches())
+    pin, series = load_pin(patches_folder()), load_series(patches_folder())
     trees: list[Path] = []
     rows: list[Row] = []
 

@@ -10,14 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvquant.errors import KVQuantError
+from kvquant.shipped import checkout_root
 
 ENVIRONMENT_VARIABLE = "KVQUANT_CACHE"
-
-
-def checkout_root() -> Path | None:
-    """The clone this package runs from; None when it was installed without one."""
-    root = Path(__file__).resolve().parents[2]
-    return root if (root / "patches" / "llama.cpp" / "series").is_file() else None
 
 
 def cache_folder() -> Path:

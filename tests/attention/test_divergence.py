@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvquant.cache import checkout_root
+from kvquant.shipped import checkout_root
 
 ROOT = checkout_root() or Path()
 PROGRAMS = Path(os.environ.get("KVQUANT_LLAMA_BIN") or "/nonexistent")

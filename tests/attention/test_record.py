@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvquant.cache import checkout_root
+from kvquant.shipped import checkout_root
 
 ROOT = checkout_root() or Path()
 RECORDS = ("attention.json", "attention-wide.json", "attention-divergence.json", "attention-rk3588.json")

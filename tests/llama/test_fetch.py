@@ -14,8 +14,8 @@ from kvquant.errors import LlamaError, UsageError
 from kvquant.llama import archive as archive_module
 from kvquant.llama.archive import extract_tree
 from kvquant.llama.fetch import fetch_tree, read_origin
-from kvquant.llama.patching.recipe import checkout_patches
 from kvquant.llama.pin import load_pin, tag_number
+from kvquant.shipped import patches_folder
 from llama.source_archives import COMMIT, COMMIT_TOP, TAG, TOP, pin_for, regular, special, write_sdist
 
 TREE = {"CMakeLists.txt", "src/llama.cpp", "scripts/run.sh", ".kvquant-origin.json"}
@@ -224,7 +224,7 @@ def test_git_gives_a_tag_and_notes_its_commit(tmp_path: Path) -> None:
 
 
 def test_an_unknown_tag_or_version_names_the_known_ones() -> None:
-    pin = load_pin(checkout_patches())
+    pin = load_pin(patches_folder())
     with pytest.raises(UsageError, match=r"known versions: 0\.3\.36"):
         pin.sdist(version="0.3.1")
     with pytest.raises(UsageError, match="the nearest tags that do: b11401, b11434"):
@@ -237,7 +237,7 @@ def test_an_unknown_tag_or_version_names_the_known_ones() -> None:
 
 
 def test_the_pinned_tag_and_the_range_are_known_tags() -> None:
-    pin = load_pin(checkout_patches())
+    pin = load_pin(patches_folder())
     assert pin.tag in pin.range
     assert pin.range.oldest in pin.range
     assert "b1" not in pin.range
@@ -261,7 +261,7 @@ def test_the_pinned_tag_and_the_range_are_known_tags() -> None:
 )
 def test_a_malformed_pin_is_refused(tmp_path: Path, file: str, old: str, new: str) -> None:
     for name in ("PIN", "TAGS"):
-        text = (checkout_patches() / name).read_text()
+        text = (patches_folder() / name).read_text()
         assert name != file or old in text
         (tmp_path / name).write_text(text.replace(old, new) if name == file else text)
     with pytest.raises(LlamaError, match=rf"{file}.*(malformed|unknown key|is not TOML|[Ee]xpected)"):

@@ -13,10 +13,11 @@ from kvquant.cache import cache_folder
 from kvquant.llama.fetch import default_dest
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import FileChange, PatchPlan, make_plan
-from kvquant.llama.patching.recipe import Patch, checkout_patches, load_series
+from kvquant.llama.patching.recipe import Patch, load_series
 from kvquant.llama.patching.transaction import apply_series, plan_tree
 from kvquant.llama.pin import load_pin
 from kvquant.llama.tree import read_file
+from kvquant.shipped import patches_folder
 from llama.patch_trees import CACHE, CONTEXT, make_series, make_tree, snapshot
 
 
@@ -82,7 +83,7 @@ def test_any_change_of_a_file_goes_through_git(
 
 
 def test_the_committed_diffs_are_those_of_the_pinned_tree() -> None:
-    patches = checkout_patches()
+    patches = patches_folder()
     tree = default_dest(load_pin(patches).sdist())
     if not tree.is_dir():
         pytest.skip(f"the pinned tree is not in {cache_folder()}; run: kvquant llama fetch")

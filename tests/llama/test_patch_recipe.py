@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvquant.errors import PatchError
-from kvquant.llama.patching.recipe import Anchor, Condition, checkout_patches, load_series
+from kvquant.llama.patching.recipe import Anchor, Condition, load_series
+from kvquant.shipped import patches_folder
 from llama.patch_trees import LAYERS_H, RECIPE, make_series
 
 MINIMAL = """
@@ -138,6 +139,6 @@ def test_the_digest_covers_recipes_and_new_files(tmp_path: Path) -> None:
 
 
 def test_the_committed_series_is_well_formed() -> None:
-    series = load_series(checkout_patches())
+    series = load_series(patches_folder())
     assert series.patches
     assert all(patch.edits and patch.purpose.strip() for patch in series.patches)

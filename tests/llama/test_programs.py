@@ -13,10 +13,11 @@ from kvquant.errors import UsageError
 from kvquant.llama.binary import Features
 from kvquant.llama.build import INFO_FILE, SCHEMA_VERSION, BuildInfo, BuildRequest, default_folder
 from kvquant.llama.fetch import default_dest
-from kvquant.llama.patching.recipe import checkout_patches, load_series
+from kvquant.llama.patching.recipe import load_series
 from kvquant.llama.pin import load_pin
 from kvquant.llama.programs import built_programs
 from kvquant.llama.workspace import copy_folder
+from kvquant.shipped import patches_folder
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def record_build(series_digest: str) -> Path:
     """Leave the record of a build from a series with this digest; returns the folder of its programs."""
-    patches = checkout_patches()
+    patches = patches_folder()
     source = copy_folder(default_dest(load_pin(patches).sdist()), load_series(patches)) / "tree"
     folder = default_folder(BuildRequest(source))
     info = BuildInfo(
@@ -51,7 +52,7 @@ def record_build(series_digest: str) -> Path:
 
 def test_a_build_of_this_series_is_found() -> None:
     assert built_programs() is None
-    programs = record_build(load_series(checkout_patches()).digest)
+    programs = record_build(load_series(patches_folder()).digest)
     assert built_programs() == programs
     assert programs_folder(None) == programs
 
@@ -62,7 +63,7 @@ def test_a_build_of_another_series_is_not_taken() -> None:
 
 
 def test_what_is_named_wins_over_what_is_built(tmp_path: Path) -> None:
-    record_build(load_series(checkout_patches()).digest)
+    record_build(load_series(patches_folder()).digest)
     assert programs_folder(tmp_path) == tmp_path
 
 

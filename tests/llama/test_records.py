@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvquant.cache import checkout_root
+from kvquant.shipped import checkout_root
 
 ROOT = checkout_root() or Path()
 

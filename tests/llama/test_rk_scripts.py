@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvquant.cache import checkout_root
+from kvquant.shipped import checkout_root
 
 ROOT = checkout_root() or Path()
 BUILD, SERVE = ROOT / "tools/build_rk.sh", ROOT / "tools/serve_rk.sh"

@@ -16,11 +16,12 @@ from kvquant.errors import ShapeError, UsageError
 from kvquant.llama.binary import describe_features, require_rk3588
 from kvquant.llama.build import PROGRAMS, Build, BuildRequest, build
 from kvquant.llama.fetch import METHODS, Method, fetch_tree
-from kvquant.llama.patching.recipe import checkout_patches, load_series
+from kvquant.llama.patching.recipe import load_series
 from kvquant.llama.pin import load_pin
 from kvquant.llama.toolchain import TARGETS, TargetName, arm_warnings
 from kvquant.llama.tree import open_tree
 from kvquant.llama.workspace import patched_copy
+from kvquant.shipped import patches_folder
 
 
 @click.group()
@@ -75,7 +76,7 @@ def fetch(
         raise UsageError("--tag and --sdist-version both say which tree; leave one out")
     if archive is not None and method == "git":
         raise UsageError("--archive is an sdist file; leave out --from git")
-    pin = load_pin(checkout_patches())
+    pin = load_pin(patches_folder())
     tree = fetch_tree(
         pin, dest=dest, method=method, tag=tag, version=sdist_version, archive=archive, say=_say
     )
@@ -236,13 +237,13 @@ def _default_build() -> Build:
 
 def _build_source(source: Path | None, stock: bool) -> Path:
     """The tree to build: the given or the pinned one, or the patched copy of it."""
-    patches = checkout_patches()
+    patches = patches_folder()
     tree = fetch_tree(load_pin(patches), say=_say) if source is None else open_tree(source)
     return tree if stock else patched_copy(tree, load_series(patches), _say)
 
 
 def _all_programs(stock: bool) -> tuple[str, ...]:
-    return PROGRAMS if stock else (*PROGRAMS, *load_series(checkout_patches()).programs)
+    return PROGRAMS if stock else (*PROGRAMS, *load_series(patches_folder()).programs)
 
 
 def _cpus() -> int:

@@ -10,6 +10,7 @@ import sys
 import click
 
 from kvquant.errors import KVQuantError
+from kvquant.shipped import VERSION
 
 # name -> module:attribute. A command's module is imported only when it runs or when its help is asked for,
 # so that `kvquant policy` does not pay for matplotlib or scipy.
@@ -50,7 +51,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="kvquant")
+@click.version_option(VERSION)
 def kvquant() -> None:
     """Choose a KV-cache type per layer for llama.cpp, and know what it costs.
 

@@ -11,7 +11,7 @@ from kvquant.errors import CheckFailed
 from kvquant.files import write_atomic
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import Outcome
-from kvquant.llama.patching.recipe import Series, checkout_patches, load_series
+from kvquant.llama.patching.recipe import Series, load_series
 from kvquant.llama.patching.transaction import (
     apply_series,
     changed_files,
@@ -21,6 +21,7 @@ from kvquant.llama.patching.transaction import (
     revert_series,
 )
 from kvquant.llama.tree import open_tree
+from kvquant.shipped import patches_folder
 
 source_option = click.option(
     "--source",
@@ -33,7 +34,7 @@ patches_option = click.option(
     "--patches",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The folder with the series.  [default: patches/llama.cpp of this clone]",
+    help="The folder with the series.  [default: the one that comes with kvquant]",
 )
 
 
@@ -172,7 +173,7 @@ def export(source: Path, patches: Path | None, out: Path | None) -> None:
 
 
 def _series(patches: Path | None) -> Series:
-    return load_series(checkout_patches() if patches is None else patches)
+    return load_series(patches_folder() if patches is None else patches)
 
 
 def _say_recovered(recovered: bool) -> None:

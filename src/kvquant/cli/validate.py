@@ -23,7 +23,6 @@ from kvquant.cli.options import (
 )
 from kvquant.documents import to_json
 from kvquant.errors import CheckFailed, KVQuantError
-from kvquant.evals.location import eval_folder
 from kvquant.evals.suite import load_suite
 from kvquant.evals.validation.engine import validate
 from kvquant.evals.validation.estimate import Countdown, plan_text
@@ -32,10 +31,8 @@ from kvquant.evals.validation.records import Folder
 from kvquant.report.validation_text import validation_text
 from kvquant.results.comparison import Verdict
 from kvquant.results.validation import ValidationResult
+from kvquant.shipped import reference_model
 from kvquant.tables import terminal_width
-
-MODEL = Path("reference-model/kvquant-reference-f16.gguf")
-"""The default, in the folder eval/."""
 
 
 @click.command("validate")
@@ -87,7 +84,7 @@ def validate_policies(
     """
     the_suite = load_suite(suite)
     settings = Settings.of(the_suite, n, seed, ctx, threads, timeout)
-    file = model or eval_folder() / MODEL
+    file = model or reference_model()
     plan = make_plan(programs_folder(llama_bin), file, the_suite, policies, settings)
     for policy in plan.policies:
         say_warnings(policy.resolved)

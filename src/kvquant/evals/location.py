@@ -7,25 +7,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvquant.cache import checkout_root
+from kvquant import shipped
 from kvquant.documents import read_toml
-from kvquant.errors import UsageError
 
 ENVIRONMENT_VARIABLE = "KVQUANT_EVAL"
 
 
 def eval_folder() -> Path:
-    """The folder ``eval/``: ``$KVQUANT_EVAL``, or the clone's. Raises UsageError where there is neither."""
+    """The folder of suites and facts: ``$KVQUANT_EVAL``, or the one that comes with the package."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
-    if named:
-        return Path(named).absolute()
-    root = checkout_root()
-    if root is None:
-        raise UsageError(
-            f"this installation has no eval/ folder; work in a clone, or set {ENVIRONMENT_VARIABLE} to a "
-            "copy of its eval/ folder"
-        )
-    return root / "eval"
+    return Path(named).absolute() if named else shipped.eval_folder()
 
 
 @cache

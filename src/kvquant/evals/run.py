@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 
-from kvquant.cache import checkout_root
 from kvquant.errors import EndpointError
 from kvquant.evals.endpoint import Endpoint, EndpointFailed, EndpointRefused, EndpointTimeout, ServedModel
 from kvquant.evals.machine import read_machine
@@ -19,6 +17,7 @@ from kvquant.evals.reply import Reply
 from kvquant.evals.suite import Sample, Suite
 from kvquant.evals.task import grade
 from kvquant.llama.workspace import tree_commit
+from kvquant.shipped import VERSION, checkout_root
 
 ERRORS_IN_A_ROW = 5
 """So many samples left unanswered one after the other end the run: the endpoint does not work."""
@@ -42,7 +41,7 @@ def run_info(
         tests=tuple(CountedTest(test.name, test.category, test.weight) for test in suite.tests),
         argv=tuple(argv),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        kvquant_version=version("kvquant"),
+        kvquant_version=VERSION,
         git_commit=None if root is None else tree_commit(root),
         machine=asdict(read_machine()),
         rules=suite.rules,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvquant.cache import checkout_root
 from kvquant.llama.build import BuildRequest, default_folder, read_info
 from kvquant.llama.fetch import default_dest
-from kvquant.llama.patching.recipe import checkout_patches, load_series
+from kvquant.llama.patching.recipe import load_series
 from kvquant.llama.pin import load_pin
 from kvquant.llama.workspace import copy_folder
+from kvquant.shipped import patches_folder
 
 
 def built_programs() -> Path | None:
-    """The folder of the programs that `kvquant llama build` has made, without options, from this clone's
-    patches; None when it has not, when the patches have changed since, or without a clone.
+    """The folder of the programs that `kvquant llama build` has made, without options, from the shipped
+    patches; None when it has not, or when the patches have changed since.
     """
-    if checkout_root() is None:
-        return None
-    patches = checkout_patches()
+    patches = patches_folder()
     series = load_series(patches)
     source = copy_folder(default_dest(load_pin(patches).sdist()), series) / "tree"
     folder = default_folder(BuildRequest(source))

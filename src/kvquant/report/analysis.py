@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
 
@@ -13,6 +12,7 @@ from kvquant.files import write_atomic
 from kvquant.report.analysis_figures import THIS_POLICY, front_svg, layers_svg
 from kvquant.report.drawing import FigureSize
 from kvquant.report.html import bullets, figure, folded, pairs, tiles, whole_page
+from kvquant.shipped import VERSION
 from kvquant.tables import Table, class_attribute, decibels, html_table, printable, share, small, text
 from kvquant.tables import escape_html as escape
 from kvquant.units import format_n_bytes
@@ -258,6 +258,6 @@ def _provenance(analysis: Analysis) -> str:
             f"{source.n_head_kv} KV heads, {source.n_head} query heads",
         ),
         ("Command", f"<code>{escape(command_line(analysis))}</code>"),
-        ("Written by", f"kvquant {escape(version('kvquant'))}"),
+        ("Written by", f"kvquant {escape(VERSION)}"),
     )
     return f"<h2>Where this comes from</h2>\n{pairs(entries)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 
 from kvquant.report import validation_figures as figures
 from kvquant.report import validation_tables as tables
@@ -11,6 +10,7 @@ from kvquant.report import validation_text as words
 from kvquant.report.html import bullets, figure, folded, key, pairs, whole_page
 from kvquant.results.comparison import TaskRow, Verdict
 from kvquant.results.validation import ValidationResult
+from kvquant.shipped import VERSION
 from kvquant.tables import escape_html as escape
 from kvquant.tables import html_cards, html_table
 
@@ -163,7 +163,7 @@ def _failures(result: ValidationResult, logs: Mapping[str, str]) -> str:
 
 def _provenance(result: ValidationResult) -> str:
     entries = [(name, f"<code>{escape(value)}</code>") for name, value in words.provenance_pairs(result)]
-    entries.append(("written by", f"kvquant {escape(version('kvquant'))}"))
+    entries.append(("written by", f"kvquant {escape(VERSION)}"))
     return f"<h2>Where this comes from</h2>\n{folded('Model, build, machine', pairs(entries))}"
 
 

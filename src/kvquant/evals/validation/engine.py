@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kvquant.cache import checkout_root
 from kvquant.documents import to_document, write_json
 from kvquant.errors import KVQuantError, LlamaError
 from kvquant.evals.machine import read_machine
@@ -45,6 +43,7 @@ from kvquant.evals.validation.served import Served, run_served
 from kvquant.llama.build import BuildInfo
 from kvquant.llama.workspace import tree_commit
 from kvquant.results.validation import SuiteUsed, ValidationResult
+from kvquant.shipped import VERSION, checkout_root
 
 
 def validate(plan: Plan, folder: Folder, argv: Sequence[str], watch: Watch) -> ValidationResult:
@@ -80,7 +79,7 @@ def start_of(plan: Plan, argv: Sequence[str]) -> Start:
         provenance={
             "argv": list(argv),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "kvquant_version": version("kvquant"),
+            "kvquant_version": VERSION,
             "git_commit": None if root is None else tree_commit(root),
             "timeout_seconds": settings.timeout_seconds,
             "machine": to_document(read_machine()),

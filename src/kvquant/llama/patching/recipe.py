@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from kvquant.cache import checkout_root
 from kvquant.errors import PatchError
 
 Action = Literal["insert-before", "insert-after", "replace"]
@@ -93,20 +92,6 @@ class Series:
     @property
     def programs(self) -> tuple[str, ...]:
         return tuple(program for patch in self.patches for program in patch.programs)
-
-
-def checkout_patches() -> Path:
-    """The folder ``patches/llama.cpp`` of the checkout this package runs from.
-
-    Raises PatchError when the package was installed without a checkout.
-    """
-    root = checkout_root()
-    if root is None:
-        raise PatchError(
-            "no patch series: this kvquant does not run from a clone; pass --patches DIR, a clone's "
-            "patches/llama.cpp"
-        )
-    return root / "patches" / "llama.cpp"
 
 
 def load_series(folder: Path) -> Series:
