@@ -26,9 +26,18 @@ demo: $(VENV)/run.stamp ## Run the main job: what a hybrid policy costs, layer b
 	$(BIN)/kvquant analyze --policy 0-10:q8_0,11-31:q4_0
 
 .PHONY: lint
-lint: $(VENV)/test.stamp ## Style and types
+lint: $(VENV)/test.stamp ## Style, layout and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+# Rooms whose tests start no program; fewer examples than in `make test`, and nothing that needs llama.cpp or torch.
+FAST := tests/analysis tests/formats tests/memory tests/model tests/policy tests/search tests/reference \
+	tests/test_architecture.py tests/test_documents.py tests/test_files.py tests/test_units.py
+
+.PHONY: check
+check: lint ## The fast lane: lint, types, unit and property tests
+	HYPOTHESIS_PROFILE=fast $(BIN)/pytest --quiet --numprocesses $(JOBS) $(FAST)
 
 # What the tests hold the package against: ggml's own quantizers, the patched programs, and a stock server of the same
 # tree. Each is kept under .cache by a key of its sources and flags, so that only the first run compiles. Pages are

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "units": {"errors"},
     "files": {"errors"},
     "documents": {"errors", "files"},
-    "shipped": set(),
+    "shipped": {"errors"},
     "cache": {"errors", "shipped"},
     "processes": {"errors", "processes"},
     "packages": {"errors", "processes", "packages"},
