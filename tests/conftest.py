@@ -1,4 +1,4 @@
-"""Hypothesis profiles (seeded, the same with few examples, exploring), one thread a worker, time by folder."""
+"""Hypothesis profiles (seeded, fast with fewer examples, exploring), one thread a worker, time by folder."""
 
 from __future__ import annotations
 
