@@ -1,0 +1,182 @@
+"""The tables of docs/transform.md, from the record of transform_study.py.
+
+python benchmarks/transform_tables.py          # print them
+python benchmarks/transform_tables.py --write  # put them into the page, between its markers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks/results/transform-study.jsonl"
+PAGE = ROOT / "docs/transform.md"
+
+MODELS = {
+    "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B",
+    "smollm2-135m": "SmolLM2-135M",
+    "gemma3-270m": "Gemma-3-270M",
+}
+RECIPES = {
+    "none": "rotation alone",
+    "centre": "centre",
+    "diagonal-uncentred": "diagonal",
+    "diagonal": "centre, diagonal",
+    "balanced-uncentred": "balanced",
+    "balanced": "centre, balanced",
+}
+TYPES = ("q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0", "tq3", "tq2")
+BITS = {"q4_0": 4.5, "s53": 4.5, "l53": 4.5, "s62": 4.5, "s42": 3.5, "l42": 3.5, "s33": 3.5, "l33": 3.5}
+BITS |= {"tq3": 3.25, "s31": 2.5, "l31": 2.5, "tq2": 2.25}
+PAIRS = (
+    "q8_0 q4_0",
+    "q5_0 q5_0",
+    "q4_0 q4_0",
+    "q8_0 tq3",
+    "q5_0 tq3",
+    "q4_0 tq3",
+    "tq3 tq3",
+    "s53 q4_0",
+    "s42 tq3",
+)
+DEFAULTS = {
+    "n_ctx": 512,
+    "v": "f16",
+    "transform": "none",
+    "fit_ctx": 512,
+    "exact_first": 0,
+    "rotate": True,
+    "shrink": 0.0,
+    "floor": 1e-4,
+    "scale": "norm",
+}
+"""What a setting is where a table does not say."""
+
+Records = list[dict[str, Any]]
+Key = Mapping[str, Any]
+
+
+def read() -> Records:
+    """Return the settings of the record, without the lines that begin a run."""
+    lines = [json.loads(line) for line in RECORD.read_text().splitlines()]
+    return [line for line in lines if "started" not in line]
+
+
+def tables(records: Records) -> dict[str, str]:
+    """Return every table by the name of its markers."""
+    by_model = {
+        "depth": ("fitted at, used at, kind", dict(_depths())),
+        "values": ("V", dict(_values())),
+        "pairs": ("K and V, kind", dict(_pairs())),
+        "split": ("K, bits a value, kind", dict(_splits())),
+        "tried": ("q4_0 keys", dict(_tried())),
+    }
+    found = {f"keys-{model}": _keys(records, model) for model in MODELS}
+    for name, (head, rows) in by_model.items():
+        cells = {row: [{"model": model, **key} for model in MODELS] for row, key in rows.items()}
+        found[name] = _table(records, [head, *MODELS.values()], cells)
+    return found
+
+
+def _keys(records: Records, model: str) -> str:
+    kinds: dict[str, Key] = {words: {"transform": name} for name, words in RECIPES.items()}
+    kinds["no rotation"] = {"rotate": False}
+    rows = {k: [{"model": model, "k": k, **kind} for kind in kinds.values()] for k in TYPES}
+    return _table(records, ["K", *kinds], rows)
+
+
+def _depths() -> Iterator[tuple[str, Key]]:
+    for n_ctx in (512, 4096, 16384):
+        yield f"-, {n_ctx:,}, {RECIPES['none']}", {"n_ctx": n_ctx, "k": "q4_0"}
+        for transform in ("centre", "diagonal", "balanced", "balanced-uncentred"):
+            for fit_ctx in (512, 4096, 16384):
+                name = f"{fit_ctx:,}, {n_ctx:,}, {RECIPES[transform]}"
+                yield name, {"n_ctx": n_ctx, "k": "q4_0", "transform": transform, "fit_ctx": fit_ctx}
+
+
+def _values() -> Iterator[tuple[str, Key]]:
+    for v in TYPES:
+        yield v, {"k": "f16", "v": v}
+    for v in ("tq3", "tq2"):
+        for scale in ("corrected", "searched"):
+            yield f"{v}, scale {scale}", {"k": "f16", "v": v, "scale": scale}
+
+
+def _pairs() -> Iterator[tuple[str, Key]]:
+    for pair in PAIRS:
+        k, v = pair.split()
+        for transform in ("none", "diagonal", "balanced-uncentred"):
+            yield f"{k} / {v}, {RECIPES[transform]}", {"k": k, "v": v, "transform": transform}
+
+
+def _splits() -> Iterator[tuple[str, Key]]:
+    for k, bits in BITS.items():
+        for transform in ("diagonal", "balanced"):
+            yield f"{k}, {bits}, {RECIPES[transform]}", {"k": k, "transform": transform}
+
+
+def _tried() -> Iterator[tuple[str, Key]]:
+    diagonal: Key = {"k": "q4_0", "transform": "diagonal"}
+    balanced: Key = {"k": "q4_0", "transform": "balanced"}
+    yield "centre, diagonal", diagonal
+    yield "first row exact", {**diagonal, "exact_first": 1}
+    yield "first 4 rows exact", {**diagonal, "exact_first": 4}
+    for floor in (1e-6, 1e-3, 1e-2):
+        yield f"floor {floor:g}", {**diagonal, "floor": floor}
+    yield "centre, balanced", balanced
+    for shrink in (0.1, 0.5):
+        yield f"shrunk by {shrink}", {**balanced, "shrink": shrink}
+    for scale in ("norm", "corrected", "searched"):
+        for k in ("tq3", "tq2"):
+            yield f"{k}, centre, diagonal, scale {scale}", {**diagonal, "k": k, "scale": scale}
+
+
+def filled(page: str, found: Mapping[str, str]) -> str:
+    """Return a page with each table between its markers. Raises KeyError for a marker without a table."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n\n{found[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table ([\w.-]+) -->.*?<!-- end -->", fill, page, flags=re.DOTALL)
+
+
+def _table(records: Records, head: list[str], rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name, keys in rows.items():
+        cells = [_cell(records, key) for key in keys]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(records: Records, key: Key) -> str:
+    wanted = DEFAULTS | dict(key)
+    found = [record for record in records if all(record[name] == value for name, value in wanted.items())]
+    return _digits(found[0]["kl"]) if found else ""
+
+
+def _digits(kl: float) -> str:
+    return f"{kl:.2g}" if kl < 0.001 else f"{kl:.4f}" if kl < 0.1 else f"{kl:.3f}" if kl < 1 else f"{kl:.2f}"
+
+
+def main() -> None:
+    """Print the tables, or write them into the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="put them into docs/transform.md")
+    found = tables(read())
+    if parser.parse_args().write:
+        PAGE.write_text(filled(PAGE.read_text(), found))
+        return
+    for name, table in found.items():
+        print(f"{name}\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()
