@@ -46,7 +46,9 @@ def test_a_transform_fitted_at_512_harms_smollm2_at_4096() -> None:
     assert kl("smollm2-135m", "q4_0", "diagonal", fit_ctx=4096, **at_depth) == pytest.approx(none, rel=0.2)
     for model in ("qwen2.5-coder-0.5b", "gemma3-270m"):
         deep = kl(model, "q4_0", "diagonal", fit_ctx=512, **at_depth)
-        assert kl(model, "q4_0", "diagonal", fit_ctx=4096, **at_depth) < deep < kl(model, "q4_0", **at_depth) / 2
+        assert (
+            kl(model, "q4_0", "diagonal", fit_ctx=4096, **at_depth) < deep < kl(model, "q4_0", **at_depth) / 2
+        )
 
 
 def test_the_first_row_kept_exact_helps_two_of_three() -> None:
