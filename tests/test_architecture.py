@@ -26,6 +26,7 @@ FOUNDATION = {
     "packages",
     "tables",
     "results",
+    "schemas",
 }
 CORE = ["model", "formats", "policy", "memory", "transform", "analysis", "search", "report"]
 SIDE = FOUNDATION | {"model", "formats", "policy", "transform"}
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "processes": {"errors", "processes"},
     "packages": {"errors", "processes", "packages"},
     "tables": {"errors", "units"},
+    "schemas": {"errors"},
     "results": {"errors", "files", "documents"},
     **{part: FOUNDATION | set(CORE[: depth + 1]) for depth, part in enumerate(CORE)},
     "assets": FOUNDATION | {"assets"},

@@ -111,10 +111,10 @@ def check_json_round_trip(
 
 def check_total_follows_from_layers(analysis: Analysis) -> None:
     """Bytes add up, and the total error is the root mean square of the layers' errors."""
-    assert analysis.total.kv_bytes == sum(layer.k.n_bytes + layer.v.n_bytes for layer in analysis.layers)
+    assert analysis.total.kv_bytes == sum(layer.k.bytes + layer.v.bytes for layer in analysis.layers)
     for summary in (analysis.total, *analysis.baselines.values()):
         assert summary.kv_bytes == sum(summary.layer_bytes)
-        squares = [None if e is None else e * e for e in summary.layer_errors]
+        squares = [None if e is None else e * e for e in summary.layer_attn_output_rel_error]
         expected = None if None in squares else math.sqrt(math.fsum(s or 0.0 for s in squares) / len(squares))
         found = summary.errors.attn_output_rel_error
         if expected is None or found is None:

@@ -13,10 +13,11 @@ from kvquant.analysis import (
     LayerSample,
     MeanErrors,
     SideErrors,
-    SideStorage,
     SourceInfo,
+    StoredSide,
     Summary,
 )
+from kvquant.memory.document import DefaultTypes
 from kvquant.model.shape import LayerShape, ModelShape, WindowKind
 
 EDGE_VALUES = (
@@ -68,27 +69,32 @@ _bytes = st.integers(1, 2**40)
 sides = st.builds(SideErrors, measures, measures, measures)
 layer_errors = st.builds(LayerErrors, sides, sides, measures, measures, measures)
 means = st.builds(MeanErrors, *[measures] * 7)
-storages = st.builds(
-    SideStorage, st.sampled_from(("f16", "q8_0", "tq_mse_3b")), st.floats(1, 32), _bytes, st.booleans()
+stored_sides = st.builds(
+    StoredSide,
+    *[measures] * 3,
+    type=st.sampled_from(("f16", "q8_0", "tq_mse_3b")),
+    bits_per_value=st.floats(1, 32),
+    bytes=_bytes,
+    rotated=st.booleans(),
 )
 layer_results = st.builds(
     LayerResult,
-    st.integers(0, 99),
-    st.integers(0, 99),
-    storages,
-    storages,
-    layer_errors,
-    st.none() | layer_errors,
+    *[measures] * 3,
+    k=stored_sides,
+    v=stored_sides,
+    layer=st.integers(0, 99),
+    kv_index=st.integers(0, 99),
+    unrotated=st.none() | layer_errors,
 )
 summaries = st.builds(
     Summary,
+    *[measures] * 7,
     policy=st.text(max_size=8),
     runnable=st.booleans(),
     kv_bytes=_bytes,
     kv_bytes_f16=_bytes,
-    errors=means,
     unrotated=st.none() | means,
-    layer_errors=st.lists(measures, max_size=4).map(tuple),
+    layer_attn_output_rel_error=st.lists(measures, max_size=4).map(tuple),
     layer_bytes=st.lists(_bytes, max_size=4).map(tuple),
 )
 infos = st.builds(
@@ -106,8 +112,7 @@ infos = st.builds(
 analyses = st.builds(
     Analysis,
     policy=st.text(max_size=8),
-    default_k=st.just("f16"),
-    default_v=st.just("q8_0"),
+    default=st.just(DefaultTypes("f16", "q8_0")),
     model=st.text(max_size=8),
     n_ctx=st.integers(1, 2**20),
     rotation=st.sampled_from(("on", "off", "both")),

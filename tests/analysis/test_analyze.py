@@ -29,7 +29,7 @@ def test_layers_carry_the_policys_types_and_the_memorys_bytes() -> None:
         ("q8_0", "q4_0"),
         ("q5_0", "f16"),
     ]
-    assert [(x.k.n_bytes, x.v.n_bytes) for x in analysis.layers] == [
+    assert [(x.k.bytes, x.v.bytes) for x in analysis.layers] == [
         (x.k_bytes, x.v_bytes) for x in memory.layers
     ]
     assert analysis.total.kv_bytes == memory.kv_bytes
@@ -51,8 +51,8 @@ def test_the_policy_equals_its_own_baseline() -> None:
 
 def test_a_mixed_policy_takes_each_layers_error_from_its_type() -> None:
     analysis = analyze("0-1:q8_0,2-:q4_0", shape=SMALL, sampling=FEW)
-    q8_0, q4_0 = (analysis.baselines[name].layer_errors for name in ("q8_0", "q4_0"))
-    assert analysis.total.layer_errors == q8_0[:2] + q4_0[2:]
+    q8_0, q4_0 = (analysis.baselines[name].layer_attn_output_rel_error for name in ("q8_0", "q4_0"))
+    assert analysis.total.layer_attn_output_rel_error == q8_0[:2] + q4_0[2:]
 
 
 def test_rotation_modes() -> None:

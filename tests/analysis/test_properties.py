@@ -178,8 +178,8 @@ def test_the_json_check_notices_a_lost_number() -> None:
 def test_the_totals_check_notices_a_wrong_sum() -> None:
     analysis = analyze("*:q8_0", shape=SMALL, baselines=(), sampling=Sampling(32, 2))
     wrong_bytes = replace(analysis, total=replace(analysis.total, kv_bytes=analysis.total.kv_bytes + 1))
-    mean = sum(e or 0.0 for e in analysis.total.layer_errors) / len(analysis.layers)
-    wrong_mean = replace(analysis.total.errors, attn_output_rel_error=mean)
-    for broken in (wrong_bytes, replace(analysis, total=replace(analysis.total, errors=wrong_mean))):
+    mean = sum(e or 0.0 for e in analysis.total.layer_attn_output_rel_error) / len(analysis.layers)
+    wrong_mean = replace(analysis.total, attn_output_rel_error=mean)
+    for broken in (wrong_bytes, replace(analysis, total=wrong_mean)):
         with pytest.raises(AssertionError):
             check_total_follows_from_layers(broken)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -12,8 +12,8 @@ from kvquant.analysis import (
     LayerResult,
     MeanErrors,
     SideErrors,
-    SideStorage,
     SourceInfo,
+    StoredSide,
     Summary,
     analyze,
 )
@@ -41,22 +41,24 @@ def summary(
         for e in errors
     ]
     total = round(1024**2 * n_bytes / 100)
+    means = MeanErrors.over(layers)
     return Summary(
-        policy,
-        runnable,
-        total,
-        1024**2,
-        MeanErrors.over(layers),
-        None,
-        tuple(errors),
-        tuple(total // len(errors) for _ in errors),
+        **{entry.name: getattr(means, entry.name) for entry in fields(means) if entry.init},
+        policy=policy,
+        runnable=runnable,
+        kv_bytes=total,
+        kv_bytes_f16=1024**2,
+        unrotated=None,
+        layer_attn_output_rel_error=tuple(errors),
+        layer_bytes=tuple(total // len(errors) for _ in errors),
     )
 
 
 def layer(index: int, error: float, k: float = 0.0, v: float = 0.0, name: str = "q4_0") -> LayerResult:
-    storage = SideStorage(name, 4.5, 1000, True)
-    errors = LayerErrors(SideErrors(0, 0, k), SideErrors(0, 0, v), 0, 0, error)
-    return LayerResult(index, index, storage, storage, errors, None)
+    k_side, v_side = (
+        StoredSide(0, 0, own, type=name, bits_per_value=4.5, bytes=1000, rotated=True) for own in (k, v)
+    )
+    return LayerResult(0, 0, error, k=k_side, v=v_side, layer=index, kv_index=index, unrotated=None)
 
 
 def layers(errors: list[float], **sides: float) -> list[LayerResult]:

@@ -216,12 +216,12 @@ def test_monotone_in_the_context(
 def test_bytes_follow_from_cells_and_bits(case: tuple[ModelShape, ResolvedPolicy, ContextOptions]) -> None:
     shape, policy, options = case
     document = memory_document(shape, policy, "test", options)
-    assert document["total"]["kv_bytes"] == memory_of(shape, policy, options).kv_bytes
-    for entry in document["layers"]:
-        layer = shape.layers[entry["layer"]]
-        for side, width in (("k", layer.n_embd_k), ("v", layer.n_embd_v)):
-            if entry[side] is not None:
-                assert entry[side]["bytes"] == entry["n_cells"] * width * entry[side]["bits_per_value"] / 8
+    assert document.total.kv_bytes == memory_of(shape, policy, options).kv_bytes
+    for entry in document.layers:
+        layer = shape.layers[entry.layer]
+        for side, width in ((entry.k, layer.n_embd_k), (entry.v, layer.n_embd_v)):
+            if side is not None:
+                assert side.bytes == entry.n_cells * width * side.bits_per_value / 8
 
 
 @given(cases(), st.floats(0.1, 1e6))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,13 @@ import pytest
 from analysis.strategies import HYBRID, SMALL
 from kvquant.analysis import Analysis, MeanErrors, Sampling, Summary, analyze
 from kvquant.errors import KVQuantError
+from kvquant.memory.document import DefaultTypes
 from kvquant.report.analysis import analysis_page, analysis_text, command_line, write_page
 from kvquant.report.analysis_figures import front_svg, layers_svg, pareto_front, write_plot
 from kvquant.report.drawing import DARK, LIGHT, SERIES, FigureSize, Palette, css_variables
 from report.page_checks import check_page_stands_alone, text_of
+
+MEASURES = [entry.name for entry in fields(MeanErrors) if entry.init]
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +113,8 @@ def test_edge_cases_can_be_drawn(analysis: Analysis, tmp_path: Path) -> None:
     """No error at all, unknown errors, no baselines, layers of several widths, a name of formula signs."""
     unknown = replace(
         analysis.total,
-        errors=MeanErrors(*[None] * 7),
-        layer_errors=(None,) * 4,
+        **dict.fromkeys(MEASURES),
+        layer_attn_output_rel_error=(None,) * 4,
         runnable=False,
         unrotated=None,
     )
@@ -144,8 +147,16 @@ def test_a_failed_write_leaves_nothing(analysis: Analysis, tmp_path: Path) -> No
 
 def test_the_front_is_what_nothing_beats() -> None:
     def point(size: float, error: float | None, runnable: bool = True) -> Summary:
-        errors = MeanErrors(None, None, None, None, None, None, error)
-        return Summary("", runnable, round(1000 * size), 1000, errors, None, (), ())
+        return Summary(
+            **{**dict.fromkeys(MEASURES), "attn_output_rel_error": error},
+            policy="",
+            runnable=runnable,
+            kv_bytes=round(1000 * size),
+            kv_bytes_f16=1000,
+            unrotated=None,
+            layer_attn_output_rel_error=(),
+            layer_bytes=(),
+        )
 
     points = [point(1, 0.01), point(0.5, 0.1), point(0.6, 0.2), point(0.3, 0.3), point(0.2, None)]
     assert pareto_front([*points, point(0.1, 0.1, runnable=False)]) == [(0.3, 0.3), (0.5, 0.1), (1, 0.01)]
@@ -157,7 +168,9 @@ def test_the_command_repeats_the_analysis(analysis: Analysis) -> None:
         "kvquant analyze --policy 0:q8_0,1-:q4_0 --ctx 4096 --profile typical --seed 0 --rotation both"
     )
     source = replace(analysis.source, kind="capture", seed=None, name="a b.npz")
-    odd = replace(analysis, policy="*:k=q8_0", default_v="q4_0", rotation="on", source=source)
+    odd = replace(
+        analysis, policy="*:k=q8_0", default=DefaultTypes("f16", "q4_0"), rotation="on", source=source
+    )
     assert command_line(odd) == (
         "kvquant analyze --policy '*:k=q8_0' --ctx 4096 --default k=f16/v=q4_0 --capture 'a b.npz' "
         "--rotation on"

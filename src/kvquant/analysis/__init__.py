@@ -8,7 +8,7 @@ from kvquant.analysis.result import (
     LayerResult,
     MeanErrors,
     SideErrors,
-    SideStorage,
+    StoredSide,
     Summary,
 )
 from kvquant.analysis.sample import LayerSample, Source, SourceInfo
@@ -27,9 +27,9 @@ __all__ = [
     "Rotation",
     "Sampling",
     "SideErrors",
-    "SideStorage",
     "Source",
     "SourceInfo",
+    "StoredSide",
     "Summary",
     "analyze",
     "get_profile",

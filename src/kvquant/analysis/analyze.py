@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from threadpoolctl import threadpool_limits
 
 from kvquant.analysis.measure import LayerMeter, Side, is_rotated, rotatable_sides
-from kvquant.analysis.result import Analysis, LayerErrors, LayerResult, MeanErrors, SideStorage, Summary
+from kvquant.analysis.result import (
+    Analysis,
+    LayerErrors,
+    LayerResult,
+    MeanErrors,
+    SideErrors,
+    StoredSide,
+    Summary,
+)
 from kvquant.analysis.sample import Source
 from kvquant.analysis.sources import Sampling, open_source
 from kvquant.analysis.verdict import verdict
 from kvquant.errors import FormatError, UsageError
 from kvquant.formats.registry import CACHE_TYPES, get_format
 from kvquant.memory import KVMemory, kv_bytes
+from kvquant.memory.document import DefaultTypes
 from kvquant.model.capture import KVCapture
 from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, ResolvedLayer, parse_policy
@@ -106,8 +115,7 @@ def analyze(
     by_name = {rival.name: total for rival, total in zip(rivals, totals[1:], strict=True)}
     return Analysis(
         policy=str(wanted.policy),
-        default_k=default_k.lower(),
-        default_v=default_v.lower(),
+        default=DefaultTypes(default_k.lower(), default_v.lower()),
         model=source.shape.name,
         n_ctx=wanted.n_ctx,
         rotation=rotation,
@@ -211,14 +219,15 @@ def _summary(
     candidate: _Candidate, in_f16: int, errors: list[LayerErrors], unrotated: list[LayerErrors | None]
 ) -> Summary:
     known = [layer for layer in unrotated if layer is not None]
+    means = MeanErrors.over(errors)
     return Summary(
+        **{entry.name: getattr(means, entry.name) for entry in fields(means) if entry.init},
         policy=str(candidate.policy),
         runnable=candidate.runnable,
         kv_bytes=candidate.kv_bytes,
         kv_bytes_f16=in_f16,
-        errors=MeanErrors.over(errors),
         unrotated=MeanErrors.over(known) if known else None,
-        layer_errors=tuple(layer.attn_output_rel_error for layer in errors),
+        layer_attn_output_rel_error=tuple(layer.attn_output_rel_error for layer in errors),
         layer_bytes=tuple(layer.n_bytes for layer in candidate.memory.layers),
     )
 
@@ -235,19 +244,24 @@ def _layer_result(
     layer = shape.layers[types.layer]
     rotatable = rotatable_sides(shape, types.layer) if rotation else frozenset[Side]()
 
-    def storage(type_name: str, side: Side, head_dim: int, n_bytes: int) -> SideStorage:
-        return SideStorage(
+    def stored(found: SideErrors, type_name: str, side: Side, head_dim: int, n_bytes: int) -> StoredSide:
+        return StoredSide(
+            mse=found.mse,
+            nmse=found.nmse,
+            attn_output_rel_error=found.attn_output_rel_error,
             type=type_name,
             bits_per_value=get_format(type_name).bits_per_value(head_dim),
-            n_bytes=n_bytes,
+            bytes=n_bytes,
             rotated=is_rotated(type_name, side, rotatable),
         )
 
     return LayerResult(
         layer=types.layer,
         kv_index=kv_index,
-        k=storage(types.k_type, "k", layer.head_dim_k, memory.k_bytes),
-        v=storage(types.v_type, "v", layer.head_dim_v, memory.v_bytes),
-        errors=errors,
+        k=stored(errors.k, types.k_type, "k", layer.head_dim_k, memory.k_bytes),
+        v=stored(errors.v, types.v_type, "v", layer.head_dim_v, memory.v_bytes),
+        attn_logit_rmse=errors.attn_logit_rmse,
+        attn_kl=errors.attn_kl,
+        attn_output_rel_error=errors.attn_output_rel_error,
         unrotated=unrotated,
     )

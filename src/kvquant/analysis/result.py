@@ -1,4 +1,4 @@
-"""The result of an analysis, and its one JSON form (docs/analysis.md describes every key).
+"""The result of an analysis, whose fields are the keys of its JSON form (docs/analysis.md describes them).
 
 Numbers that are not finite are None here and null in JSON. Squared errors and divergences are averaged over
 layers as they are, square roots (attn_logit_rmse, attn_output_rel_error) as the root of the mean square.
@@ -6,38 +6,48 @@ layers as they are, square roots (attn_logit_rmse, attn_output_rel_error) as the
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from kvquant.analysis.metrics import decibel
 from kvquant.analysis.sample import SourceInfo
+from kvquant.documents import from_document, parse_json, to_json
 from kvquant.errors import KVQuantError
+from kvquant.memory.document import DefaultTypes
 
 SCHEMA_VERSION = 1
 
 _T = TypeVar("_T")
-_U = TypeVar("_U")
 
 
 @dataclass(frozen=True)
 class SideErrors:
     """Error of one side (K or V) of a layer.
 
-    mse: mean squared error of a value. nmse: squared error over energy.
-    attn_output_rel_error: relative error of the attention output when only this side is stored in its type.
+    mse: mean squared error of a value. nmse: squared error over energy, nmse_db in decibel; None when there
+    is no error at all. attn_output_rel_error: relative error of the attention output when only this side is
+    stored in its type.
     """
 
     mse: float | None
     nmse: float | None
     attn_output_rel_error: float | None
+    nmse_db: float | None = field(init=False)
 
-    @property
-    def nmse_db(self) -> float | None:
-        """``nmse`` in decibel; None when there is no error at all."""
-        return decibel(self.nmse)
+    def __post_init__(self) -> None:
+        _derive(self, nmse_db=decibel(self.nmse))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSide(SideErrors):
+    """The same, and how the side is stored: type, bits per value, bytes at the analysed context, rotation."""
+
+    type: str
+    bits_per_value: float
+    bytes: int
+    rotated: bool
 
 
 @dataclass(frozen=True)
@@ -51,26 +61,21 @@ class LayerErrors:
     attn_output_rel_error: float | None
 
 
-@dataclass(frozen=True)
-class SideStorage:
-    """How one side of a layer is stored: type, bits per value, bytes at the analysed context, rotation."""
-
-    type: str
-    bits_per_value: float
-    n_bytes: int
-    rotated: bool
-
-
-@dataclass(frozen=True)
-class LayerResult:
+@dataclass(frozen=True, kw_only=True)
+class LayerResult(LayerErrors):
     """One layer under the policy. ``unrotated``: errors without llama.cpp's rotation, if measured."""
 
     layer: int
     kv_index: int
-    k: SideStorage
-    v: SideStorage
-    errors: LayerErrors
+    k: StoredSide
+    v: StoredSide
     unrotated: LayerErrors | None
+
+    @property
+    def errors(self) -> LayerErrors:
+        """The errors alone."""
+        k, v = (_only(SideErrors, side) for side in (self.k, self.v))
+        return LayerErrors(k, v, self.attn_logit_rmse, self.attn_kl, self.attn_output_rel_error)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ class MeanErrors:
     attn_logit_rmse: float | None
     attn_kl: float | None
     attn_output_rel_error: float | None
+    k_nmse_db: float | None = field(init=False)
+    v_nmse_db: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        _derive(self, k_nmse_db=decibel(self.k_nmse), v_nmse_db=decibel(self.v_nmse))
 
     @classmethod
     def over(cls, layers: Sequence[LayerErrors]) -> MeanErrors:
@@ -99,46 +109,47 @@ class MeanErrors:
         )
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, kw_only=True)
+class Summary(MeanErrors):
     """A policy as one row: its bytes at the analysed context and its errors over all layers.
 
-    runnable: whether llama.cpp has a cache type for everything in it.
-    layer_errors, layer_bytes: attn_output_rel_error and bytes of every cached layer, in layer order.
+    runnable: whether llama.cpp has a cache type for everything in it. ratio_vs_f16: bytes over the bytes of
+    an f16 cache for the same model and context. bits_per_value: mean per cached value, scales and norms
+    included. layer_attn_output_rel_error, layer_bytes: of every cached layer, in layer order.
     """
 
     policy: str
     runnable: bool
     kv_bytes: int
     kv_bytes_f16: int
-    errors: MeanErrors
     unrotated: MeanErrors | None
-    layer_errors: tuple[float | None, ...]
+    layer_attn_output_rel_error: tuple[float | None, ...]
     layer_bytes: tuple[int, ...]
+    ratio_vs_f16: float = field(init=False)
+    bits_per_value: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio = self.kv_bytes / self.kv_bytes_f16
+        _derive(self, ratio_vs_f16=ratio, bits_per_value=16 * ratio)
 
     @property
-    def ratio_vs_f16(self) -> float:
-        """Bytes over the bytes of an f16 cache for the same model and context."""
-        return self.kv_bytes / self.kv_bytes_f16
-
-    @property
-    def bits_per_value(self) -> float:
-        """Mean bits per cached value, scales and norms included."""
-        return 16 * self.ratio_vs_f16
+    def errors(self) -> MeanErrors:
+        """The errors alone."""
+        return _only(MeanErrors, self)
 
 
 @dataclass(frozen=True)
 class Analysis:
     """What a policy costs and saves on one model and one set of K/V, beside other policies on the same data.
 
-    policy: canonical text. default_k, default_v: types of the layers no rule names. model: the shape's name.
-    n_ctx: context for all byte counts, as llama.cpp rounds it. rotation: "on" (as llama.cpp), "off", or
-    "both" (errors as llama.cpp, and ``unrotated`` filled). baselines: name to summary. verdict: for people.
+    policy: canonical text. default: types of the layers no rule names. model: the shape's name. n_ctx:
+    context for all byte counts, as llama.cpp rounds it. rotation: "on" (as llama.cpp), "off", or "both"
+    (errors as llama.cpp, and ``unrotated`` filled). baselines: name to summary. verdict: for people.
     """
 
     policy: str
-    default_k: str
-    default_v: str
+    default: DefaultTypes
     model: str
     n_ctx: int
     rotation: str
@@ -148,53 +159,35 @@ class Analysis:
     baselines: Mapping[str, Summary]
     verdict: str
     warnings: tuple[str, ...]
+    schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
         """Return the analysis as one JSON document, keys as documented in docs/analysis.md."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "policy": self.policy,
-            "default": {"k": self.default_k, "v": self.default_v},
-            "model": self.model,
-            "n_ctx": self.n_ctx,
-            "rotation": self.rotation,
-            "source": asdict(self.source),
-            "layers": [_layer_document(layer) for layer in self.layers],
-            "total": _summary_document(self.total),
-            "baselines": {name: _summary_document(summary) for name, summary in self.baselines.items()},
-            "verdict": self.verdict,
-            "warnings": list(self.warnings),
-        }
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        return to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Analysis:
         """Read what ``to_json`` wrote. Raises KVQuantError when it is something else."""
-        try:
-            document = json.loads(text)
-            if document["schema_version"] != SCHEMA_VERSION:
-                raise KVQuantError(
-                    f"analysis has schema_version {document['schema_version']!r}, this version reads "
-                    f"{SCHEMA_VERSION}; run the analysis again"
-                )
-            return cls(
-                policy=document["policy"],
-                default_k=document["default"]["k"],
-                default_v=document["default"]["v"],
-                model=document["model"],
-                n_ctx=document["n_ctx"],
-                rotation=document["rotation"],
-                source=SourceInfo(**document["source"]),
-                layers=tuple(map(_layer_from, document["layers"])),
-                total=_summary_from(document["total"]),
-                baselines={name: _summary_from(entry) for name, entry in document["baselines"].items()},
-                verdict=document["verdict"],
-                warnings=tuple(document["warnings"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        where = "the analysis"
+        document = parse_json(text, where)
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
             raise KVQuantError(
-                f"not an analysis document ({error!r}); write one with analyze --json"
-            ) from error
+                f"analysis has schema_version {version!r}, this version reads {SCHEMA_VERSION}; write one "
+                "with analyze --json"
+            )
+        return from_document(cls, document, where)
+
+
+def _derive(value: object, **derived: float | None) -> None:
+    """Set the fields of a frozen value that follow from its others."""
+    for name, number in derived.items():
+        object.__setattr__(value, name, number)
+
+
+def _only(kind: type[_T], value: Any) -> _T:
+    """Return the part of ``value`` that a class above its own describes."""
+    return kind(**{entry.name: getattr(value, entry.name) for entry in fields(kind) if entry.init})  # type: ignore[arg-type]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -205,114 +198,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _root_mean_square(values: Iterable[float | None]) -> float | None:
     mean = _mean(None if value is None else value * value for value in values)
     return None if mean is None else math.sqrt(mean)
-
-
-def _layer_document(layer: LayerResult) -> dict[str, Any]:
-    errors = layer.errors
-    return {
-        "layer": layer.layer,
-        "kv_index": layer.kv_index,
-        "k": _storage_document(layer.k) | _side_document(errors.k),
-        "v": _storage_document(layer.v) | _side_document(errors.v),
-        **_attention_document(errors),
-        "unrotated": _optional(_errors_document, layer.unrotated),
-    }
-
-
-def _storage_document(storage: SideStorage) -> dict[str, Any]:
-    return {
-        "type": storage.type,
-        "bits_per_value": storage.bits_per_value,
-        "bytes": storage.n_bytes,
-        "rotated": storage.rotated,
-    }
-
-
-def _side_document(side: SideErrors) -> dict[str, Any]:
-    return {
-        "mse": side.mse,
-        "nmse": side.nmse,
-        "nmse_db": side.nmse_db,
-        "attn_output_rel_error": side.attn_output_rel_error,
-    }
-
-
-def _attention_document(errors: LayerErrors) -> dict[str, Any]:
-    return {
-        "attn_logit_rmse": errors.attn_logit_rmse,
-        "attn_kl": errors.attn_kl,
-        "attn_output_rel_error": errors.attn_output_rel_error,
-    }
-
-
-def _errors_document(errors: LayerErrors) -> dict[str, Any]:
-    return {"k": _side_document(errors.k), "v": _side_document(errors.v), **_attention_document(errors)}
-
-
-def _summary_document(summary: Summary) -> dict[str, Any]:
-    return {
-        "policy": summary.policy,
-        "runnable": summary.runnable,
-        "kv_bytes": summary.kv_bytes,
-        "kv_bytes_f16": summary.kv_bytes_f16,
-        "ratio_vs_f16": summary.ratio_vs_f16,
-        "bits_per_value": summary.bits_per_value,
-        **_mean_document(summary.errors),
-        "unrotated": _optional(_mean_document, summary.unrotated),
-        "layer_attn_output_rel_error": list(summary.layer_errors),
-        "layer_bytes": list(summary.layer_bytes),
-    }
-
-
-def _mean_document(errors: MeanErrors) -> dict[str, Any]:
-    return asdict(errors) | {"k_nmse_db": decibel(errors.k_nmse), "v_nmse_db": decibel(errors.v_nmse)}
-
-
-def _optional(convert: Callable[[_T], _U], value: _T | None) -> _U | None:
-    return None if value is None else convert(value)
-
-
-def _layer_from(entry: Mapping[str, Any]) -> LayerResult:
-    return LayerResult(
-        layer=entry["layer"],
-        kv_index=entry["kv_index"],
-        k=_storage_from(entry["k"]),
-        v=_storage_from(entry["v"]),
-        errors=_errors_from(entry),
-        unrotated=_optional(_errors_from, entry["unrotated"]),
-    )
-
-
-def _storage_from(entry: Mapping[str, Any]) -> SideStorage:
-    return SideStorage(entry["type"], entry["bits_per_value"], entry["bytes"], entry["rotated"])
-
-
-def _side_from(entry: Mapping[str, Any]) -> SideErrors:
-    return SideErrors(entry["mse"], entry["nmse"], entry["attn_output_rel_error"])
-
-
-def _errors_from(entry: Mapping[str, Any]) -> LayerErrors:
-    return LayerErrors(
-        k=_side_from(entry["k"]),
-        v=_side_from(entry["v"]),
-        attn_logit_rmse=entry["attn_logit_rmse"],
-        attn_kl=entry["attn_kl"],
-        attn_output_rel_error=entry["attn_output_rel_error"],
-    )
-
-
-def _summary_from(entry: Mapping[str, Any]) -> Summary:
-    return Summary(
-        policy=entry["policy"],
-        runnable=entry["runnable"],
-        kv_bytes=entry["kv_bytes"],
-        kv_bytes_f16=entry["kv_bytes_f16"],
-        errors=_mean_from(entry),
-        unrotated=_optional(_mean_from, entry["unrotated"]),
-        layer_errors=tuple(entry["layer_attn_output_rel_error"]),
-        layer_bytes=tuple(entry["layer_bytes"]),
-    )
-
-
-def _mean_from(entry: Mapping[str, Any]) -> MeanErrors:
-    return MeanErrors(**{name: entry[name] for name in MeanErrors.__dataclass_fields__})

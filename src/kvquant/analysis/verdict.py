@@ -63,7 +63,7 @@ def verdict(
 ) -> str:
     """Return the verdict on the policy: cost and grade, standing, what to change, how far to trust it."""
     parts = [_cost(total, baselines, n_ctx)]
-    error = total.errors.attn_output_rel_error
+    error = total.attn_output_rel_error
     if error is None:
         parts.append("a type overflows on this data, so its error is unknown; choose another type")
     elif error > 0:
@@ -80,7 +80,7 @@ def grade(error: float, kl: float) -> str:
 def dominating(total: Summary, baselines: Mapping[str, Summary]) -> str | None:
     """Return the most accurate runnable baseline better in bytes or error and worse in neither, or None."""
     better = [
-        (other.errors.attn_output_rel_error, name)
+        (other.attn_output_rel_error, name)
         for name, other in baselines.items()
         if other.runnable and _is_better(other, total)
     ]
@@ -92,7 +92,7 @@ def carriers(layers: Sequence[LayerResult]) -> tuple[tuple[int, ...], float]:
 
     Layers are positions in ``layers``, ascending.
     """
-    squared = [(layer.errors.attn_output_rel_error or 0.0) ** 2 for layer in layers]
+    squared = [(layer.attn_output_rel_error or 0.0) ** 2 for layer in layers]
     everything = sum(squared)
     taken: list[int] = []
     carried = 0.0
@@ -118,13 +118,18 @@ def suggestion(
 ) -> Suggestion | None:
     """Return the policy with the layers at positions ``worst`` in UPGRADE, None where that would not help."""
     upgraded = baselines.get(UPGRADE)
-    if upgraded is None or None in total.layer_errors or None in upgraded.layer_errors:
+    if (
+        upgraded is None
+        or None in total.layer_attn_output_rel_error
+        or None in upgraded.layer_attn_output_rel_error
+    ):
         return None
     errors = [
-        (upgraded if index in worst else total).layer_errors[index] or 0.0 for index in range(len(layers))
+        (upgraded if index in worst else total).layer_attn_output_rel_error[index] or 0.0
+        for index in range(len(layers))
     ]
     error = (sum(e * e for e in errors) / len(errors)) ** 0.5
-    before = total.errors.attn_output_rel_error
+    before = total.attn_output_rel_error
     if before is None or error > before * (1 - EQUAL):
         return None
     n_bytes = sum((upgraded if index in worst else total).layer_bytes[index] for index in range(len(layers)))
@@ -136,7 +141,7 @@ def suggestion(
 
 
 def _is_better(one: Summary, other: Summary) -> bool:
-    one_error, other_error = one.errors.attn_output_rel_error, other.errors.attn_output_rel_error
+    one_error, other_error = one.attn_output_rel_error, other.attn_output_rel_error
     if one_error is None or other_error is None:
         return False
     no_worse = one.kv_bytes <= other.kv_bytes * (1 + EQUAL) and one_error <= other_error * (1 + EQUAL)
@@ -149,15 +154,15 @@ def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
         f"{name} takes {total.ratio_vs_f16:.2f}x of f16's bytes "
         f"({format_n_bytes(total.kv_bytes)}, not {format_n_bytes(total.kv_bytes_f16)}, at {n_ctx} tokens)"
     )
-    error, kl = total.errors.attn_output_rel_error, total.errors.attn_kl
+    error, kl = total.attn_output_rel_error, total.attn_kl
     if error is None or kl is None:
         return saving
     if error == 0:
         return f"{saving} with no error at all"
     others = [
-        f"{name} {short_percent(other.errors.attn_output_rel_error)} at {other.ratio_vs_f16:.2f}x"
+        f"{name} {short_percent(other.attn_output_rel_error)} at {other.ratio_vs_f16:.2f}x"
         for name, other in baselines.items()
-        if name in REFERENCES and other.policy != total.policy and other.errors.attn_output_rel_error
+        if name in REFERENCES and other.policy != total.policy and other.attn_output_rel_error
     ]
     compared = f" ({', '.join(others)})" if others else ""
     return f"{saving} with {grade(error, kl)}: attention output off by {short_percent(error)}{compared}"
@@ -172,7 +177,7 @@ def _standing(total: Summary, baselines: Mapping[str, Summary]) -> str:
     steps = [
         (other.kv_bytes, name)
         for name, other in runnable.items()
-        if (other.errors.attn_output_rel_error or 0.0) * STEP_UP < (total.errors.attn_output_rel_error or 0.0)
+        if (other.attn_output_rel_error or 0.0) * STEP_UP < (total.attn_output_rel_error or 0.0)
     ]
     parts = [f"it beats {_listed(beaten)} in bytes or error and loses in neither"] if beaten else []
     if steps:
@@ -200,8 +205,7 @@ def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[st
 def _side(layers: Sequence[LayerResult]) -> str:
     """Say which side carries the error of ``layers``, nothing when both have a part."""
     k, v = (
-        sum((getattr(layer.errors, side).attn_output_rel_error or 0.0) ** 2 for layer in layers)
-        for side in "kv"
+        sum((getattr(layer, side).attn_output_rel_error or 0.0) ** 2 for layer in layers) for side in "kv"
     )
     if k >= ONE_SIDE * v and k > 0:
         return ", nearly all of it through K"
@@ -218,7 +222,7 @@ def _trust(source: SourceInfo) -> str:
 
 def _described(name: str, baselines: Mapping[str, Summary]) -> str:
     other = baselines[name]
-    error = other.errors.attn_output_rel_error
+    error = other.attn_output_rel_error
     return f"{name} ({other.ratio_vs_f16:.2f}x{'' if error is None else ', ' + short_percent(error)})"
 
 

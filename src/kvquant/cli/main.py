@@ -29,6 +29,7 @@ COMMANDS = {
     "published": "kvquant.cli.published:published",
     "rank": "kvquant.cli.rank:rank_runs",
     "report": "kvquant.cli.report:report",
+    "schema": "kvquant.cli.schema:schema",
     "search": "kvquant.cli.search:search",
     "shape": "kvquant.cli.shape:shape",
     "texts": "kvquant.cli.texts:texts",

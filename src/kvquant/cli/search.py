@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,10 +9,9 @@ import click
 from kvquant.analysis import DEFAULT_N_CTX, PROFILES
 from kvquant.cli.options import budget_option, ctx_option, json_option, shape_from_options, shape_options
 from kvquant.cli.progress import progress_bar
-from kvquant.search import TYPES, Found
+from kvquant.documents import to_json
+from kvquant.search import TYPES
 from kvquant.search import search as run_search
-from kvquant.tables import short_percent
-from kvquant.units import format_n_bytes
 
 
 @click.command()
@@ -60,34 +58,6 @@ def search(
             seed=seed,
             progress=progress,
         )
-    click.echo(json.dumps(_document(found, ctx), indent=1) if as_json else str(found.policy))
+    click.echo(to_json(found.document(ctx)) if as_json else str(found.policy))
     if not as_json:
-        click.echo(f"kvquant: {_summary(found)}", err=True)
-
-
-def _summary(found: Found) -> str:
-    text = (
-        f"{format_n_bytes(found.kv_bytes)}, {found.kv_bytes / found.kv_bytes_f16:.3f}x of f16, "
-        f"attention output off by {short_percent(found.error)}"
-    )
-    if found.uniform is not None:
-        name, error = found.uniform
-        text += f"; the best single type that fits is {name} with {short_percent(error)}"
-    return text if found.exact else f"{text}; too many combinations to be sure that none is better"
-
-
-def _document(found: Found, n_ctx: int) -> dict[str, object]:
-    return {
-        "policy": str(found.policy),
-        "n_ctx": n_ctx,
-        "total": {
-            "kv_bytes": found.kv_bytes,
-            "kv_bytes_f16": found.kv_bytes_f16,
-            "ratio_vs_f16": found.kv_bytes / found.kv_bytes_f16,
-            "attn_output_rel_error": found.error,
-        },
-        "best_uniform": None
-        if found.uniform is None
-        else {"type": found.uniform[0], "attn_output_rel_error": found.uniform[1]},
-        "exact": found.exact,
-    }
+        click.echo(f"kvquant: {found.sentence}", err=True)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
-from kvquant.analysis import Analysis, LayerResult, MeanErrors, Summary
-from kvquant.analysis.metrics import decibel
+from kvquant.analysis import Analysis, LayerResult, Summary
 from kvquant.files import write_atomic
 from kvquant.report.analysis_figures import THIS_POLICY, front_svg, layers_svg
 from kvquant.report.drawing import FigureSize
@@ -97,9 +96,9 @@ def note_lines(analysis: Analysis) -> list[str]:
 
 
 def _layer_row(layer: LayerResult, unrotated: bool) -> tuple[str, ...]:
-    k, v, errors = layer.k, layer.v, layer.errors
-    n_bytes = k.n_bytes + v.n_bytes
-    stored_values = 8 * k.n_bytes / k.bits_per_value + 8 * v.n_bytes / v.bits_per_value
+    k, v = layer.k, layer.v
+    n_bytes = k.bytes + v.bytes
+    stored_values = 8 * k.bytes / k.bits_per_value + 8 * v.bytes / v.bits_per_value
     row = [
         str(layer.layer),
         str(layer.kv_index),
@@ -107,12 +106,12 @@ def _layer_row(layer: LayerResult, unrotated: bool) -> tuple[str, ...]:
         v.type,
         f"{8 * n_bytes / stored_values:.2f}",
         format_n_bytes(n_bytes),
-        decibels(errors.k.nmse_db, errors.k.nmse == 0),
-        decibels(errors.v.nmse_db, errors.v.nmse == 0),
-        share(errors.k.attn_output_rel_error),
-        share(errors.v.attn_output_rel_error),
-        small(errors.attn_kl),
-        share(errors.attn_output_rel_error),
+        decibels(k.nmse_db, k.nmse == 0),
+        decibels(v.nmse_db, v.nmse == 0),
+        share(k.attn_output_rel_error),
+        share(v.attn_output_rel_error),
+        small(layer.attn_kl),
+        share(layer.attn_output_rel_error),
     ]
     if unrotated:
         row.append(share(None if layer.unrotated is None else layer.unrotated.attn_output_rel_error))
@@ -120,17 +119,16 @@ def _layer_row(layer: LayerResult, unrotated: bool) -> tuple[str, ...]:
 
 
 def _summary_row(name: str, summary: Summary, unrotated: bool) -> tuple[str, ...]:
-    errors: MeanErrors = summary.errors
     row = [
         name if summary.runnable else name + NOT_RUNNABLE,
         f"{summary.bits_per_value:.2f}",
         format_n_bytes(summary.kv_bytes),
         f"{summary.ratio_vs_f16:.3f}x",
-        decibels(decibel(errors.k_nmse), errors.k_nmse == 0),
-        decibels(decibel(errors.v_nmse), errors.v_nmse == 0),
-        small(errors.attn_logit_rmse),
-        small(errors.attn_kl),
-        share(errors.attn_output_rel_error),
+        decibels(summary.k_nmse_db, summary.k_nmse == 0),
+        decibels(summary.v_nmse_db, summary.v_nmse == 0),
+        small(summary.attn_logit_rmse),
+        small(summary.attn_kl),
+        share(summary.attn_output_rel_error),
     ]
     if unrotated:
         row.append(share(None if summary.unrotated is None else summary.unrotated.attn_output_rel_error))
@@ -170,8 +168,8 @@ def command_line(analysis: Analysis) -> str:
     """Return a command that repeats the analysis, as far as options name it."""
     source = analysis.source
     words = ["kvquant", "analyze", "--policy", quote(analysis.policy), "--ctx", str(analysis.n_ctx)]
-    if (analysis.default_k, analysis.default_v) != ("f16", "f16"):
-        words += ["--default", f"k={analysis.default_k}/v={analysis.default_v}"]
+    if (analysis.default.k, analysis.default.v) != ("f16", "f16"):
+        words += ["--default", f"k={analysis.default.k}/v={analysis.default.v}"]
     words += [f"--{source.kind}", quote(source.name)]
     if source.seed is not None:
         words += ["--seed", str(source.seed)]
@@ -191,8 +189,8 @@ def _tiles(analysis: Analysis) -> str:
         (
             ("size", f"{total.ratio_vs_f16:.2f}x", "of an f16 cache"),
             ("bytes", format_n_bytes(total.kv_bytes), f"instead of {format_n_bytes(total.kv_bytes_f16)}"),
-            ("attention output", f"{share(total.errors.attn_output_rel_error)} %", "relative error"),
-            ("attention distribution", small(total.errors.attn_kl), "KL divergence, nats"),
+            ("attention output", f"{share(total.attn_output_rel_error)} %", "relative error"),
+            ("attention distribution", small(total.attn_kl), "KL divergence, nats"),
         )
     )
 
@@ -208,7 +206,9 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _layers_figure(analysis: Analysis) -> str:
-    known = [(error, i) for i, error in enumerate(analysis.total.layer_errors) if error is not None]
+    known = [
+        (error, i) for i, error in enumerate(analysis.total.layer_attn_output_rel_error) if error is not None
+    ]
     worst = (
         f"the largest error is {share(max(known)[0])} % in layer {analysis.layers[max(known)[1]].layer}"
         if known

@@ -79,9 +79,9 @@ def draw_errors(axes: Axes, analysis: Analysis, palette: Palette) -> None:
     dashes = ("-", (0, (4, 2)))
     for name, dash in zip(REFERENCES, dashes, strict=True):
         if name in analysis.baselines:
-            errors = _drawable(analysis.baselines[name].layer_errors)
+            errors = _drawable(analysis.baselines[name].layer_attn_output_rel_error)
             axes.plot(layers, errors, color=palette.rival, linewidth=1.3, linestyle=dash, label=f"all {name}")
-    errors = _drawable(analysis.total.layer_errors)
+    errors = _drawable(analysis.total.layer_attn_output_rel_error)
     axes.plot(layers, errors, "o", color=palette.policy, markersize=4.5, label=THIS_POLICY, clip_on=False)
     axes.set_yscale("log")
     _percent_axis(axes.yaxis)
@@ -96,8 +96,8 @@ def draw_bytes(axes: Axes, analysis: Analysis, palette: Palette) -> None:
 
     mebi = 1024**2
     layers = [layer.layer for layer in analysis.layers]
-    k = [layer.k.n_bytes / mebi for layer in analysis.layers]
-    v = [layer.v.n_bytes / mebi for layer in analysis.layers]
+    k = [layer.k.bytes / mebi for layer in analysis.layers]
+    v = [layer.v.bytes / mebi for layer in analysis.layers]
     axes.bar(layers, k, width=0.8, color=palette.k, label="K")
     axes.bar(layers, v, width=0.8, bottom=k, color=palette.v, label="V")
     if "f16" in analysis.baselines:
@@ -112,7 +112,7 @@ def draw_bytes(axes: Axes, analysis: Analysis, palette: Palette) -> None:
 
 def draw_front(axes: Axes, analysis: Analysis, palette: Palette, title: str = "") -> None:
     """Draw error against size of all policies, with the Pareto front of what llama.cpp can run."""
-    rivals = {name: s for name, s in analysis.baselines.items() if s.errors.attn_output_rel_error is not None}
+    rivals = {name: s for name, s in analysis.baselines.items() if s.attn_output_rel_error is not None}
     front = pareto_front([analysis.total, *rivals.values()])
     if front:
         style: dict[str, Any] = {"alpha": 0.45, "linewidth": 1.6, "zorder": 1, "drawstyle": "steps-post"}
@@ -123,7 +123,7 @@ def draw_front(axes: Axes, analysis: Analysis, palette: Palette, title: str = ""
             style = {"markerfacecolor": face, "markersize": 7, "zorder": 2}
             axes.plot(*zip(*group, strict=True), "o", color=palette.rival, label=label, **style)
     points = [(name, _point(summary), palette.text) for name, summary in rivals.items()]
-    if analysis.total.errors.attn_output_rel_error is not None:
+    if analysis.total.attn_output_rel_error is not None:
         axes.plot(*_point(analysis.total), "D", color=palette.policy, markersize=9, zorder=3)
         points.insert(0, (THIS_POLICY, _point(analysis.total), palette.policy))
     axes.set_xscale("log")
@@ -140,7 +140,7 @@ def draw_front(axes: Axes, analysis: Analysis, palette: Palette, title: str = ""
 
 def pareto_front(summaries: Sequence[Summary]) -> list[tuple[float, float]]:
     """Return the (size, error) points, by size, that no other runnable one beats in both."""
-    drawable = (s for s in summaries if s.runnable and s.errors.attn_output_rel_error is not None)
+    drawable = (s for s in summaries if s.runnable and s.attn_output_rel_error is not None)
     return step_front([_point(summary) for summary in drawable])
 
 
@@ -150,7 +150,7 @@ def _drawable(errors: Sequence[float | None]) -> list[float]:
 
 
 def _point(summary: Summary) -> tuple[float, float]:
-    return summary.ratio_vs_f16, max(summary.errors.attn_output_rel_error or 0.0, FLOOR)
+    return summary.ratio_vs_f16, max(summary.attn_output_rel_error or 0.0, FLOOR)
 
 
 def _percent_axis(axis: Any) -> None:

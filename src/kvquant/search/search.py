@@ -16,9 +16,42 @@ from kvquant.model.capture import KVCapture
 from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, parse_policy, policy_from_layers
 from kvquant.search.knapsack import choose
+from kvquant.tables import short_percent
+from kvquant.units import format_n_bytes
 
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")
 """The types a search combines when none are named."""
+
+
+@dataclass(frozen=True)
+class FoundBytes:
+    """The bytes of what was found, and the root mean square over layers of its attention-output error."""
+
+    kv_bytes: int
+    kv_bytes_f16: int
+    ratio_vs_f16: float
+    attn_output_rel_error: float
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One type in every layer, with its attention-output error."""
+
+    type: str
+    attn_output_rel_error: float
+
+
+@dataclass(frozen=True)
+class SearchDocument:
+    """`kvquant search --json`. policy: canonical text. best_uniform: the most accurate single type that fits
+    too, None where none does. exact: nothing within the budget has a smaller error on this data.
+    """
+
+    policy: str
+    n_ctx: int
+    total: FoundBytes
+    best_uniform: Uniform | None
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -37,6 +70,28 @@ class Found:
     error: float
     uniform: tuple[str, float] | None
     exact: bool
+
+    def document(self, n_ctx: int) -> SearchDocument:
+        """Return what is printed of it. n_ctx: tokens that bytes were counted for."""
+        return SearchDocument(
+            policy=str(self.policy),
+            n_ctx=n_ctx,
+            total=FoundBytes(self.kv_bytes, self.kv_bytes_f16, self.kv_bytes / self.kv_bytes_f16, self.error),
+            best_uniform=None if self.uniform is None else Uniform(*self.uniform),
+            exact=self.exact,
+        )
+
+    @property
+    def sentence(self) -> str:
+        """What it takes and costs, and what the best single type would."""
+        said = (
+            f"{format_n_bytes(self.kv_bytes)}, {self.kv_bytes / self.kv_bytes_f16:.3f}x of f16, "
+            f"attention output off by {short_percent(self.error)}"
+        )
+        if self.uniform is not None:
+            name, error = self.uniform
+            said += f"; the best single type that fits is {name} with {short_percent(error)}"
+        return said if self.exact else f"{said}; too many combinations to be sure that none is better"
 
 
 def search(
