@@ -15,7 +15,7 @@ from pathlib import Path
 from evals.solvers import solve
 from kvquant.evals.reply import Reply, ToolCall
 from kvquant.evals.task import Task, grade, questions
-from kvquant.evals.tasks import TASKS
+from kvquant.evals.tasks import TASKS, published
 
 RECORDED = Path(__file__).with_name("recorded") / "task_versions.json"
 
@@ -55,7 +55,7 @@ def _digest(document: object) -> str:
 def main() -> None:
     known = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     random.seed(0)
-    for task in TASKS.values():
+    for task in set(TASKS.values()) - set(published.TASKS):
         known.setdefault(f"{task.name} {getattr(task, 'version', 1)}", mark(task))
     RECORDED.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 

@@ -154,6 +154,7 @@ def test_dry_run_asks_nothing(suite: Path) -> None:
     result = run("http://127.0.0.1:9/v1", suite, "--dry-run", "--timeout", "90")
     assert result.exit_code == 0
     assert "8 samples, 0 of them finished" in result.stdout
+    assert "  math: two such runs show a change of 31.3 points or more" in result.stdout
     assert "at most 0:12:00 at 90 s a sample" in result.stdout
     assert not (suite.parent / "out").exists()
     with fake_endpoint() as server:

@@ -19,6 +19,7 @@ from kvquant.evals.outcome import Outcome
 from kvquant.evals.patience import Patience
 from kvquant.evals.records import FILE_NAME, Run, SampleRecord, open_log, read_run
 from kvquant.evals.run import run_info, run_samples
+from kvquant.evals.statistics import minimum_detectable_effect
 from kvquant.evals.suite import Sample, Suite, load_suite, samples
 from kvquant.evals.summary import summarise
 from kvquant.report.comparison import summary_table
@@ -151,6 +152,11 @@ def _plan(suite: Suite, chosen: list[Sample], out: Path, timeout: float) -> str:
     lines += [
         f"  {name}: {count} samples" for name, count in Counter(sample.test.name for sample in chosen).items()
     ]
+    for category, count in Counter(sample.test.category for sample in chosen).items():
+        rules = suite.rules
+        found = minimum_detectable_effect(count, rules.disagreement, rules.alpha, rules.power)
+        if found is not None:
+            lines.append(f"  {category}: two such runs show a change of {100 * found:.1f} points or more")
     lines.append(f"{len(chosen)} samples, {len(chosen) - len(left)} of them finished in {out}")
     seconds = [record.wall_seconds for record in done.values()]
     if seconds:

@@ -20,7 +20,11 @@ import copy  # noqa: F401
 import ctypes
 import dataclasses  # noqa: F401
 import datetime  # noqa: F401
+import decimal  # noqa: F401
+import fractions  # noqa: F401
 import functools  # noqa: F401
+import hashlib  # noqa: F401
+import heapq  # noqa: F401
 import io
 import itertools  # noqa: F401
 import json
@@ -31,6 +35,7 @@ import random  # noqa: F401
 import re  # noqa: F401
 import resource
 import signal
+import statistics  # noqa: F401
 import string  # noqa: F401
 import sys
 import typing  # noqa: F401

@@ -61,18 +61,19 @@ def text_check(check: Callable[[str], Graded]) -> Callable[[str, tuple[ToolCall,
 
 
 def questions(task: Task, n: int, seed: int, test: str, parameters: Parameters) -> list[Question]:
-    """Return the first ``n`` questions of a test, no two with the same prompt.
+    """Return the first ``n`` questions of a test, no two with the same prompt and tools.
 
     The same seed and test name give the same sequence, of which a smaller ``n`` is a prefix. Raises
     UsageError when the task has fewer.
     """
     rng = random.Random(f"{seed}/{test}")
     chosen = {**task.parameters, **parameters}
-    found: dict[str, Question] = {}
+    found: dict[tuple[str, str], Question] = {}
     repeats = 0
     while len(found) < n:
         question = task.generate(rng, chosen)
-        if question.prompt in found:
+        asked = (question.prompt, repr(question.tools))
+        if asked in found:
             repeats += 1
             if repeats == _MOST_REPEATS:
                 raise UsageError(
@@ -80,7 +81,7 @@ def questions(task: Task, n: int, seed: int, test: str, parameters: Parameters) 
                 )
             continue
         repeats = 0
-        found[question.prompt] = question
+        found[asked] = question
     return list(found.values())
 
 

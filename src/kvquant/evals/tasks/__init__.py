@@ -6,12 +6,13 @@ from kvquant.evals.tasks import (
     instruction,
     knowledge,
     made_up_facts,
+    published,
     reasoning,
     recall,
     tool_calls,
 )
 
-_KINDS = (reasoning, knowledge, code, instruction, tool_calls, recall, made_up_facts)
+_KINDS = (reasoning, knowledge, code, instruction, tool_calls, recall, made_up_facts, published)
 
 TASKS: dict[str, Task] = {task.name: task for kind in _KINDS for task in kind.TASKS}
 """Every task by its name."""
