@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from kvquant.analysis import Analysis, LayerErrors, LayerSample, MeanErrors
-from kvquant.analysis.statistics import Float64Array
+from kvquant.analysis.metrics import Float64Array
 
 Measure = Callable[[LayerSample, str, str], LayerErrors]
 

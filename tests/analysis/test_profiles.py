@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from kvquant.analysis import PROFILES, LayerSample, get_profile
-from kvquant.analysis.attention import attention_logits, log_softmax
-from kvquant.analysis.profiles import LayerPlan, draw_layer
-from kvquant.analysis.queries import LOGIT_STD, query_positions
-from kvquant.analysis.statistics import (
+from kvquant.analysis.metrics import (
+    attention_logits,
     kurtosis,
+    log_softmax,
     mean_norm,
     offset_share,
     outlier_fraction,
     token_norm_spread,
 )
+from kvquant.analysis.profiles import LayerPlan, draw_layer
+from kvquant.analysis.sample import LOGIT_STD, query_positions
 from kvquant.errors import UsageError
 from kvquant.formats.hadamard import rotate
 

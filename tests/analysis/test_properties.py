@@ -24,10 +24,8 @@ from analysis.checks import (
 )
 from analysis.strategies import SMALL, analyses, layer_samples
 from kvquant.analysis import Analysis, LayerErrors, LayerSample, MeanErrors, Sampling, analyze, open_source
-from kvquant.analysis.attention import attend, attention_logits, log_softmax
 from kvquant.analysis.measure import LayerMeter, Side
-from kvquant.analysis.metrics import kl_divergence
-from kvquant.analysis.statistics import Float64Array
+from kvquant.analysis.metrics import Float64Array, attend, attention_logits, kl_divergence, log_softmax
 
 BOTH: frozenset[Side] = frozenset(("k", "v"))
 TYPES = ("f16", "bf16", "q8_0", "q5_1", "q4_0", "iq4_nl")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from kvquant.analysis.published import Figure, Reading, Verdict, buffers, recompute, turboquant, write_up
-from kvquant.analysis.published.figure import agrees, printed_like
-from kvquant.analysis.published.unit_vectors import mean_reading, unit_vectors
+from kvquant.analysis.published.figure import agrees, mean_reading, printed_like, unit_vectors
 from kvquant.formats.registry import get_format
 
 

@@ -7,11 +7,19 @@ from typing import Literal
 
 import numpy as np
 
-from kvquant.analysis.attention import attend, attention_logits, log_softmax
-from kvquant.analysis.metrics import kl_divergence, logit_rmse, mse, nmse, relative_error
+from kvquant.analysis.metrics import (
+    Float64Array,
+    attend,
+    attention_logits,
+    kl_divergence,
+    log_softmax,
+    logit_rmse,
+    mse,
+    nmse,
+    relative_error,
+)
 from kvquant.analysis.result import LayerErrors, SideErrors
 from kvquant.analysis.sample import LayerSample
-from kvquant.analysis.statistics import Float64Array
 from kvquant.formats.base import Float32Array, Format
 from kvquant.formats.hadamard import Rotated, llama_block
 from kvquant.formats.registry import CACHE_TYPES, cache_format

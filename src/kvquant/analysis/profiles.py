@@ -17,9 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from kvquant.analysis.queries import query_positions, synthetic_queries
-from kvquant.analysis.sample import LayerSample
-from kvquant.analysis.statistics import Float64Array
+from kvquant.analysis.metrics import Float64Array
+from kvquant.analysis.sample import LayerSample, query_positions, synthetic_queries
 from kvquant.errors import UsageError
 from kvquant.formats.base import Float32Array
 

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from kvquant.analysis.captures import REFERENCE_CAPTURE, capture_names, load_shipped_capture
 from kvquant.analysis.profiles import LayerPlan, draw_layer, get_profile
-from kvquant.analysis.queries import query_positions as spread_positions
-from kvquant.analysis.queries import synthetic_queries
-from kvquant.analysis.sample import LayerSample, Source, SourceInfo
+from kvquant.analysis.sample import LayerSample, Source, SourceInfo, synthetic_queries
+from kvquant.analysis.sample import query_positions as spread_positions
 from kvquant.errors import CaptureError, ShapeError, UsageError
 from kvquant.model.capture import KVCapture, LayerCapture, load_capture
 from kvquant.model.presets import load_preset, preset_names

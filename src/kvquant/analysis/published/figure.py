@@ -1,4 +1,7 @@
-"""One published number, measured again; the verdict on it is computed, never written down."""
+"""One published number, measured again, and what the measurements are made on.
+
+The verdict on a number is computed, never written down.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,13 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from kvquant.formats.base import Float32Array, Format
+
+Float64Array = npt.NDArray[np.float64]
 
 
 class Verdict(StrEnum):
@@ -97,3 +107,26 @@ def _split(published: str) -> tuple[str, str]:
     if match is None:
         raise ValueError(f"{published!r} does not start with a number")
     return match[1], match[2]
+
+
+def unit_vectors(n: int, width: int, seed: int) -> Float32Array:
+    """Return ``n`` vectors uniform on the sphere, float32 (n, width)."""
+    x = np.random.default_rng(seed).standard_normal((n, width))
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), dtype=np.float32)
+
+
+def squared_errors(x: Float32Array, restored: npt.NDArray[np.floating]) -> Float64Array:
+    """Return ‖x - x̃‖² of every row, float64 (n,)."""
+    difference = x.astype(np.float64) - restored
+    return np.asarray(np.einsum("ij,ij->i", difference, difference))
+
+
+def round_trip_errors(x: Float32Array, fmt: Format) -> Float64Array:
+    """Return ‖x - x̃‖² of every row stored as ``fmt``."""
+    return squared_errors(x, fmt.dequantize(fmt.quantize(x), x.shape[1]))
+
+
+def mean_reading(errors: Float64Array, how: str, divisor: int = 1) -> Reading:
+    """Return the mean of per-vector ``errors`` over ``divisor``, with its standard error."""
+    standard_error = float(errors.std(ddof=1)) / len(errors) ** 0.5
+    return Reading(float(errors.mean()) / divisor, how, standard_error / divisor)

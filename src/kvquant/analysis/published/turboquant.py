@@ -7,9 +7,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from kvquant.analysis.published.figure import Figure, Reading
-from kvquant.analysis.published.unit_vectors import (
+from kvquant.analysis.published.figure import (
+    Figure,
     Float64Array,
+    Reading,
     mean_reading,
     round_trip_errors,
     squared_errors,

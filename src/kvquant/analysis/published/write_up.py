@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvquant.analysis.published.figure import Figure, Reading
-from kvquant.analysis.published.unit_vectors import (
+from kvquant.analysis.published.figure import (
+    Figure,
+    Reading,
     mean_reading,
     round_trip_errors,
     squared_errors,
