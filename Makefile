@@ -90,7 +90,7 @@ standard: $(VENV)/run.stamp ## Validate six policies on the reference model; goe
 	$(BIN)/kvquant report runs/standard --html runs/standard/report.html
 
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
-SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-attention-op
+SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-attention-op
 SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer
 REPORTS := $(CURDIR)/.cache/sanitize
 

@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,8 @@ def divergences(
         argv += ["--file", text]
     environment = {**os.environ, "GGML_KV_ATTN": "1" if kv_attention else "0"}
     done = subprocess.run(argv, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    chunks: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for line in map(json.loads, done.stdout.splitlines()):
-        if line["kind"] == "token":
-            chunks[line["document"], line["chunk"]].append(line["kl"])
-    return np.array([np.mean(values) for values in chunks.values()])
+    lines = map(json.loads, done.stdout.splitlines())
+    return np.array([np.mean(line["kl"]) for line in lines if line["kind"] == "chunk"])
 
 
 def compare(programs: Path, policy: str, path: str, n_tokens: int) -> dict[str, Any]:

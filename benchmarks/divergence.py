@@ -2,26 +2,30 @@
 
 The program's memory with one document and with all of them; the divergence of q8_0 and q4_0 caches and the
 floor on both paths; and the standard error of the mean by the length of the blocks that are drawn, which
-would not depend on it if tokens were independent.
+would not depend on it if tokens were independent. With a model and a text, also what ten policies cost in one
+run: beside one policy, with several at the same time, with contexts made for each chunk.
 
-    python benchmarks/divergence.py --programs DIR --out benchmarks/results/divergence.json
+    python benchmarks/divergence.py --programs DIR --out benchmarks/results/divergence.json \\
+        --time-model smollm2-135m.gguf --time-text prose.txt
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kvquant.evals.divergence import (
     PROGRAM,
-    CacheTypes,
+    CacheSetup,
     DivergenceRequest,
+    FeedPath,
     TokenDivergence,
     measure_divergence,
 )
@@ -50,10 +54,14 @@ def write_documents(folder: Path, n_documents: int) -> tuple[Path, ...]:
     return files
 
 
-def measured(programs: Path, request: DivergenceRequest, folder: Path) -> list[TokenDivergence]:
-    """Run the program and return its tokens."""
-    tokens: list[TokenDivergence] = []
-    measure_divergence(programs, request, folder / "log", tokens.append)
+def measured(
+    programs: Path, request: DivergenceRequest, folder: Path
+) -> dict[CacheSetup, list[TokenDivergence]]:
+    """Run the program and return the tokens of each policy."""
+    tokens: dict[CacheSetup, list[TokenDivergence]] = {policy: [] for policy in request.policies}
+    measure_divergence(
+        programs, request, folder / "log", lambda index, chunk: tokens[request.policies[index]].extend(chunk)
+    )
     return tokens
 
 
@@ -71,15 +79,28 @@ def _error(interval: Interval | None) -> float | None:
     return None if interval is None else (interval.high - interval.low) / 2 / Z
 
 
-def row(programs: Path, name: str, request: DivergenceRequest, folder: Path) -> dict[str, Any]:
-    """Measure one cache on one path."""
-    tokens = measured(programs, request, folder)
+def rows(programs: Path, request: DivergenceRequest, path: FeedPath, folder: Path) -> list[dict[str, Any]]:
+    """Measure the caches and the floor on one path."""
+    baseline = CacheSetup(path=path)
+    setups = {
+        # Exactly 0, which needs no more than a chunk.
+        "the same": replace(baseline, n_chunks=1),
+        "floor": baseline.on_the_other_path(),
+        **{cache: CacheSetup(f"*:{cache}", path=path) for cache in CACHES},
+    }
+    request = replace(request, baseline=baseline, policies=tuple(setups.values()))
+    found = measured(programs, request, folder)
+    return [row(cache, path, found[setup]) for cache, setup in setups.items()]
+
+
+def row(cache: str, path: FeedPath, tokens: Sequence[TokenDivergence]) -> dict[str, Any]:
+    """Sum up one cache on one path."""
     summary = summarize_divergence(tokens)
     if summary is None:
         raise SystemExit("the texts are too short: no token was scored")
     return {
-        "cache": name,
-        "path": request.path,
+        "cache": cache,
+        "path": path,
         "n_tokens": summary.n_tokens,
         "n_blocks": summary.n_blocks,
         "mean": summary.mean,
@@ -87,6 +108,45 @@ def row(programs: Path, name: str, request: DivergenceRequest, folder: Path) -> 
         "top1": summary.top1.value,
         "standard_error_by_block": standard_errors(tokens),
     }
+
+
+TIMED_POLICIES = (
+    *("*:q8_0", "*:k=q8_0/v=q4_0", "*:q5_1", "*:q5_0", "*:iq4_nl", "*:q4_1", "*:q4_0"),
+    *("0-10:q8_0,11-:q4_0", "0-10:q4_0,11-:q8_0", "*:k=q4_0/v=f16"),
+)
+
+
+def timed(programs: Path, model: Path, text: Path, n_threads: int, n_rounds: int) -> list[dict[str, Any]]:
+    """Wall seconds of the whole program, loading included, the least of several rounds taken in turn."""
+    ways: dict[str, dict[str, Any]] = {
+        "1 policy": {"policies": 1},
+        "10 policies": {},
+        f"10 policies, {n_threads} at the same time": {"n_jobs": n_threads},
+        "10 policies, contexts made for each chunk": {"n_contexts": 0},
+    }
+    found = []
+    sizes: dict[FeedPath, int] = {"prefill": 2 * N_CTX, "decode": N_CTX // 4}
+    for path, n_tokens in sizes.items():
+        best = dict.fromkeys(ways, math.inf)
+        for _ in range(n_rounds):
+            for name, changes in ways.items():
+                request = timed_request(model, text, path, n_tokens, n_threads, **changes)
+                begun = time.monotonic()
+                with tempfile.TemporaryDirectory() as folder:
+                    measured(programs, request, Path(folder))
+                best[name] = min(best[name], time.monotonic() - begun)
+        found += [{"path": path, "n_tokens": n_tokens, "way": name, "seconds": best[name]} for name in ways]
+    return found
+
+
+def timed_request(
+    model: Path, text: Path, path: FeedPath, n_tokens: int, n_threads: int, policies: int = 10, **changes: Any
+) -> DivergenceRequest:
+    """Return a request for the first of the policies."""
+    setups = tuple(CacheSetup(policy, path=path) for policy in TIMED_POLICIES[:policies])
+    baseline = CacheSetup(path=path)
+    request = DivergenceRequest(model, (text,), setups, baseline, n_tokens=n_tokens, n_threads=n_threads)
+    return replace(request, **{"n_contexts": len(setups), **changes})
 
 
 def peak_n_bytes(programs: Path, request: DivergenceRequest, folder: Path) -> int:
@@ -107,6 +167,10 @@ def main() -> None:
     )
     parser.add_argument("--programs", type=Path, required=True, help="folder of llama-kv-divergence")
     parser.add_argument("--documents", type=int, default=32)
+    parser.add_argument("--time-model", type=Path, metavar="FILE", help="a GGUF file to time ten policies on")
+    parser.add_argument("--time-text", type=Path, metavar="FILE", help="a text for it")
+    parser.add_argument("--threads", type=int, default=2, help="threads of what is timed (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of what is timed (%(default)s)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     build = read_info(options.programs.parent)
@@ -116,26 +180,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         texts = write_documents(folder, options.documents)
-        request = DivergenceRequest(MODEL, texts, CacheTypes(), parse_special=True, n_ctx=N_CTX, n_threads=1)
-        rows = []
-        for path in ("prefill", "decode"):
-            on_path = replace(request, path=path)
-            same = replace(on_path, n_tokens=N_CTX)  # exactly 0, which needs no more tokens
-            rows += [
-                row(options.programs, "the same", same, folder),
-                row(options.programs, "floor", on_path.against_itself(), folder),
-            ]
-            for cache in CACHES:
-                types = CacheTypes(k_type=cache, v_type=cache)
-                rows.append(row(options.programs, cache, replace(on_path, policy=types), folder))
+        policies = tuple(CacheSetup(f"*:{cache}") for cache in CACHES[:1])
+        request = DivergenceRequest(MODEL, texts, policies, parse_special=True, n_ctx=N_CTX, n_threads=1)
         record |= {
             "series_digest": build.series_digest,
             "n_ctx": N_CTX,
-            "rows": rows,
+            "rows": [
+                found
+                for path in get_args(FeedPath)
+                for found in rows(options.programs, request, path, folder)
+            ],
             "peak_n_bytes": {
                 "1 document": peak_n_bytes(options.programs, replace(request, texts=texts[:1]), folder),
                 f"{len(texts)} documents": peak_n_bytes(options.programs, request, folder),
             },
+        }
+    if options.time_model is not None:
+        record["timed"] = {
+            "model": options.time_model.name,
+            "n_threads": options.threads,
+            "rows": timed(
+                options.programs, options.time_model, options.time_text, options.threads, options.rounds
+            ),
         }
     write_record(record, options.out)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from evals.processes import assert_gone, processes_of
 from kvquant.errors import LlamaError, UsageError
 from kvquant.evals.divergence import (
     PROGRAM,
-    CacheTypes,
+    CacheSetup,
     DivergenceRequest,
     TokenDivergence,
+    check_token,
     measure_divergence,
-    parse_token,
 )
+from kvquant.evals.divergence_log import measure_into, open_token_log, read_tokens
 from kvquant.evals.divergence_summary import (
     LEAST_BLOCKS,
     LEAST_LENGTH,
@@ -40,10 +41,15 @@ from kvquant.evals.statistics import bootstrap_mean
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-REQUEST = DivergenceRequest(Path("model.gguf"), (Path("text"),), CacheTypes("*:q8_0"))
+REQUEST = DivergenceRequest(Path("model.gguf"), (Path("text"),), (CacheSetup("*:q8_0"), CacheSetup("*:q4_0")))
 
-START = json.dumps({"kind": "start", "schema_version": 1, "n_tokens": 2})
-END = json.dumps({"kind": "end", "n_tokens": 2})
+START = json.dumps({"kind": "start", "schema_version": 2, "n_chunks": 1})
+BASELINE = json.dumps({"kind": "baseline", "document": 0, "chunk": 0, "positions": [4, 5], "nll": [1.0, 2]})
+FAILED = json.dumps({"kind": "failed", "policy": 0, "what": "the policy's logits are not finite"})
+
+
+def end(*n_tokens: int) -> str:
+    return json.dumps({"kind": "end", "policies": [{"n_tokens": n} for n in n_tokens]})
 
 
 def token(position: int = 0, kl: float = 0.01, **changes: Any) -> TokenDivergence:
@@ -51,9 +57,13 @@ def token(position: int = 0, kl: float = 0.01, **changes: Any) -> TokenDivergenc
     return replace(made, **changes)
 
 
-def line(**changes: Any) -> str:
-    document = {"kind": "token", **asdict(token()), "delta_p": math.exp(-1.5) - math.exp(-1.0)}
-    return json.dumps({**document, **changes})
+def line(policy: int = 0, **changes: Any) -> str:
+    document = {"kind": "chunk", "policy": policy, "document": 0, "chunk": 0}
+    columns = {"kl": [0.01, 0], "same_top": [True, False], "nll": [1.5, 2.5]}
+    return json.dumps({**document, **columns, **changes})
+
+
+CHUNK = [token(4), token(5, 0.0, same_top=False, nll_baseline=2.0, nll_policy=2.5)]
 
 
 @pytest.fixture
@@ -72,44 +82,63 @@ def tell(programs: Path, *lines: str) -> None:
     (programs / "script").write_text("".join(f"{text}\n" for text in lines))
 
 
-def measured(programs: Path, silence_seconds: float = 60.0) -> list[TokenDivergence]:
-    tokens: list[TokenDivergence] = []
-    measure_divergence(programs, REQUEST, programs / "log", tokens.append, silence_seconds=silence_seconds)
-    return tokens
+Measured = dict[int, list[TokenDivergence]]
 
 
-def test_tokens_come_out_as_they_were_printed(programs: Path) -> None:
-    tell(programs, "!log some warning", START, line(), line(position=1, kl=0), END)
+def measured(programs: Path, silence_seconds: float = 60.0) -> Measured:
+    found: Measured = {}
+    measure_divergence(
+        programs,
+        REQUEST,
+        programs / "log",
+        lambda index, chunk: found.setdefault(index, []).extend(chunk),
+        silence_seconds=silence_seconds,
+    )
+    return found
+
+
+def test_chunks_come_out_as_they_were_printed(programs: Path) -> None:
+    tell(programs, "!log some warning", START, BASELINE, line(), line(1, kl=[0, 0]), end(2, 2))
     planned: list[int] = []
-    tokens: list[TokenDivergence] = []
-    measure_divergence(programs, REQUEST, programs / "log", tokens.append, on_start=planned.append)
-    assert planned == [2]
-    assert tokens == [token(0), token(1, 0.0)]
+    found: Measured = {}
+    measure_divergence(
+        programs,
+        REQUEST,
+        programs / "log",
+        lambda i, chunk: found.update({i: list(chunk)}),
+        on_start=planned.append,
+    )
+    assert planned == [1]
+    assert found == {0: CHUNK, 1: [replace(made, kl=0.0) for made in CHUNK]}
     assert "some warning" in (programs / "log").read_text()
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([START, line(kl=-1e-9), line(), END], "kl is -1e-09, not a number of nats"),
-        ([START, line(kl=None), line(), END], "kl is None"),
-        ([START, line(nll_policy=math.inf, delta_p=0), line(), END], "nll_policy is inf"),
-        ([START, line(kl=math.nan), line(), END], "kl is nan"),
-        ([START, line(nll_baseline=True), line(), END], "nll_baseline is True"),
-        ([START, line(position=-1), line(), END], "position is -1, not a count"),
-        ([START, line(document=0.5), line(), END], "document is 0.5, not a count"),
-        ([START, line(same_top=1), line(), END], "same_top is 1, not true or false"),
-        ([START, line(delta_p=0.5), line(), END], "delta_p 0.5 is not what"),
-        ([START, line(delta_p="x"), line(), END], "delta_p 'x' is not what"),
-        ([START, line(), END], "counts other than the 1 tokens before it"),
-        ([START, line(), line()], "ended without its last line"),
+        ([START, BASELINE, line(kl=[-1e-9, 0])], "kl is -1e-09, not a number of nats"),
+        ([START, BASELINE, line(kl=[None, 0])], r"line.kl\[0\]: expected `float`, got `null`"),
+        ([START, BASELINE, line(nll=[math.inf, 0])], "nll_policy is inf"),
+        ([START, BASELINE, line(kl=[math.nan, 0])], "kl is nan"),
+        ([START, BASELINE, line(same_top=[1, 0])], r"line.same_top\[0\]: expected `bool`, got `int`"),
+        ([START, BASELINE, line(kl=[0.1])], "not of one length"),
+        ([START, BASELINE.replace("[4, 5]", "[]"), line(kl=[], same_top=[], nll=[])], "not of one length"),
+        ([START, BASELINE.replace("4", "-4"), line()], "position is -4, not a count"),
+        ([START, BASELINE, line(document=0.5)], "line.document: expected `int`, got `float`"),
+        ([START, BASELINE, line(chunk=1)], "not of this chunk's baseline"),
+        ([START, line()], "not of this chunk's baseline"),
+        ([START, BASELINE, line(2)], "there is no policy 2"),
+        ([START, BASELINE, line(-1)], "there is no policy -1"),
+        ([START, BASELINE, line(), end(1, 0)], r"counts other than the \[2, 0\] tokens before it"),
+        ([START, BASELINE, line(), end(2)], "counts other than"),
+        ([START, BASELINE, line()], "ended without its last line"),
         ([], "ended without its last line"),
-        ([line(), END], "a line of kind 'token' is out of place"),
+        ([line(), end(2, 0)], "a line of kind 'chunk' is out of place"),
         ([START, START], "a line of kind 'start' is out of place"),
-        ([START, line(), line(), END, line()], "a line of kind 'token' is out of place"),
+        ([START, end(0, 0), line()], "a line of kind 'chunk' is out of place"),
         ([START, '{"kind": "other"}'], "no line is of kind 'other'"),
-        (['{"kind": "start", "schema_version": 2, "n_tokens": 1}'], "schema version 2, this kvquant reads 1"),
-        (['{"kind": "start", "schema_version": 1}'], "n_tokens is None, not a count"),
+        ([START.replace("2", "3")], "schema version 3, this kvquant reads 2"),
+        (['{"kind": "start", "schema_version": 2}'], "missing required field `n_chunks`"),
         ([START, line()[:40]], "no JSON"),
         ([START, "!log error: the cache is gone", "!exit 1"], "status 1: error: the cache is gone"),
         ([START, "!log x.cpp:1: GGML_ASSERT(a > b) failed", "!kill"], r"status 137: GGML_ASSERT\(a > b\)"),
@@ -120,6 +149,34 @@ def test_what_does_not_fit_is_one_line(programs: Path, lines: list[str], message
     with pytest.raises(LlamaError, match=message) as raised:
         measured(programs)
     assert "\n" not in str(raised.value)
+
+
+def test_a_policy_that_fails_leaves_the_others(programs: Path, tmp_path: Path) -> None:
+    tell(programs, START, BASELINE, FAILED, line(1), end(0, 2))
+    paths = [tmp_path / name for name in ("q8_0.jsonl", "q4_0.jsonl")]
+    with open_token_log(paths[0]) as one, open_token_log(paths[1]) as other:
+        failures = measure_into(programs, REQUEST, [one, other], programs / "log")
+        assert (one.finished, other.finished) == (False, True)
+    assert failures == {0: "the policy's logits are not finite"}
+    assert (read_tokens(paths[0]), read_tokens(paths[1])) == ([], CHUNK)
+
+
+def test_what_is_finished_is_not_measured_again(programs: Path, tmp_path: Path) -> None:
+    """Each policy goes on from its own last chunk; policies that are as far go on together."""
+    progress: list[tuple[int, int]] = []
+    paths = [tmp_path / name for name in ("q8_0.jsonl", "q4_0.jsonl")]
+    with open_token_log(paths[0]) as one, open_token_log(paths[1]) as other:
+        one.append(CHUNK)
+        one.finish()
+        tell(programs, START, BASELINE, line(), end(2))
+        failures = measure_into(
+            programs, REQUEST, [one, other], programs / "log", lambda *counts: progress.append(counts)
+        )
+        assert not failures and other.finished and progress == [(1, 1)]
+        tell(programs, "!exit 1")
+        assert measure_into(programs, REQUEST, [one, other], programs / "log") == {}
+    run = json.loads(paths[1].read_text().splitlines()[0])
+    assert run["kind"] == "run" and run["argv"].count("--kv-layers") == 1 and "*:q4_0" in run["argv"]
 
 
 def test_arguments_it_does_not_take_are_the_users(programs: Path) -> None:
@@ -138,9 +195,9 @@ def test_silence_and_absence(programs: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_caller_raises_ends_the_program(programs: Path) -> None:
-    tell(programs, START, line(), "!hang")
+    tell(programs, START, BASELINE, line(), "!hang")
 
-    def full_disk(_: TokenDivergence) -> None:
+    def full_disk(_index: int, _chunk: object) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
@@ -151,15 +208,15 @@ def test_what_the_caller_raises_ends_the_program(programs: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from kvquant.evals.divergence import CacheTypes, DivergenceRequest, measure_divergence
+from kvquant.evals.divergence import CacheSetup, DivergenceRequest, measure_divergence
 folder = Path(sys.argv[1])
-request = DivergenceRequest(Path("model.gguf"), (Path("text"),), CacheTypes())
-measure_divergence(folder, request, folder / "log", lambda token: print(token, flush=True))
+request = DivergenceRequest(Path("model.gguf"), (Path("text"),), (CacheSetup(),))
+measure_divergence(folder, request, folder / "log", lambda _, chunk: print(chunk[0], flush=True))
 """
 
 
 def test_no_orphan_when_kvquant_is_killed(programs: Path, tmp_path: Path) -> None:
-    tell(programs, START, line(), "!hang")
+    tell(programs, START, BASELINE, line(), "!hang")
     # Its own folder is not in its arguments, so that only the program below it is found by name.
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, "bin"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -176,18 +233,26 @@ def test_no_orphan_when_kvquant_is_killed(programs: Path, tmp_path: Path) -> Non
 
 def test_a_request_as_arguments() -> None:
     request = replace(
-        REQUEST, path="decode", n_ctx=64, score_from=0, every=2, n_tokens=5, parse_special=True, n_threads=3
+        REQUEST,
+        policies=(CacheSetup("*:q8_0", path="decode"), CacheSetup("*:q4_0", rotation=False, n_chunks=2)),
+        baseline=CacheSetup(path="decode"),
+        n_ctx=64,
+        score_from=0,
+        every=2,
+        n_tokens=5,
+        parse_special=True,
+        n_threads=3,
+        n_jobs=2,
+        n_contexts=0,
     )
-    words = " ".join(request.arguments(skip=7))
-    assert words == (
-        "--model model.gguf --file text --ctx-size 64 --ubatch-size 512 --every 2 --skip 7 --score-from 0 "
-        "--n-tokens 5 --parse-special --threads 3 --path decode --base-path decode "
-        "--kv-layers *:q8_0 --cache-type-k f16 --cache-type-v f16 "
-        "--base-cache-type-k f16 --base-cache-type-v f16"
+    assert " ".join(request.arguments(skip_chunks=7)) == (
+        "--model model.gguf --file text --ctx-size 64 --ubatch-size 512 --every 2 --skip-chunks 7 --jobs 2 "
+        "--score-from 0 --n-tokens 5 --threads 3 --contexts 0 --parse-special "
+        "--base-kv-layers *:f16 --base-path decode --kv-layers *:q8_0 --path decode "
+        "--kv-layers *:q4_0 --path prefill --no-rotation --n-chunks 2"
     )
-    floor = request.against_itself()
-    assert (floor.policy, floor.path, floor.baseline_path) == (request.baseline, "decode", "prefill")
-    assert floor.baseline == request.baseline
+    floor = request.baseline.on_the_other_path(n_chunks=3)
+    assert floor == CacheSetup("*:f16", path="prefill", n_chunks=3)
 
 
 # ---- the summary ----
@@ -247,8 +312,8 @@ def test_summary(tokens: list[TokenDivergence]) -> None:
 
 
 @given(tokens_drawn)
-def test_tokens_survive_their_lines(tokens: list[TokenDivergence]) -> None:
-    assert [parse_token(json.loads(json.dumps(asdict(made)))) for made in tokens] == tokens
+def test_tokens_that_can_be_pass(tokens: list[TokenDivergence]) -> None:
+    assert [check_token(made) for made in tokens] == tokens
 
 
 @given(tokens_drawn)

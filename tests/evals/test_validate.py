@@ -24,9 +24,9 @@ from evals.processes import assert_gone, fill_disk, processes_of
 from kvquant.cli.main import kvquant
 from kvquant.errors import CheckFailed, KVQuantError, PolicyError, UsageError
 from kvquant.evals.append_only import alone_in
+from kvquant.evals.divergence_log import read_tokens
 from kvquant.evals.suite import load_suite
 from kvquant.evals.validation.records import JOURNAL, RESULT, folder_name
-from kvquant.evals.validation.token_log import read_tokens
 from kvquant.results.comparison import Verdict
 from kvquant.results.validation import ValidationResult, parse_result
 from llama.proof import needs_patched

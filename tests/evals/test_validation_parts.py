@@ -17,6 +17,7 @@ from kvquant.cli.main import kvquant
 from kvquant.documents import from_document
 from kvquant.errors import KVQuantError, UsageError
 from kvquant.evals.divergence import TokenDivergence
+from kvquant.evals.divergence_log import open_token_log, read_tokens
 from kvquant.evals.location import eval_folder
 from kvquant.evals.suite import Suite, load_suite, parse_suite, samples, suite_names
 from kvquant.evals.validation.estimate import recorded, seconds_left
@@ -39,7 +40,6 @@ from kvquant.evals.validation.plan import (
     texts_of,
 )
 from kvquant.evals.validation.records import Start, check_same, folder_name
-from kvquant.evals.validation.token_log import open_token_log, read_tokens
 from kvquant.policy import parse_policy
 
 MODEL = Path(__file__).parents[2] / "eval/reference-model/kvquant-reference-f16.gguf"
@@ -232,44 +232,46 @@ def token(document: int, chunk: int, position: int, kl: float = 0.1) -> TokenDiv
     return TokenDivergence(document, chunk, position, kl, True, 1.0, 1.5)
 
 
-TOKENS = [token(*place) for place in itertools.product((0, 1), (0, 1), (4, 5, 6))]
+CHUNKS = [[token(*place, position) for position in (4, 5, 6)] for place in itertools.product((0, 1), (0, 1))]
+TOKENS = [made for chunk in CHUNKS for made in chunk]
 
 
 def test_tokens_are_on_the_disk_chunk_by_chunk(tmp_path: Path) -> None:
     path = tmp_path / "new" / "q8_0.prefill.jsonl"
     with open_token_log(path) as log:
         log.start(["--model", "m"])
-        for found in TOKENS[:8]:
-            log.append(found)
-        # The third chunk is open: a kill now would lose its two tokens, which come again.
+        for chunk in CHUNKS[:2]:
+            log.append(chunk)
         assert read_tokens(path) == TOKENS[:6]
     with open_token_log(path) as log:
-        assert log.tokens == TOKENS[:6]
-        for found in TOKENS[6:]:
-            log.append(found)
-        log.flush()
-        log.flush()
+        assert (log.tokens, log.n_chunks, log.finished) == (TOKENS[:6], 2, False)
+        for chunk in CHUNKS[2:]:
+            log.append(chunk)
+        log.finish()
     assert read_tokens(path) == TOKENS
-    path.write_bytes(path.read_bytes()[:-10])
+    with open_token_log(path) as log:
+        assert (log.n_chunks, log.finished) == (4, True)
+    path.write_bytes(path.read_bytes()[:-40])
     assert read_tokens(path) == TOKENS[:9]
+    with open_token_log(path) as log:
+        assert (log.n_chunks, log.finished) == (3, False)
 
 
 def test_tokens_are_kept_with_the_digits_they_have(tmp_path: Path) -> None:
     with open_token_log(tmp_path / "x.jsonl") as log:
-        log.append(token(0, 0, 1, kl=0.123456789012))
-        log.flush()
+        log.append([token(0, 0, 1, kl=0.123456789012)])
         assert log.tokens == read_tokens(tmp_path / "x.jsonl") == [token(0, 0, 1, kl=0.1234568)]
 
 
-@pytest.mark.parametrize("damage", [b"0.1", b'"x"', b"true"])
+@pytest.mark.parametrize(
+    "damage", [b"0.1,0.1", b'"x",0.1', b"true,0.1", b"-4,0.1", b"4,-0.1", b"4,NaN", b'4,"x"', b"4"]
+)
 def test_damaged_tokens_name_the_line(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "x.jsonl"
     with open_token_log(path) as log:
         log.start([])
-        for found in TOKENS[:3]:
-            log.append(found)
-        log.flush()
-    path.write_bytes(path.read_bytes().replace(b"[4,", b"[" + damage + b","))
+        log.append(CHUNKS[0])
+    path.write_bytes(path.read_bytes().replace(b"[4, 0.1", b"[" + damage))
     with pytest.raises(KVQuantError, match="line 2 is damaged"):
         read_tokens(path)
 

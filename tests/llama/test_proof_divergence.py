@@ -17,7 +17,7 @@ from gguf import GGUFReader
 
 from kvquant.evals.divergence import (
     PROGRAM,
-    CacheTypes,
+    CacheSetup,
     DivergenceRequest,
     FeedPath,
     TokenDivergence,
@@ -64,14 +64,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def request_(folder: Path) -> DivergenceRequest:
     return DivergenceRequest(
-        REFERENCE, (folder / "text",), CacheTypes(POLICY), n_ctx=N_CTX, n_ubatch=N_CTX, n_threads=1
+        REFERENCE, (folder / "text",), (CacheSetup(POLICY),), n_ctx=N_CTX, n_ubatch=N_CTX, n_threads=1
     )
 
 
-def tokens_of(request: DivergenceRequest, folder: Path, skip: int = 0) -> list[TokenDivergence]:
-    tokens: list[TokenDivergence] = []
-    measure_divergence(PROGRAMS, request, folder / "log", tokens.append, skip=skip, silence_seconds=120)
+def all_tokens_of(request: DivergenceRequest, folder: Path, skip: int = 0) -> list[list[TokenDivergence]]:
+    """The tokens of each policy."""
+    tokens: list[list[TokenDivergence]] = [[] for _ in request.policies]
+    measure_divergence(
+        PROGRAMS,
+        request,
+        folder / "log",
+        lambda index, chunk: tokens[index].extend(chunk),
+        skip_chunks=skip,
+        silence_seconds=120,
+    )
     return tokens
+
+
+def tokens_of(request: DivergenceRequest, folder: Path, skip: int = 0) -> list[TokenDivergence]:
+    """The tokens of the only policy."""
+    (tokens,) = all_tokens_of(request, folder, skip)
+    return tokens
+
+
+def on_path(request: DivergenceRequest, path: FeedPath) -> DivergenceRequest:
+    """The request with its baseline and its policies fed on a path."""
+    policies = tuple(replace(policy, path=path) for policy in request.policies)
+    return replace(request, policies=policies, baseline=replace(request.baseline, path=path))
 
 
 @pytest.fixture(scope="module")
@@ -131,26 +151,86 @@ def test_the_comparison_sees_wrong_tokens(
 
 @needs_program
 def test_its_last_line_sums_up_its_tokens(request_: DivergenceRequest, folder: Path) -> None:
-    tokens = tokens_of(replace(request_, n_ctx=64, n_tokens=40), folder)
+    two = (*request_.policies, CacheSetup("*:q8_0", n_chunks=1))
+    both = all_tokens_of(replace(request_, policies=two, n_ctx=64, n_tokens=40), folder)
     last = json.loads((folder / "log").read_text().splitlines()[-1])
-    summary = summarize_divergence(tokens)
-    assert summary is not None
-    assert (last["kind"], last["n_tokens"], summary.n_tokens) == ("end", 40, 40)
-    found = [last[name] for name in ("kl", "same_top", "delta_p_rms", "ppl_baseline", "ppl_policy")]
-    expected = [summary.mean, summary.top1.value, summary.delta_p_rms]
-    assert found == pytest.approx([*expected, summary.ppl_baseline, summary.ppl_policy], rel=1e-12)
+    assert last["kind"] == "end" and [len(tokens) for tokens in both] == [40, 31]
+    for sums, tokens in zip(last["policies"], both, strict=True):
+        summary = summarize_divergence(tokens)
+        assert summary is not None and sums["n_tokens"] == summary.n_tokens
+        found = [sums[name] for name in ("kl", "same_top", "delta_p_rms", "ppl_baseline", "ppl_policy")]
+        expected = [summary.mean, summary.top1.value, summary.delta_p_rms]
+        assert found == pytest.approx([*expected, summary.ppl_baseline, summary.ppl_policy], rel=1e-12)
 
 
 @needs_program
 @pytest.mark.parametrize("path", ["prefill", "decode"])
 def test_the_floor(path: FeedPath, request_: DivergenceRequest, folder: Path) -> None:
     """The same computation twice is the same; on the two paths it differs, by far less than a policy does."""
-    short = replace(request_, path=path, n_ctx=64, n_tokens=50)
-    twice = tokens_of(replace(short, policy=short.baseline), folder)
+    short = on_path(replace(request_, n_ctx=64, n_tokens=50), path)
+    setups = (short.baseline, short.baseline.on_the_other_path(), *short.policies)
+    twice, floor, policy = all_tokens_of(replace(short, policies=setups), folder)
     assert all((token.kl, token.same_top, token.delta_p) == (0.0, True, 0.0) for token in twice)
-    floor = np.mean([token.kl for token in tokens_of(short.against_itself(), folder)])
-    policy = np.mean([token.kl for token in tokens_of(short, folder)])
-    assert 0 < 1000 * floor < policy
+    assert 0 < 1000 * np.mean([token.kl for token in floor]) < np.mean([token.kl for token in policy])
+
+
+SEVERAL = (
+    CacheSetup("*:q8_0"),
+    CacheSetup("*:q4_0"),
+    CacheSetup("*:q4_0", rotation=False),
+    CacheSetup("*:q4_0", n_chunks=2),
+    CacheSetup("*:q4_0", path="decode"),
+)
+
+
+@needs_program
+@pytest.mark.parametrize(
+    ("how", "more"),
+    [
+        ("contexts are kept", []),
+        ("contexts are made for each chunk", ["--contexts", "0"]),
+        ("a chunk is scored in parts", ["--logits-mib", "0"]),
+        ("parts, contexts made anew for each", ["--logits-mib", "0", "--contexts", "0"]),
+    ],
+)
+def test_many_policies_are_what_each_is_alone(
+    how: str, more: list[str], request_: DivergenceRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(request_, n_ctx=96, n_ubatch=24, n_tokens=3 * 47)
+    alone = [tokens_of(replace(request, policies=(setup,)), folder) for setup in SEVERAL]
+    plain = DivergenceRequest.arguments
+    monkeypatch.setattr(DivergenceRequest, "arguments", lambda self, skip=0: [*plain(self, skip), *more])
+    together = all_tokens_of(replace(request, policies=SEVERAL), folder)
+    assert together == alone, how
+    assert [len(tokens) for tokens in together] == [141, 141, 141, 94, 141]
+    q8, q4, unrotated, _, decoded = (np.mean([token.kl for token in tokens]) for tokens in together)
+    assert q8 < min(q4, unrotated, decoded) and len({q4, unrotated, decoded}) == 3
+
+
+@needs_program
+def test_policies_side_by_side_are_what_they_are_one_by_one(
+    request_: DivergenceRequest, folder: Path
+) -> None:
+    """One thread for each, as in a run of one thread."""
+    request = replace(request_, n_ctx=64, policies=SEVERAL, n_tokens=70)
+    for n_contexts in (8, 0):
+        side_by_side = replace(request, n_threads=2, n_jobs=2, n_contexts=n_contexts)
+        found, alone = all_tokens_of(side_by_side, folder), all_tokens_of(request, folder)
+        for tokens, expected in zip(found, alone, strict=True):
+            assert [token.kl for token in tokens] == pytest.approx([token.kl for token in expected], rel=0.2)
+        assert len({token.nll_baseline for token in found[0]}) > 60
+
+
+@needs_program
+def test_a_policy_that_fails_leaves_the_others(folder: Path) -> None:
+    arguments = ["-m", str(REFERENCE), "-f", str(folder / "text"), "-c", "64", "-t", "1", "--n-tokens", "31"]
+    # Without flash attention V cannot be quantized.
+    done = run_program([*arguments, "-fa", "off", "--kv-layers", "*:v=q8_0", "--kv-layers", "*:k=q8_0"])
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["kind"] for line in lines] == ["start", "failed", "baseline", "chunk", "end"]
+    assert lines[1]["policy"] == 0 and "cannot make the policy's context" in lines[1]["what"]
+    assert lines[3]["policy"] == 1 and [sums["n_tokens"] for sums in lines[4]["policies"]] == [0, 31]
 
 
 @needs_program
@@ -158,7 +238,7 @@ def test_both_paths_tell_the_same(
     tokens: list[TokenDivergence], request_: DivergenceRequest, folder: Path
 ) -> None:
     """The stored values are the same but for rounding at the edge of a step, whichever way they came in."""
-    decoded = tokens_of(replace(request_, path="decode", n_tokens=len(tokens)), folder)
+    decoded = tokens_of(on_path(replace(request_, n_tokens=len(tokens)), "decode"), folder)
     kl = np.array([[token.kl for token in run] for run in (tokens, decoded)])
     assert not np.array_equal(kl[0], kl[1])
     assert np.corrcoef(np.log(kl))[0, 1] > 0.95
@@ -172,7 +252,7 @@ def test_both_paths_tell_the_same(
 def test_which_positions_are_scored(folder: Path) -> None:
     texts = tuple(sorted(folder.glob("document-*")))
     # Nothing in a float32 cache rounds one way in one batch and another way in the next.
-    exact = CacheTypes(k_type="f32", v_type="f32")
+    exact = (CacheSetup("*:f32"),)
     request = DivergenceRequest(REFERENCE, texts, exact, n_ctx=96, n_ubatch=40, n_threads=1)
     chosen = tokens_of(replace(request, score_from=50, every=7), folder)
     assert {token.document for token in chosen} == {0, 1, 2}
@@ -198,11 +278,10 @@ def test_which_positions_are_scored(folder: Path) -> None:
 def test_a_resumed_run_goes_on_as_it_would_have(
     path: FeedPath, request_: DivergenceRequest, folder: Path
 ) -> None:
-    request = replace(request_, path=path, n_ctx=32, n_tokens=40)
+    request = on_path(replace(request_, n_ctx=32, n_tokens=40), path)
     whole = tokens_of(request, folder)
-    for skip in (15, 20):  # a chunk, and a chunk and a part of one
-        assert tokens_of(request, folder, skip=skip) == whole[skip:]
-    assert tokens_of(request, folder, skip=len(whole)) == []
+    for skip in (1, 2, 3):  # the last of the three chunks is cut short
+        assert tokens_of(request, folder, skip=skip) == whole[15 * skip :]
 
 
 @needs_program
@@ -292,7 +371,7 @@ def test_a_policy_without_effect_is_said(folder: Path) -> None:
     done = run_program([*arguments, "--kv-layers", "40:q4_0"])
     assert done.returncode == 0
     assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"--kv-layers"}
-    assert json.loads(done.stdout.splitlines()[-1])["kl"] == 0
+    assert json.loads(done.stdout.splitlines()[-1])["policies"][0]["kl"] == 0
 
 
 @needs_program
@@ -310,10 +389,10 @@ def test_full_disk_and_help(folder: Path) -> None:
 @pytest.mark.parametrize("arch", ["gemma3", "qwen35"])
 def test_windows_and_recurrent_layers(arch: str, proof_model: Callable[[str], Path], folder: Path) -> None:
     request = DivergenceRequest(
-        proof_model(arch), (folder / "text",), CacheTypes("*:q4_0"), n_ctx=160, n_tokens=20, n_threads=1
+        proof_model(arch), (folder / "text",), (CacheSetup("*:q4_0"),), n_ctx=160, n_tokens=20, n_threads=1
     )
     for path in ("prefill", "decode"):
-        found = tokens_of(replace(request, path=path), folder)
+        found = tokens_of(on_path(request, path), folder)
         assert len(found) == 20 and any(token.kl > 0 for token in found)
 
 

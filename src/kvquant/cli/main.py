@@ -18,6 +18,7 @@ COMMANDS = {
     "analyze": "kvquant.cli.analyze:analyze",
     "capture": "kvquant.cli.capture:capture",
     "compare": "kvquant.cli.compare:compare_runs",
+    "divergence": "kvquant.cli.divergence:divergence",
     "doctor": "kvquant.cli.doctor:doctor",
     "eval": "kvquant.cli.eval:evaluate",
     "formats": "kvquant.cli.formats:formats",

@@ -1,7 +1,9 @@
-"""Per-token KL divergence between two KV caches of one model, through `llama-kv-divergence`.
+"""Per-token KL divergence of KV caches from a baseline, through `llama-kv-divergence`.
 
-The program (patches/llama.cpp/0003-kv-divergence) feeds the same tokens to a baseline and to a policy cache
-on one set of weights and prints one JSON object a line: ``start``, a ``token`` per scored token, ``end``.
+The program (patches/llama.cpp/0003-kv-divergence) loads the weights once and feeds the same tokens, chunk by
+chunk, to the baseline's cache and then to each policy's. It prints one JSON object a line: ``start``, for
+each chunk a ``baseline`` and a ``chunk`` of every policy, ``failed`` for a policy it leaves out from then on,
+``end``.
 """
 
 from __future__ import annotations
@@ -9,54 +11,74 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from kvquant.documents import from_document
 from kvquant.errors import LlamaError, UsageError
 from kvquant.llama.logs import failure_line
 from kvquant.processes.background import BackgroundProgram, clean_environment
 from kvquant.processes.command import follow
 
 PROGRAM = "llama-kv-divergence"
-SCHEMA_VERSION = 1
-SILENCE_SECONDS = 1800.0
-"""How long the program may print nothing: loading and one prefill of both contexts on a slow board."""
+SCHEMA_VERSION = 2
+SILENCE_SECONDS = 3600.0
+"""How long the program may print nothing: loading and one long chunk of several contexts on a slow board."""
 
 FeedPath = Literal["prefill", "decode"]
 
 _KEPT_LOG_LINES = 200
-_ROUNDING = 1e-9
-"""How far a line's numbers may contradict each other; they are printed with every digit."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class CacheTypes:
-    """The types of a cache. kv_layers: a policy; k_type and v_type are the types where it names none."""
+class CacheSetup:
+    """A cache and how it is fed.
 
-    kv_layers: str | None = None
-    k_type: str = "f16"
-    v_type: str = "f16"
+    policy: canonical text. rotation: llama.cpp's Hadamard rotation of what is quantized. path: ``prefill``
+    feeds scored tokens as batches, ``decode`` one by one after those before them went in as batches.
+    n_chunks: scored chunks that are enough, None for all.
+    """
+
+    policy: str = "*:f16"
+    rotation: bool = True
+    path: FeedPath = "prefill"
+    n_chunks: int | None = None
+
+    def arguments(self, prefix: str = "--") -> list[str]:
+        """Return the options of the program that stand for it."""
+        arguments = [f"{prefix}kv-layers", self.policy, f"{prefix}path", self.path]
+        arguments += [] if self.rotation else [f"{prefix}no-rotation"]
+        return arguments if self.n_chunks is None else [*arguments, f"{prefix}n-chunks", str(self.n_chunks)]
+
+    def on_the_other_path(self, n_chunks: int | None = None) -> CacheSetup:
+        """The same cache fed the other way: what measures the floor.
+
+        Two equal computations would agree bit for bit. What a difference of the caches has to exceed is what
+        the order of the sums alone makes of the same cache: batches against one token at a time.
+        """
+        other: FeedPath = "decode" if self.path == "prefill" else "prefill"
+        return replace(self, path=other, n_chunks=n_chunks)
 
 
 @dataclass(frozen=True)
 class DivergenceRequest:
     """What to compare on which texts; each text is a document, cut into chunks of n_ctx tokens.
 
-    path: ``prefill`` feeds scored tokens as batches of n_ubatch, ``decode`` one by one after those before
-    them went in as batches. baseline_path: the baseline's, None for the same. n_ctx: 0 for as many as the
-    model was trained on. score_from: first position of a chunk that is scored, None for half of n_ctx. every:
-    score every so many positions. n_tokens: score at most so many, None for all. parse_special: names of
-    special tokens in the texts stand for these tokens. n_threads: None leaves it to the program.
+    n_ctx: 0 for as many as the model was trained on. score_from: first position of a chunk that is scored,
+    None for half of n_ctx. every: score every so many positions. n_tokens: score at most so many, None for
+    all. parse_special: names of special tokens in the texts stand for these tokens. n_threads: None leaves it
+    to the program. n_jobs: policies that run at the same time, each with its part of the threads. n_contexts:
+    so many policies at most keep their contexts from chunk to chunk, None leaves it to the program.
     """
 
     model: Path
     texts: tuple[Path, ...]
-    policy: CacheTypes
-    baseline: CacheTypes = CacheTypes()
-    path: FeedPath = "prefill"
-    baseline_path: FeedPath | None = None
+    policies: tuple[CacheSetup, ...]
+    baseline: CacheSetup = CacheSetup()
     n_ctx: int = 512
     n_ubatch: int = 512
     score_from: int | None = None
@@ -64,38 +86,41 @@ class DivergenceRequest:
     n_tokens: int | None = None
     parse_special: bool = False
     n_threads: int | None = None
+    n_jobs: int = 1
+    n_contexts: int | None = None
 
-    def against_itself(self) -> DivergenceRequest:
-        """The request that measures the floor: the baseline on this path against itself on the other one.
-
-        Two equal computations would agree bit for bit. What a difference of the caches has to exceed is what
-        the order of the sums alone makes of the same cache: batches against one token at a time.
-        """
-        other: FeedPath = "decode" if self.path == "prefill" else "prefill"
-        return replace(self, policy=self.baseline, baseline_path=other)
-
-    def arguments(self, skip: int = 0) -> list[str]:
-        """Return the command line after the program's name. skip: scored tokens an earlier run has given."""
+    def arguments(self, skip_chunks: int = 0) -> list[str]:
+        """Return the command line after the program's name. skip_chunks: what an earlier run has given."""
         arguments = ["--model", str(self.model)]
         for text in self.texts:
             arguments += ["--file", str(text)]
         arguments += ["--ctx-size", str(self.n_ctx), "--ubatch-size", str(self.n_ubatch)]
-        arguments += ["--every", str(self.every), "--skip", str(skip)]
-        if self.score_from is not None:
-            arguments += ["--score-from", str(self.score_from)]
-        if self.n_tokens is not None:
-            arguments += ["--n-tokens", str(self.n_tokens)]
-        if self.parse_special:
-            arguments += ["--parse-special"]
-        if self.n_threads is not None:
-            arguments += ["--threads", str(self.n_threads)]
-        arguments += ["--path", self.path, "--base-path", self.baseline_path or self.path]
-        return [*arguments, *_type_arguments("--", self.policy), *_type_arguments("--base-", self.baseline)]
+        arguments += [
+            "--every",
+            str(self.every),
+            "--skip-chunks",
+            str(skip_chunks),
+            "--jobs",
+            str(self.n_jobs),
+        ]
+        given = {
+            "--score-from": self.score_from,
+            "--n-tokens": self.n_tokens,
+            "--threads": self.n_threads,
+            "--contexts": self.n_contexts,
+        }
+        for name, value in given.items():
+            arguments += [] if value is None else [name, str(value)]
+        arguments += ["--parse-special"] if self.parse_special else []
+        arguments += self.baseline.arguments("--base-")
+        for policy in self.policies:
+            arguments += policy.arguments()
+        return arguments
 
 
 @dataclass(frozen=True)
 class TokenDivergence:
-    """One scored token: how far the policy's prediction of its successor is from the baseline's.
+    """One scored token: how far a policy's prediction of its successor is from the baseline's.
 
     document, chunk (in its document) and position (in its chunk) count from 0. kl: KL divergence of the
     policy from the baseline over the whole vocabulary, nats. same_top: both hold the same token to be the
@@ -117,31 +142,37 @@ class TokenDivergence:
         return math.exp(-self.nll_policy) - math.exp(-self.nll_baseline)
 
 
+OnChunk = Callable[[int, Sequence[TokenDivergence]], None]
+"""Given a policy's index in the request and the scored tokens of its next chunk."""
+
+
 def measure_divergence(
     programs: Path,
     request: DivergenceRequest,
     log: Path,
-    on_token: Callable[[TokenDivergence], None],
+    on_chunk: OnChunk,
     *,
     on_start: Callable[[int], None] = lambda _: None,
-    skip: int = 0,
+    on_failure: Callable[[int, str], None] = lambda _index, _what: None,
+    skip_chunks: int = 0,
     silence_seconds: float = SILENCE_SECONDS,
 ) -> None:
-    """Run the program of the folder ``programs`` and give each token to ``on_token`` once it is known.
+    """Run the program of the folder ``programs``; give every policy's chunk to ``on_chunk`` once it is known.
 
-    log: file for all that the program prints. on_start: given the number of scored tokens, skipped ones
-    included. skip: how many of them an earlier run has given; the rest comes out as it would have.
+    log: file for all that the program prints. on_start: given the number of chunks, skipped ones included.
+    on_failure: given a policy that is left out from then on, and why. skip_chunks: how many chunks an earlier
+    run has given; the rest comes out as it would have.
 
     The program ends with the caller, however the caller ends. Raises LlamaError, with the line of its log
-    that explains it, when it fails, says nothing for silence_seconds, or prints a damaged line; UsageError
-    for arguments that it does not take.
+    that explains it, when it fails, when every policy does, when it says nothing for silence_seconds, or
+    prints a damaged line; UsageError for arguments that it does not take.
     """
     program = programs / PROGRAM
     if not program.is_file():
         raise LlamaError(f"there is no {PROGRAM} in {programs}; kvquant llama build makes one")
-    reader = _LineReader(on_token, on_start)
+    reader = _LineReader(len(request.policies), on_chunk, on_start, on_failure)
     other: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
-    argv = [str(program), *request.arguments(skip)]
+    argv = [str(program), *request.arguments(skip_chunks)]
 
     def read(line: str) -> None:
         if line.startswith("{"):
@@ -158,34 +189,73 @@ def measure_divergence(
         raise LlamaError(f"{PROGRAM} ended without its last line (log: {log})")
 
 
-def parse_token(document: Mapping[str, Any]) -> TokenDivergence:
-    """Build a token from a line's object, checked against what the numbers can be.
-
-    `dataclasses.asdict` of a token is such an object. Raises LlamaError naming what is wrong.
-    """
-    token = TokenDivergence(
-        document=_count(document, "document"),
-        chunk=_count(document, "chunk"),
-        position=_count(document, "position"),
-        kl=_nats(document, "kl"),
-        same_top=_truth(document, "same_top"),
-        nll_baseline=_nats(document, "nll_baseline"),
-        nll_policy=_nats(document, "nll_policy"),
-    )
-    delta_p = document.get("delta_p", token.delta_p)
-    if not isinstance(delta_p, int | float) or not abs(delta_p - token.delta_p) <= _ROUNDING:
-        raise LlamaError(f"delta_p {delta_p!r} is not what nll_baseline and nll_policy say")
+def check_token(token: TokenDivergence) -> TokenDivergence:
+    """Return the token when its numbers are what they can be. Raises LlamaError naming one that is not."""
+    for name in ("document", "chunk", "position"):
+        if getattr(token, name) < 0:
+            raise LlamaError(f"{name} is {getattr(token, name)}, not a count")
+    for name in ("kl", "nll_baseline", "nll_policy"):
+        if not 0 <= getattr(token, name) < math.inf:
+            raise LlamaError(f"{name} is {getattr(token, name)}, not a number of nats from 0")
     return token
 
 
-class _LineReader:
-    """The program's lines in their order: one start, tokens, one end that counts them."""
+@dataclass(frozen=True)
+class _Start:
+    schema_version: int
+    n_chunks: int
 
-    def __init__(self, on_token: Callable[[TokenDivergence], None], on_start: Callable[[int], None]) -> None:
-        self._on_token = on_token
+
+@dataclass(frozen=True)
+class _Baseline:
+    document: int
+    chunk: int
+    positions: tuple[int, ...]
+    nll: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    policy: int
+    document: int
+    chunk: int
+    kl: tuple[float, ...]
+    same_top: tuple[bool, ...]
+    nll: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Failed:
+    policy: int
+    what: str
+
+
+@dataclass(frozen=True)
+class _Sums:
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class _End:
+    policies: tuple[_Sums, ...]
+
+
+class _LineReader:
+    """The program's lines in their order: a start, chunks behind their baselines, an end that counts them."""
+
+    def __init__(
+        self,
+        n_policies: int,
+        on_chunk: OnChunk,
+        on_start: Callable[[int], None],
+        on_failure: Callable[[int, str], None],
+    ) -> None:
+        self._on_chunk = on_chunk
         self._on_start = on_start
+        self._on_failure = on_failure
         self._started = False
-        self._n_tokens = 0
+        self._baseline: _Baseline | None = None
+        self._n_tokens = [0] * n_policies
         self.ended = False
 
     def read(self, line: str) -> None:
@@ -195,11 +265,16 @@ class _LineReader:
             if self.ended or self._started == (kind == "start"):
                 raise LlamaError(f"a line of kind {kind!r} is out of place")
             if kind == "start":
-                self._start(document)
-            elif kind == "token":
-                self._on_token(self._counted(parse_token(document)))
+                self._start(_parse(_Start, document))
+            elif kind == "baseline":
+                self._baseline = _parse(_Baseline, document)
+            elif kind == "chunk":
+                self._chunk(_parse(_Chunk, document))
+            elif kind == "failed":
+                failed = _parse(_Failed, document)
+                self._on_failure(self._index(failed.policy), failed.what)
             elif kind == "end":
-                self._end(document)
+                self._end(_parse(_End, document))
             else:
                 raise LlamaError(f"no line is of kind {kind!r}")
         except ValueError as error:
@@ -207,44 +282,36 @@ class _LineReader:
         except LlamaError as error:
             raise LlamaError(f"{PROGRAM} printed a damaged line: {error}: {line[:80]}") from error
 
-    def _start(self, document: Mapping[str, Any]) -> None:
-        version = document.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise LlamaError(f"schema version {version!r}, this kvquant reads {SCHEMA_VERSION}")
+    def _start(self, start: _Start) -> None:
+        if start.schema_version != SCHEMA_VERSION:
+            raise LlamaError(f"schema version {start.schema_version}, this kvquant reads {SCHEMA_VERSION}")
         self._started = True
-        self._on_start(_count(document, "n_tokens"))
+        self._on_start(start.n_chunks)
 
-    def _counted(self, token: TokenDivergence) -> TokenDivergence:
-        self._n_tokens += 1
-        return token
+    def _chunk(self, chunk: _Chunk) -> None:
+        index, baseline = self._index(chunk.policy), self._baseline
+        if baseline is None or (baseline.document, baseline.chunk) != (chunk.document, chunk.chunk):
+            raise LlamaError("the line before it is not of this chunk's baseline")
+        columns = (baseline.positions, chunk.kl, chunk.same_top, baseline.nll, chunk.nll)
+        if len({len(column) for column in columns}) > 1 or not baseline.positions:
+            raise LlamaError("its lists are not of one length")
+        tokens = [
+            check_token(TokenDivergence(chunk.document, chunk.chunk, *row))
+            for row in zip(*columns, strict=True)
+        ]
+        self._n_tokens[index] += len(tokens)
+        self._on_chunk(index, tokens)
 
-    def _end(self, document: Mapping[str, Any]) -> None:
-        if _count(document, "n_tokens") != self._n_tokens:
+    def _index(self, policy: int) -> int:
+        if not 0 <= policy < len(self._n_tokens):
+            raise LlamaError(f"there is no policy {policy}")
+        return policy
+
+    def _end(self, end: _End) -> None:
+        if [sums.n_tokens for sums in end.policies] != self._n_tokens:
             raise LlamaError(f"it counts other than the {self._n_tokens} tokens before it")
         self.ended = True
 
 
-def _type_arguments(prefix: str, cache: CacheTypes) -> list[str]:
-    policy = [] if cache.kv_layers is None else [f"{prefix}kv-layers", cache.kv_layers]
-    return [*policy, f"{prefix}cache-type-k", cache.k_type, f"{prefix}cache-type-v", cache.v_type]
-
-
-def _count(document: Mapping[str, Any], key: str) -> int:
-    value = document.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise LlamaError(f"{key} is {value!r}, not a count")
-    return value
-
-
-def _nats(document: Mapping[str, Any], key: str) -> float:
-    value = document.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise LlamaError(f"{key} is {value!r}, not a number of nats from 0")
-    return float(value)
-
-
-def _truth(document: Mapping[str, Any], key: str) -> bool:
-    value = document.get(key)
-    if not isinstance(value, bool):
-        raise LlamaError(f"{key} is {value!r}, not true or false")
-    return value
+def _parse(kind: type[T], document: Any) -> T:
+    return from_document(kind, document, "line", error=LlamaError)

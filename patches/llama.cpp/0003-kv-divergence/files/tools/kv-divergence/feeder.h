@@ -5,16 +5,16 @@
 #include "llama-cpp.h"
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 // One context and the chunk of text it is being fed. Logits are kept for one batch only.
 class feeder {
 public:
-    // name: what messages call this side
+    // n_threads: of this context; name: what messages call it
+    // Not while another thread makes one: whether a cache rotates is read from the environment.
     // throws std::runtime_error when the context cannot be made
-    feeder(llama_model * model, const side_options & side, const options & opts, std::string name);
+    feeder(llama_model * model, const cache_options & cache, const options & opts, int32_t n_threads, std::string name);
     ~feeder();
 
     feeder(const feeder &) = delete;
@@ -22,27 +22,27 @@ public:
 
     // Forgets what it was fed and starts a chunk.
     //   tokens:     stay the caller's, and valid until the next chunk
-    //   score_from: first position whose logits will be asked for
-    //   scored:     whether a position's logits will be asked for
-    void start(const std::vector<llama_token> & tokens, int32_t score_from, std::function<bool(int32_t)> scored);
+    //   score_from: first position whose logits can be asked for
+    void start(const std::vector<llama_token> & tokens, int32_t score_from);
 
-    // The logits after the chunk's token at a scored position, [n_vocab]; valid until the next call.
-    // Positions must ascend. throws std::runtime_error when the model cannot be run
-    const float * logits(int32_t position);
+    // The logits after the tokens at positions[first], positions[first + 1], ... as far as one batch gives them, each
+    // [n_vocab]; valid until the next call. Positions ascend, within a list and from list to list; no list begins within
+    // a batch of the one before. throws std::runtime_error when the model cannot be run
+    std::vector<const float *> logits(const std::vector<int32_t> & positions, size_t first);
 
 private:
-    side_options side;
-    std::string  name;
+    cache_options cache;
+    int32_t       n_ubatch;
+    std::string   name;
 
     llama_context_ptr ctx;
     llama_batch       batch;
 
     const std::vector<llama_token> * tokens = nullptr;
-    std::function<bool(int32_t)>     scored;
 
     int32_t score_from  = 0;
     int32_t batch_start = 0; // position of the batch's first token
     int32_t n_fed       = 0;
 
-    void feed_batch();
+    void feed_batch(const std::vector<int32_t> & positions);
 };

@@ -7,11 +7,19 @@ double token_score::delta_p() const {
     return std::exp(-nll_policy) - std::exp(-nll_baseline);
 }
 
-const char * token_score::not_finite() const {
-    return !std::isfinite(nll_baseline) ? "the baseline's logits are"
-         : !std::isfinite(nll_policy)   ? "the policy's logits are"
-         : !std::isfinite(kl)           ? "the divergence is"
-         : nullptr;
+bool token_score::finite() const {
+    return std::isfinite(nll_baseline) && std::isfinite(nll_policy) && std::isfinite(kl);
+}
+
+double score_row(const float * row, int32_t n_vocab, int32_t next) {
+    const float * top = std::max_element(row, row + n_vocab);
+
+    double sum = 0.0;
+    for (int32_t i = 0; i < n_vocab; ++i) {
+        sum += std::exp((double) row[i] - *top);
+    }
+
+    return std::log(sum) - ((double) row[next] - *top);
 }
 
 token_score score_rows(const float * baseline, const float * policy, int32_t n_vocab, int32_t next) {

@@ -11,12 +11,14 @@ struct token_score {
 
     double delta_p() const; // probability of the token that follows, policy minus baseline
 
-    // what of it is no number, with its verb: "the policy's logits are"; null when all is well
-    const char * not_finite() const;
+    // all of it is a number; a cache can be coarse enough that it is not
+    bool finite() const;
 };
 
-// The two rows hold the logits of all n_vocab tokens; next is the token that follows in the text.
-// Where a row is not finite (a cache can be coarse enough for that) neither is the score.
+// Negative log probability of the token that follows in the text; row: the logits of all n_vocab tokens.
+double score_row(const float * row, int32_t n_vocab, int32_t next);
+
+// The two rows hold the logits of all n_vocab tokens. Where a row is not finite neither is the score.
 token_score score_rows(const float * baseline, const float * policy, int32_t n_vocab, int32_t next);
 
 // What a run comes to; means over all tokens that were added.
