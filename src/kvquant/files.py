@@ -5,25 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from kvquant.errors import KVQuantError
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Replace the file at ``path`` by ``content`` (text as UTF-8), through a temporary file beside it.
+    """Replace the file at ``path`` by ``content`` (text as UTF-8); see `replacing`."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
-    Raises KVQuantError when the folder is missing, not writable, or the disk is full; the old file stays.
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a file to write that becomes ``path`` when the block ends, through a temporary file beside it.
+
+    Raises KVQuantError when the folder is missing, not writable, or the disk is full; the old file stays
+    then, and when the block raises.
     """
     target = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
         raise KVQuantError(f"cannot write {target}: {error.strerror}; name a writable folder") from error
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)

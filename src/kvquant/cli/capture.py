@@ -1,4 +1,4 @@
-"""`kvquant capture`: K and V of a real run, as a file that `kvquant analyze --capture` reads."""
+"""`kvquant capture`: K, V and Q of a real run, as a file that `kvquant analyze --capture` reads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from kvquant.cli.options import (
     programs_folder,
     threads_option,
 )
+from kvquant.cli.progress import progress_bar
 from kvquant.errors import CaptureError
-from kvquant.llama.capture import CaptureRequest, capture_text
+from kvquant.llama.capture import DEFAULT_N_QUERIES, CaptureRequest, captured
 from kvquant.model.capture import save_capture
 
 
@@ -37,35 +38,58 @@ from kvquant.model.capture import save_capture
     help="The NPZ file to write.",
 )
 @llama_bin_option
-@ctx_option("Tokens to make room for.  [default: the text's]")
-@threads_option("Threads of llama-server.")
+@ctx_option("Take the first N tokens at most.  [default: as many as the model was trained on]")
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    default=DEFAULT_N_QUERIES,
+    show_default=True,
+    metavar="N",
+    help="Positions whose queries are kept, evenly spread.",
+)
+@click.option("--half", is_flag=True, help="Keep float16: half the size, and what an f16 cache holds.")
+@threads_option("Threads of the program.")
 def capture(
-    model: Path, text: Path, output: Path, llama_bin: Path | None, ctx: int | None, threads: int | None
+    model: Path,
+    text: Path,
+    output: Path,
+    llama_bin: Path | None,
+    ctx: int | None,
+    queries: int,
+    half: bool,
+    threads: int | None,
 ) -> None:
-    """Run a text through a model with a float32 cache and save every layer's K and V.
+    """Run a text through a model with a float32 cache and save every layer's K and V, and queries.
 
-    K is taken after RoPE and before any rotation of llama.cpp. A saved slot holds no queries: an analysis
-    draws synthetic ones and says so. Sliding-window layers keep the last tokens of their window only. Works
-    for every model llama-server loads whose layers store K and V, hybrid models included.
+    They are what attention is given: after RoPE, before any rotation of llama.cpp. Works for every model
+    whose layers store K and V and run flash attention, hybrid models included. While it runs, the values lie
+    in files beside the output, so that memory need not hold them.
 
     \b
     Example:
       kvquant capture --model model.gguf --text prompt.txt -o kv.npz
+      kvquant capture --model model.gguf --text book.txt --ctx 16384 --half -o deep.npz
       kvquant analyze --capture kv.npz --policy 0-10:q8_0,11-31:q4_0
     """
-    prompt = _read_text(text)
-    found = capture_text(CaptureRequest(programs_folder(llama_bin), model, prompt, ctx, threads))
-    save_capture(found, output)
-    n_windowed = sum(layer.axes.window > 0 for layer in found.layers)
-    windowed = f" ({n_windowed} with a sliding window, their last tokens only)" if n_windowed else ""
-    click.echo(
-        f"{output}: {found.n_tokens} tokens, {len(found.layers)} layers{windowed}, K and V in float32; "
-        "no queries, an analysis draws synthetic ones",
-        err=True,
-    )
+    programs = programs_folder(llama_bin)
+    _check_text(text)
+    request = CaptureRequest(programs, model, text, ctx, queries, threads)
+    with progress_bar("tokens") as progress, captured(request, output.parent, progress or _quiet) as found:
+        save_capture(found, output, half=half)
+        n_queries = 0 if found.q_positions is None else len(found.q_positions)
+        click.echo(
+            f"{output}: {found.n_tokens} tokens, {len(found.layers)} layers, K and V in "
+            f"{'float16' if half else 'float32'}, Q of {n_queries} positions",
+            err=True,
+        )
 
 
-def _read_text(path: Path) -> str:
+def _quiet(_done: int, _all: int) -> None:
+    pass
+
+
+def _check_text(path: Path) -> None:
+    """Refuse before a model is loaded what is no text."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -74,4 +98,3 @@ def _read_text(path: Path) -> str:
         raise CaptureError(f"{path}: byte {error.start} is not UTF-8; give a text file") from error
     if not text:
         raise CaptureError(f"{path}: is empty; give a text of at least a few tokens")
-    return text

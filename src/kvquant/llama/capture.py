@@ -1,46 +1,102 @@
-"""K and V of a real run: a text through llama-server with a float32 cache, its slot saved and taken apart."""
+"""K, V and Q of a real run, through `llama-kv-capture`: what attention is given, layer by layer.
+
+The program (patches/llama.cpp/0003-kv-divergence) runs a text through a model with a float32 cache, which is
+neither rounded nor rotated, and writes K and V as they are stored and the queries of some positions as the
+attention operation reads them.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from kvquant.errors import CaptureError
-from kvquant.llama.server import LlamaServer, ServerOptions
-from kvquant.llama.state import SequenceState, StoredCache, StoredLayer, StoredRows, load_state
+from kvquant.documents import from_document
+from kvquant.errors import CaptureError, KVQuantError, LlamaError
+from kvquant.llama.logs import failure_line
 from kvquant.model.architectures import shape_of
-from kvquant.model.capture import FloatArray, Int32Array, KVCapture, LayerAxes, LayerCapture
+from kvquant.model.capture import FloatArray, KVCapture, LayerAxes, LayerCapture
 from kvquant.model.gguf_file import open_model
-from kvquant.model.hparams import logit_scale
-from kvquant.model.shape import LayerShape, ModelShape
+from kvquant.model.shape import ModelShape
+from kvquant.processes.background import BackgroundProgram, clean_environment
+from kvquant.processes.command import follow
 
-CACHE_TYPE = "f32"
-"""What the server stores while capturing: neither rounded nor, because it is not quantized, rotated."""
+PROGRAM = "llama-kv-capture"
+SCHEMA_VERSION = 1
+DEFAULT_N_QUERIES = 256
 
 
 @dataclass(frozen=True)
 class CaptureRequest:
     """What to run.
 
-    programs: the folder of llama-server. n_ctx: tokens to make room for, None for as many as the text can be.
-    n_threads: None leaves it to llama.cpp.
+    programs: the folder of llama-kv-capture. text: a file, read as it is, without a chat template. n_ctx:
+    take the first so many tokens at most, None for as many as the model was trained on. n_queries: positions
+    whose queries are kept, evenly spread, the last token's among them. n_threads: None leaves it to the
+    program.
     """
 
     programs: Path
     model: Path
-    text: str
+    text: Path
     n_ctx: int | None = None
+    n_queries: int = DEFAULT_N_QUERIES
     n_threads: int | None = None
 
+    def arguments(self, folder: Path) -> list[str]:
+        """Return the command line after the program's name. folder: where the values go."""
+        arguments = ["--model", str(self.model), "--file", str(self.text), "--output", str(folder)]
+        arguments += ["--ctx-size", str(self.n_ctx or 0), "--queries", str(self.n_queries)]
+        return arguments if self.n_threads is None else [*arguments, "--threads", str(self.n_threads)]
 
-def capture_text(request: CaptureRequest) -> KVCapture:
-    """Run the text through the model and return every layer's K and V; there are no queries in a saved slot.
 
-    Raises CaptureError when the text does not fit or the model keeps no V, LlamaError for server trouble.
+@dataclass(frozen=True)
+class _Start:
+    schema_version: int
+    n_text_tokens: int
+    n_tokens: int
+    q_positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class _Layer:
+    layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim_k: int
+    head_dim_v: int
+    logit_scale: float
+    soft_cap: float
+
+
+@dataclass(frozen=True)
+class _End:
+    layers: tuple[_Layer, ...]
+
+
+@contextmanager
+def captured(
+    request: CaptureRequest, work: Path, on_tokens: Callable[[int, int], None] = lambda _done, _all: None
+) -> Iterator[KVCapture]:
+    """Run the text through the model and give K, V and Q of every layer that keeps a cache.
+
+    work: a folder with room for the values, which lie in files there until the block ends. on_tokens: told
+    how many of how many tokens are done. Raises CaptureError when the model keeps no K and V, LlamaError when
+    the program fails, KVQuantError when the values cannot be written.
     """
+    program = request.programs / PROGRAM
+    if not program.is_file():
+        raise LlamaError(f"there is no {PROGRAM} in {request.programs}; kvquant llama build makes one")
     model = open_model(request.model)
     model.require_loadable()
     shape = shape_of(model)
@@ -48,82 +104,94 @@ def capture_text(request: CaptureRequest) -> KVCapture:
         raise CaptureError(f"{model.shown}: no layer keeps a K/V cache; there is nothing to capture")
     if shape.mla:
         raise CaptureError(f"{model.shown}: latent attention stores no V; there is nothing to capture")
-    n_ctx = request.n_ctx or _roomy_context(request.text, shape)
-    options = ServerOptions(
-        request.model, n_ctx=n_ctx, k_type=CACHE_TYPE, v_type=CACHE_TYPE, n_threads=request.n_threads
-    )
-    with LlamaServer(request.programs, options) as server:
-        server.completion(request.text, n_predict=0, cache_prompt=True)
-        if server.kv_log().rotated:
-            raise CaptureError(f"{model.shown}: llama-server rotates its K, which a capture must not hold")
-        state = load_state(server.save_slot(), shape)
-    return capture_of_state(
-        state,
-        shape,
-        logit_scales={
-            layer: logit_scale(model.header, shape.layers[layer].head_dim_k) for layer in shape.kv_layers
-        },
-        source=f"llama-server, {CACHE_TYPE} cache, {len(state.tokens)} tokens",
-    )
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".kvquant-capture-", dir=work)
+    except OSError as error:
+        raise KVQuantError(f"cannot write in {work}: {error.strerror}; name a writable folder") from error
+    with folder as name:
+        start, end = _run(program, request, Path(name), on_tokens)
+        yield _assemble(Path(name), request, shape, start, end)
 
 
-def capture_of_state(
-    state: SequenceState, shape: ModelShape, logit_scales: dict[int, float], source: str
-) -> KVCapture:
-    """Turn a saved sequence with a float32 cache into a capture without queries.
+def _run(
+    program: Path, request: CaptureRequest, folder: Path, on_tokens: Callable[[int, int], None]
+) -> tuple[_Start, _End]:
+    starts: list[_Start] = []
+    ends: list[_End] = []
+    other: list[str] = []
 
-    logit_scales: of every layer that keeps a cache. Raises CaptureError when a layer is stored otherwise (its
-    values would be rounded, and perhaps rotated) or has no V.
-    """
-    positions = max((np.sort(cache.positions) for cache in state.caches), key=len)
-    layers = [
-        _layer(
-            stored,
-            cache,
-            positions,
-            _axes(stored.layer, shape.layers[stored.layer], logit_scales[stored.layer]),
+    def read(line: str) -> None:
+        if not line.startswith("{"):
+            other.append(line)
+            return
+        document = json.loads(line)
+        kind = document.get("kind")
+        where = f"{PROGRAM}: {kind}"
+        if kind == "start":
+            starts.append(from_document(_Start, document, where, error=LlamaError))
+        elif kind == "batch" and starts:
+            batch = from_document(_Batch, document, where, error=LlamaError)
+            on_tokens(batch.n_tokens, starts[0].n_tokens)
+        elif kind == "end":
+            ends.append(from_document(_End, document, where, error=LlamaError))
+
+    argv = [str(program), *request.arguments(folder)]
+    with BackgroundProgram(argv, folder / "log", env=clean_environment()) as running:
+        status = follow(running, read)
+    if status:
+        raise LlamaError(f"{PROGRAM} ended with status {status}: {failure_line(chr(10).join(other))}")
+    if len(starts) != 1 or len(ends) != 1 or starts[0].schema_version != SCHEMA_VERSION:
+        raise LlamaError(
+            f"{PROGRAM} printed other lines than this kvquant reads; kvquant llama build makes it anew"
         )
-        for cache in state.caches
-        for stored in cache.layers
-    ]
+    return starts[0], ends[0]
+
+
+def _assemble(
+    folder: Path, request: CaptureRequest, shape: ModelShape, start: _Start, end: _End
+) -> KVCapture:
+    layers = []
+    for found in end.layers:
+        if found.layer not in shape.kv_layers:
+            raise LlamaError(f"{PROGRAM} gave layer {found.layer}, which keeps no cache by the file's header")
+        sizes = shape.layers[found.layer]
+        axes = LayerAxes(
+            found.layer,
+            found.n_head,
+            found.n_head_kv,
+            found.head_dim_k,
+            found.head_dim_v,
+            found.logit_scale,
+            sizes.window,
+        )
+        kv_axes = (start.n_tokens, axes.n_head_kv)
+        layers.append(
+            LayerCapture(
+                axes,
+                k=_mapped(folder / f"k.{found.layer}", (*kv_axes, axes.head_dim_k)),
+                v=_mapped(folder / f"v.{found.layer}", (*kv_axes, axes.head_dim_v)),
+                q=_mapped(
+                    folder / f"q.{found.layer}", (len(start.q_positions), axes.n_head, axes.head_dim_k)
+                ),
+            )
+        )
+    if tuple(layer.axes.layer for layer in layers) != shape.kv_layers:
+        raise LlamaError(f"{PROGRAM} did not give every layer that keeps a cache by the file's header")
+    of_text = "" if start.n_tokens == start.n_text_tokens else f" of {start.n_text_tokens}"
     return KVCapture(
         model=shape.name,
         arch=shape.arch,
         n_layer=shape.n_layer,
-        source=source,
-        positions=positions,
-        layers=tuple(sorted(layers, key=lambda layer: layer.axes.layer)),
+        source=f"{PROGRAM}, f32 cache, the first {start.n_tokens}{of_text} tokens of {request.text.name}",
+        positions=np.arange(start.n_tokens, dtype=np.int32),
+        layers=tuple(layers),
+        queries="captured",
+        q_positions=np.array(start.q_positions, dtype=np.int32),
     )
 
 
-def _roomy_context(text: str, shape: ModelShape) -> int:
-    """Tokens the text cannot exceed: a token is at least a byte, and a few special ones surround it."""
-    n_tokens = len(text.encode()) + 16
-    return min(n_tokens, shape.n_ctx_train) if shape.n_ctx_train else n_tokens
-
-
-def _axes(layer: int, shape: LayerShape, scale: float) -> LayerAxes:
-    return LayerAxes(
-        layer, shape.n_head, shape.n_head_kv, shape.head_dim_k, shape.head_dim_v, scale, shape.window
-    )
-
-
-def _layer(stored: StoredLayer, cache: StoredCache, positions: Int32Array, axes: LayerAxes) -> LayerCapture:
-    if stored.v is None:
-        raise CaptureError(f"layer {axes.layer} stores no V; there is nothing to capture")
-    # Cells are reused as a window moves on, so rows need not lie in the order of their tokens.
-    order = np.argsort(cache.positions)
-    if not np.array_equal(cache.positions[order], positions[len(positions) - len(order) :]):
-        raise CaptureError(f"layer {axes.layer} does not hold the last tokens of the sequence")
-    return LayerCapture(
-        axes,
-        k=_heads(stored.k, order, axes.n_head_kv, axes.layer),
-        v=_heads(stored.v, order, axes.n_head_kv, axes.layer),
-    )
-
-
-def _heads(rows: StoredRows, order: npt.NDArray[np.intp], n_head_kv: int, layer: int) -> FloatArray:
-    """Values by head, float32 (n_kept, n_head_kv, head_dim)."""
-    if rows.type != CACHE_TYPE:
-        raise CaptureError(f"layer {layer} is stored as {rows.type}; a capture needs an {CACHE_TYPE} cache")
-    return rows.values()[order].reshape(len(order), n_head_kv, -1)
+def _mapped(path: Path, axes: tuple[int, ...]) -> FloatArray:
+    """The values of a file, float32 (axes), read from the disk when they are used."""
+    if path.stat().st_size != 4 * int(np.prod(axes)):
+        raise LlamaError(f"{PROGRAM} wrote {path.stat().st_size} bytes of {path.name}, not {axes} values")
+    return np.memmap(path, dtype=np.float32, mode="r", shape=axes)

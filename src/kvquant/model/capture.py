@@ -11,11 +11,12 @@ The file is an NPZ without pickles:
     v.<layer>     float32 or float16 (n_kept, n_head_kv, head_dim_v)
     q_positions   int32 (n_query,), ascending; only with queries
     q.<layer>     float32 or float16 (n_query, n_head, head_dim_k), after RoPE, before the logit scale
+
+Arrays need not be in memory: a capture of memory maps is written, and its values are read, piece by piece.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import zipfile
@@ -29,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvquant.errors import CaptureError
-from kvquant.files import write_atomic
+from kvquant.files import replacing
 
 SCHEMA_VERSION = 1
 
@@ -151,8 +152,12 @@ class KVCapture:
             raise CaptureError(f"capture: q.{layer.axes.layer} is there but q_positions is not")
 
 
-def save_capture(capture: KVCapture, path: str | Path) -> None:
-    """Write ``capture`` atomically. Raises KVQuantError when the file cannot be written."""
+def save_capture(capture: KVCapture, path: str | Path, *, half: bool = False) -> None:
+    """Write ``capture`` atomically, array by array.
+
+    half: as float16, which is what an f16 cache would hold. Raises KVQuantError when the file cannot be
+    written, CaptureError for a value that float16 cannot hold.
+    """
     meta = {
         "schema_version": SCHEMA_VERSION,
         "model": capture.model,
@@ -173,9 +178,21 @@ def save_capture(capture: KVCapture, path: str | Path) -> None:
             array = getattr(layer, side)
             if array is not None:
                 arrays[f"{side}.{layer.axes.layer}"] = array
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    write_atomic(path, buffer.getvalue())
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            kept = _halved(name, array) if half and array.dtype == np.float32 else array
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(
+                    member, np.ascontiguousarray(kept), version=(1, 0), allow_pickle=False
+                )
+
+
+def _halved(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        kept = array.astype(np.float16)
+    if not np.isfinite(kept).all():
+        raise CaptureError(f"capture: {name} holds {np.abs(array).max():.4g}, beyond float16; keep float32")
+    return kept
 
 
 def load_capture(path: str | Path) -> KVCapture:
