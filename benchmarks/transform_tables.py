@@ -157,10 +157,11 @@ def _table(records: Records, head: list[str], rows: Mapping[str, list[dict[str, 
 def _cell(records: Records, key: Key) -> str:
     wanted = DEFAULTS | dict(key)
     found = [record for record in records if all(record[name] == value for name, value in wanted.items())]
-    return _digits(found[0]["kl"]) if found else ""
+    return digits(found[0]["kl"]) if found else ""
 
 
-def _digits(kl: float) -> str:
+def digits(kl: float) -> str:
+    """Return a KL divergence as the tables print it."""
     return f"{kl:.2g}" if kl < 0.001 else f"{kl:.4f}" if kl < 0.1 else f"{kl:.3f}" if kl < 1 else f"{kl:.2f}"
 
 
