@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -215,7 +215,7 @@ def _result(
     plan: DivergencePlan,
     start: Start,
     logs: Sequence[TokenLog],
-    failures: dict[int, str],
+    failures: Mapping[int, str],
     provenance: dict[str, Any],
 ) -> DivergenceResult:
     summaries = [
