@@ -77,6 +77,15 @@ backend-ops: $(VENV)/run.stamp ## Hold the patched tree's CPU backend to upstrea
 	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program test-backend-ops --cmake-arg -DLLAMA_BUILD_TESTS=ON) && \
 		$(BIN)/python tools/backend_ops.py --bin "$$bin" --out benchmarks/results/backend-ops.json
 
+.PHONY: memory
+memory: $(VENV)/test.stamp ## Hold the memory rules of every architecture to what llama.cpp allocates for headers alone
+	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program llama-kv-layers-memory) && \
+		PYTHONPATH=tests $(BIN)/python -m memory.headers $$bin/llama-kv-layers-memory benchmarks/results/kv-memory.json
+
+.PHONY: fuzz
+fuzz: $(VENV)/test.stamp ## 100,000 mutated model files and policies: no traceback, no advice that cannot be followed
+	PYTHONPATH=tests $(BIN)/python -m model.fuzz 100000
+
 .PHONY: rk3588
 rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions, run it under qemu
 	tools/build_rk.sh --jobs $(JOBS) --prefix build/rk3588

@@ -40,6 +40,8 @@ from kvquant.evals.validation.plan import (
     texts_of,
 )
 from kvquant.evals.validation.records import Start, check_same, folder_name
+from kvquant.model.architectures import read_shape, shape_of
+from kvquant.model.gguf_file import open_model
 from kvquant.policy import parse_policy
 
 MODEL = Path(__file__).parents[2] / "eval/reference-model/kvquant-reference-f16.gguf"
@@ -59,7 +61,9 @@ def programs(tmp_path: Path) -> Path:
 
 def plan_of(tmp_path: Path, suite: Suite, *policies: str) -> Plan:
     settings = Settings(suite.n, 0, suite.parts.n_ctx, None, 60.0)
-    return make_plan(programs(tmp_path), MODEL, suite, policies or ("q8_0", "f16"), settings)
+    model = open_model(MODEL)
+    policies = policies or ("q8_0", "f16")
+    return make_plan(programs(tmp_path), model, shape_of(model), suite, policies, settings)
 
 
 @pytest.mark.parametrize("name", ["standard", "short", "kld", "speed", "memory"])
@@ -152,8 +156,17 @@ def test_only_the_programs_a_suite_needs_must_be_there(tmp_path: Path) -> None:
     suite = load_suite("short")
     settings = Settings(suite.n, 0, 512, None, 60.0)
     with pytest.raises(KVQuantError, match="there is no llama-kv-divergence in"):
-        make_plan(folder, MODEL, suite, ["f16"], settings)
-    make_plan(folder, MODEL, load_suite("memory"), ["f16"], settings)
+        make_plan(folder, open_model(MODEL), None, suite, ["f16"], settings)
+    make_plan(folder, open_model(MODEL), None, load_suite("memory"), ["f16"], settings)
+
+
+def test_a_model_without_memory_rules_is_run_all_the_same(tmp_path: Path) -> None:
+    suite = load_suite("memory")
+    settings = Settings(suite.n, 0, 512, None, 60.0)
+    plan = make_plan(programs(tmp_path), open_model(MODEL), None, suite, ["q8_0", "kv0:q4_0"], settings)
+    assert plan.shape is None
+    assert [policy.resolved for policy in plan.policies] == [None, None]
+    assert plan.model_file.n_layer == read_shape(MODEL).n_layer
 
 
 TYPES = st.sampled_from(["f16", "q8_0", "q4_0", "k=q8_0/v=q4_0", "v=q5_1"])

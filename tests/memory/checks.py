@@ -44,6 +44,8 @@ class ExpectedCache:
 
 def expected_caches(memory: KVMemory, windowed_model: bool) -> list[ExpectedCache]:
     """The caches in the order llama.cpp makes them: full attention, then sliding windows."""
+    if not memory.layers:
+        return []  # recurrent layers alone
     base = tuple(layer for layer in memory.layers if not layer.windowed)
     window = tuple(layer for layer in memory.layers if layer.windowed)
     found = [ExpectedCache(memory.cells.base, base)]
@@ -102,6 +104,8 @@ def _per_layer_problems(memory: KVMemory, log_text: str) -> list[str]:
 
 def _recurrent_problems(shape: ModelShape, memory: KVMemory, n_parallel: int, log_text: str) -> list[str]:
     lines = _RECURRENT.findall(log_text)
+    if not shape.n_recurrent:  # a hybrid architecture of attention layers alone has an empty one
+        lines = [line for line in lines if line[1:] != ("0.00", "0.00")]
     if not shape.n_recurrent:
         return _count_problems("recurrent memories", 0, len(lines))
     if shape.state is None or len(lines) != 1:

@@ -144,7 +144,7 @@ def test_options_llama_cpp_refuses(options: dict[str, int], reason: str) -> None
 
 def test_combinations_llama_cpp_refuses() -> None:
     odd = model(replace(DENSE, head_dim_k=48))
-    with pytest.raises(FormatError, match=r"layer 0, K: .*48"):
+    with pytest.raises(FormatError, match=r"layer 0: .* heads of 48, so K of this model can only be f32"):
         kv_bytes(odd, resolved(odd, "*:q8_0"), n_ctx=256)
     dense = model(DENSE)
     with pytest.raises(UsageError, match="only with flash attention"):

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from kvquant.errors import ModelFileError, ShapeError
-from kvquant.model.architectures import RULES, read_shape
+from kvquant.model.architectures import read_shape
 from kvquant.model.gguf_types import ValueType
 from kvquant.model.shape import ModelShape, RecurrentState, WindowKind
 from model.gguf_bytes import GgufFile, arch_keys, int_array, number
-from write_random_gguf import RandomModel, write_random_gguf
+from write_random_gguf import ARCHITECTURES, RandomModel, write_random_gguf
 
 SSM = {"ssm__conv_kernel": 4, "ssm__inner_size": 128, "ssm__state_size": 32, "ssm__group_count": 2}
 
@@ -210,14 +210,14 @@ def test_layers_that_are_both_or_neither(read: Any) -> None:
         ({"block_count": int_array([4])}, "block_count is an array of 1 int32"),
         ({"embedding_length": None}, "embedding_length is missing"),
         ({"context_length": None}, "context_length is missing"),
-        ({"attention__head_count": None}, "all must be positive"),
-        ({"attention__head_count": 0}, "all must be positive"),
-        ({"attention__head_count_kv": 0}, "all must be positive"),
+        ({"attention__head_count": None}, "both must be positive"),
+        ({"attention__head_count": 0}, "both must be positive"),
+        ({"attention__head_count_kv": 0}, "has no KV heads"),
         ({"attention__head_count_kv": int_array([2, -2, 2, 2])}, "negative item -2"),
         ({"attention__head_count_kv": int_array([2, 2])}, "2 items for 4 layers"),
         ({"attention__head_count_kv": int_array([2] * 2000)}, "2000 items"),
         ({"attention__head_count_kv": int_array([2] * 4, ValueType.FLOAT32)}, "an array of 4 float32"),
-        ({"attention__key_length": 0}, "all must be positive"),
+        ({"attention__key_length": 0}, "both must be positive"),
         ({"attention__key_length": 2**32 - 1}, "head_dim_k is"),
         ({"attention__head_count": 2**32 - 1}, "must lie in"),
         ({"attention__key_length": float("nan")}, "a float32"),
@@ -275,7 +275,7 @@ def test_the_model_s_own_name(tmp_path: Path, given: Any, shown: str) -> None:
     assert read_shape(path).name == shown
 
 
-@pytest.mark.parametrize("arch", sorted(RULES))
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 def test_random_models_are_read(arch: str, tmp_path: Path) -> None:
     n_layer = {"gemma3n": 21}.get(arch, 4)
     model = RandomModel(arch=arch, n_layer=n_layer, n_head=2, n_head_kv=1, head_dim=32, n_ff=32)

@@ -1,7 +1,7 @@
 """The rules' classification of architectures against the C++ they were read from.
 
 KVQUANT_LLAMA_SOURCE names a llama.cpp tree. A later tree in which an architecture changes kind fails here,
-and says which rule to read again. It holds for the pin and for the trees in sdists 0.3.24, 0.3.30 and 0.3.35.
+and says which rule to read again. It holds for the pin.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kvquant.model.architectures import RULES, hybrid, plain, windowed
+from kvquant.model.architectures import REFUSED, RULES, attention, recurrent
+from kvquant.model.gguf_file import OTHER_ARCHITECTURES
 
 SOURCE = Path(os.environ.get("KVQUANT_LLAMA_SOURCE", ""))
 
@@ -48,14 +49,31 @@ def hparams_body(arch: str) -> str:
     """The body of load_arch_hparams of the class that loads ``arch``."""
     made = re.search(rf"case {enums()[arch]}:\s*return new (llama_model_\w+)\(", read("llama-model.cpp"))
     assert made, f"{arch}: no class in llama-model.cpp"
-    definition = re.compile(rf"^void {made[1]}::load_arch_hparams\(.*?^}}", re.DOTALL | re.MULTILINE)
-    for path in sorted((SOURCE / "src" / "models").glob("*.cpp")):
-        if body := definition.search(path.read_text(encoding="utf-8")):
-            return body[0]
+    name = made[1]
+    while name != "llama_model_base":
+        definition = re.compile(rf"^void {name}::load_arch_hparams\(.*?^}}", re.DOTALL | re.MULTILINE)
+        for path in sorted((SOURCE / "src" / "models").glob("*.cpp")):
+            if body := definition.search(path.read_text(encoding="utf-8")):
+                return body[0]
+        # Such a class loads as the one it is derived from does.
+        base = re.search(rf"struct {name} : public (\w+)", read("models/models.h"))
+        assert base, f"{arch}: no struct {name}"
+        name = base[1]
     raise AssertionError(f"{arch}: no load_arch_hparams of {made[1]}")
 
 
-@pytest.mark.parametrize("arch", sorted(plain.RULES))
+def listed_in(function: str) -> set[str]:
+    """The architectures a function of llama-arch.cpp says yes to."""
+    body = re.search(rf"bool {function}\(.*?^}}", read("llama-arch.cpp"), re.DOTALL | re.MULTILINE)
+    assert body
+    constants = set(re.findall(r"case (LLM_ARCH_\w+):", body[0].partition("return true")[0]))
+    return {name for name, constant in enums().items() if constant in constants}
+
+
+PLAIN = sorted(arch for arch, rule in attention.RULES.items() if rule is attention.plain)
+
+
+@pytest.mark.parametrize("arch", PLAIN)
 def test_plain_architectures_touch_nothing_that_matters(arch: str) -> None:
     found = set(_MATTERS.findall(hparams_body(arch)))
     assert found <= _HARMLESS.get(arch, set())
@@ -67,19 +85,26 @@ def test_the_search_would_notice() -> None:
 
 
 PERIODS = {
-    **{"cohere2": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gemma3n": 5},
-    **{"gpt-oss": 2, "llama4": 4, "olmo2": 4},
+    **{"afmoe": 4, "cohere2": 4, "cohere2moe": 4, "exaone-moe": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6},
+    **{"gemma3n": 5, "gpt-oss": 2, "laguna": 4, "llama4": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4},
+    **{"plamo3": 8, "smallthinker": 4},
 }
 
 
 @pytest.mark.parametrize("arch", PERIODS)
 def test_default_periods(arch: str) -> None:
-    assert arch in windowed.RULES
+    assert arch in attention.RULES
     assert _PERIOD.findall(hparams_body(arch)) == [str(PERIODS[arch])]
 
 
-def test_hybrid_architectures() -> None:
-    body = re.search(r"bool llm_arch_is_hybrid\(.*?^}", read("llama-arch.cpp"), re.DOTALL | re.MULTILINE)
-    assert body
-    listed = set(re.findall(r"case (LLM_ARCH_\w+):", body[0]))
-    assert {arch for arch in RULES if enums()[arch] in listed} == set(hybrid.RULES)
+def test_recurrent_architectures() -> None:
+    listed = listed_in("llm_arch_is_hybrid") | listed_in("llm_arch_is_recurrent")
+    assert listed - set(REFUSED) == set(recurrent.RULES)
+
+
+def test_every_architecture_has_rules_or_a_reason() -> None:
+    """No architecture of the tree is left out, and none has rules that the tree does not know."""
+    known = set(enums()) - {"(unknown)"}
+    assert not set(RULES) & set(REFUSED)
+    assert known - set(RULES) - set(REFUSED) - set(OTHER_ARCHITECTURES) == set()
+    assert set(RULES) | set(REFUSED) <= known

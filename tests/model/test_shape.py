@@ -38,8 +38,8 @@ def test_widths_and_layers_with_a_cache() -> None:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (lambda: replace(FULL, n_head_kv=0), "all must be positive"),
-        (lambda: replace(FULL, head_dim_v=0), "all must be positive"),
+        (lambda: replace(FULL, head_dim_k=0), "both must be positive"),
+        (lambda: replace(FULL, head_dim_v=0), "both must be positive"),
         (lambda: replace(FULL, n_head=-1), "n_head is -1"),
         (lambda: replace(FULL, window=2**25), "window is"),
         (lambda: replace(FULL, shares_with=0), "cannot keep one of its own"),

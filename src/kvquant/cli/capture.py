@@ -12,16 +12,20 @@ from kvquant.cli.options import (
     llama_bin_option,
     model_option,
     programs_folder,
+    runnable_shape,
+    shape_beside_option,
     threads_option,
 )
 from kvquant.cli.progress import progress_bar
 from kvquant.errors import CaptureError
 from kvquant.llama.capture import DEFAULT_N_QUERIES, CaptureRequest, captured
 from kvquant.model.capture import save_capture
+from kvquant.model.gguf_file import open_model
 
 
 @click.command()
 @model_option(required=True, help="The model, a GGUF file.")
+@shape_beside_option
 @click.option(
     "--text",
     required=True,
@@ -51,6 +55,7 @@ from kvquant.model.capture import save_capture
 @threads_option("Threads of the program.")
 def capture(
     model: Path,
+    shape: str | None,
     text: Path,
     output: Path,
     llama_bin: Path | None,
@@ -73,7 +78,8 @@ def capture(
     """
     programs = programs_folder(llama_bin)
     _check_text(text)
-    request = CaptureRequest(programs, model, text, ctx, queries, threads)
+    known = runnable_shape(open_model(model), shape)
+    request = CaptureRequest(programs, model, known, text, ctx, queries, threads)
     with progress_bar("tokens") as progress, captured(request, output.parent, progress or _quiet) as found:
         save_capture(found, output, half=half)
         n_queries = 0 if found.q_positions is None else len(found.q_positions)

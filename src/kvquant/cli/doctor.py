@@ -3,40 +3,65 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 
-from kvquant.cli.options import PolicyChoice, ctx_option, json_option, policy_options, shape_options
+from kvquant.cli.options import (
+    PolicyChoice,
+    ctx_option,
+    json_option,
+    policy_options,
+    rotation_line,
+    sequence_options,
+    shape_beside,
+    shape_options,
+)
 from kvquant.errors import CheckFailed, KVQuantError, UsageError
 from kvquant.evals.doctor import (
+    TYPES,
     Finding,
     Severity,
+    check_context,
     check_gguf,
     check_key_bias,
     check_machine,
+    check_memory,
     check_policy,
     check_rkllm,
     failed,
     key_bias_norms,
 )
 from kvquant.evals.machine import Machine, read_machine
-from kvquant.memory import ContextOptions, largest_context, memory_of, total_bytes
-from kvquant.memory.cells import PADDING
-from kvquant.model.architectures import shape_of
+from kvquant.memory import ContextOptions, server_options
+from kvquant.model.architectures import NoRulesError, shape_of
+from kvquant.model.gguf_file import GgufModel
 from kvquant.model.presets import load_shape
 from kvquant.model.shape import ModelShape
-from kvquant.policy import ResolvedPolicy
-from kvquant.units import format_n_bytes
 
 DEFAULT_CTX = 4096
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What --ctx, --parallel and --kv-unified say, None where they were left out."""
+
+    ctx: int | None
+    parallel: int | None
+    kv_unified: bool
+
+    def on(self, shape: ModelShape) -> ContextOptions:
+        """The options of a server for this model."""
+        n_ctx = self.ctx or min(DEFAULT_CTX, shape.n_ctx_train or DEFAULT_CTX)
+        return server_options(n_ctx, self.parallel, kv_unified=self.kv_unified)
 
 
 @click.command("doctor")
 @shape_options
 @policy_options
-@ctx_option("Tokens to have room for.", default=DEFAULT_CTX, show_default=True)
+@ctx_option(f"Tokens to have room for.  [default: {DEFAULT_CTX}, or what the model was trained on if less]")
+@sequence_options
 @click.option(
     "--root",
     default="/",
@@ -49,7 +74,9 @@ def doctor(
     model: Path | None,
     shape: str | None,
     policy: PolicyChoice,
-    ctx: int,
+    ctx: int | None,
+    parallel: int | None,
+    kv_unified: bool,
     root: Path,
     as_json: bool,
 ) -> None:
@@ -57,6 +84,7 @@ def doctor(
 
     With --model FILE (.gguf or .rkllm) the file is checked, and with --policy or --default the policy against
     it: rules without effect, types that cannot run or are slow, K types that its biases predict to break.
+    Memory is counted for the sequences llama-server serves by default, as `kvquant memory` counts it.
     Nothing is changed. Exit code 3 when something must be fixed.
 
     \b
@@ -71,7 +99,8 @@ def doctor(
             raise UsageError("--policy and an .rkllm file: the NPU takes no KV-cache policy; leave one out")
         findings += check_rkllm(model, machine.soc)
     elif model is not None or shape is not None:
-        findings += _check_model(model, shape, policy, ctx, machine)
+        settings = ServerSettings(ctx, parallel, kv_unified)
+        findings += _check_model(model, shape, policy, settings, machine)
     elif policy.text is not None:
         raise UsageError("--policy needs a model to be checked against; add --model FILE or --shape NAME")
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
@@ -82,7 +111,7 @@ def doctor(
 
 
 def _check_model(
-    model: Path | None, shape: str | None, choice: PolicyChoice, ctx: int, machine: Machine
+    model: Path | None, shape: str | None, choice: PolicyChoice, options: ServerSettings, machine: Machine
 ) -> list[Finding]:
     file = None
     findings: list[Finding] = []
@@ -91,51 +120,30 @@ def _check_model(
         if file is None:
             return findings
     try:
-        the_shape = load_shape(shape) if shape is not None else shape_of(file)  # type: ignore[arg-type]
-    except UsageError:
-        raise
+        the_shape = _shape(file, shape)
+    except NoRulesError as error:
+        # llama.cpp may run it all the same.
+        return [*findings, replace(failed(file.path if file else Path(), error), severity=Severity.WARNING)]
     except KVQuantError as error:
         return [*findings, failed(Path(str(model or shape)), error)]
     policy = choice.policy.resolve(the_shape, choice.k_default, choice.v_default)
-    findings += check_policy(the_shape, policy)
+    findings += check_policy(the_shape, policy, rotation_line(the_shape, policy))
     file_bytes = 0
     if file is not None:
         chosen = None if choice.is_plain else policy
         findings += check_key_bias(key_bias_norms(file), chosen, file.shown)
         file_bytes = file.n_bytes
-    return [*findings, *check_memory(the_shape, policy, ctx, file_bytes, machine.available_n_bytes)]
+    context = options.on(the_shape)
+    findings += check_context(the_shape, context, file)
+    if any(finding.subject == TYPES for finding in findings):
+        return findings  # what cannot run takes no memory
+    return [*findings, *check_memory(the_shape, policy, context, file_bytes, machine.available_n_bytes)]
 
 
-def check_memory(
-    shape: ModelShape, policy: ResolvedPolicy, ctx: int, file_bytes: int, available: int | None
-) -> list[Finding]:
-    """Compare weights and KV cache with free memory. file_bytes: 0 when the weights are not known."""
-    options = ContextOptions(n_ctx=ctx, n_parallel=1)
-    try:
-        kv_bytes = total_bytes(memory_of(shape, policy, options))
-    except KVQuantError as error:
-        return [Finding(Severity.FIX, "memory", str(error), "change the policy or the context")]
-    needed = file_bytes + kv_bytes
-    what = f"a context of {options.n_ctx} needs {format_n_bytes(kv_bytes)} of KV cache"
-    if file_bytes:
-        what += f" beside {format_n_bytes(file_bytes)} of weights"
-    if available is None:
-        return [Finding(Severity.NOTE, "memory", f"{what}; how much is free is not known here")]
-    what += f"; {format_n_bytes(available)} are free"
-    if needed <= available:
-        return [Finding(Severity.NOTE, "memory", what)]
-    if file_bytes >= available:
-        return [Finding(Severity.FIX, "memory", what, "free some memory, or take a smaller model")]
-    return [Finding(Severity.FIX, "memory", what, _smaller_context(shape, policy, available - file_bytes))]
-
-
-def _smaller_context(shape: ModelShape, policy: ResolvedPolicy, budget: int) -> str:
-    try:
-        options = ContextOptions(n_ctx=PADDING, n_parallel=1)
-        fits = largest_context(shape, policy, budget, options)
-    except KVQuantError:
-        return "free some memory, or take a smaller model"
-    return f"use at most -c {fits}, or types with fewer bits"
+def _shape(file: GgufModel | None, shape: str | None) -> ModelShape:
+    if file is None:
+        return load_shape(str(shape))
+    return shape_of(file) if shape is None else shape_beside(file, shape)
 
 
 def _text(findings: list[Finding]) -> str:

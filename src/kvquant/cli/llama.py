@@ -10,9 +10,16 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.options import PolicyChoice, ctx_option, model_option, policy_options
+from kvquant.cli.options import (
+    PolicyChoice,
+    ctx_option,
+    model_option,
+    policy_options,
+    runnable_shape,
+    shape_beside_option,
+)
 from kvquant.cli.passing_on import PassingOn
-from kvquant.errors import ShapeError, UsageError
+from kvquant.errors import UsageError
 from kvquant.llama.binary import describe_features, require_rk3588
 from kvquant.llama.build import PROGRAMS, Build, BuildRequest, build
 from kvquant.llama.fetch import METHODS, Method, fetch_tree
@@ -157,6 +164,7 @@ def build_command(
 
 @llama.command(cls=PassingOn)
 @model_option(required=True)
+@shape_beside_option
 @policy_options
 @ctx_option("Tokens for all sequences, such as 32k; 0: the training context.", least=0)
 @click.option(
@@ -171,7 +179,13 @@ def build_command(
 )
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[LLAMA_SERVER_ARGS]...")
 def serve(
-    model: Path, policy: PolicyChoice, ctx: int | None, port: int, host: str, server_args: tuple[str, ...]
+    model: Path,
+    shape: str | None,
+    policy: PolicyChoice,
+    ctx: int | None,
+    port: int,
+    host: str,
+    server_args: tuple[str, ...],
 ) -> None:
     """Serve MODEL with the patched llama-server, after checking POLICY against it.
 
@@ -185,7 +199,6 @@ def serve(
     # Only here: building needs nothing but the standard library and click, so that it also runs on a bare
     # board.
     from kvquant.formats.registry import CACHE_TYPES
-    from kvquant.model.architectures import shape_of
     from kvquant.model.gguf_file import open_model
     from kvquant.policy import parse_policy
 
@@ -197,10 +210,9 @@ def serve(
     if not policy.is_plain:
         argv += policy.llama_defaults
         text = str(parse_policy(policy.policy_text, CACHE_TYPES))
-        try:
-            policy.on(shape_of(opened))
-        except ShapeError as error:
-            _say(f"warning: the policy is left to llama-server to check: {error}")
+        known = runnable_shape(opened, shape)
+        if known is not None:
+            policy.on(known)
         if policy.text is not None:
             argv += ["--kv-layers", text]
     done = _default_build()

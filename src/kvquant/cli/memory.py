@@ -13,16 +13,17 @@ from kvquant.cli.options import (
     ctx_option,
     json_option,
     policy_options,
+    sequence_options,
     shape_from_options,
     shape_options,
 )
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
 from kvquant.memory import (
-    ContextOptions,
     largest_context,
     memory_document,
     memory_of,
+    server_options,
     share_bytes,
 )
 from kvquant.memory.cells import DEFAULT_BATCH, DEFAULT_UBATCH, PADDING
@@ -30,19 +31,13 @@ from kvquant.model.shape import ModelShape
 from kvquant.report.memory import memory_text
 from kvquant.tables import terminal_width
 
-SERVER_PARALLEL = 4
-"""Slots of a llama-server without -np, which then share one buffer (tools/server/server.cpp at the pin)."""
-
 
 @click.command()
 @shape_options
 @policy_options
 @ctx_option("Tokens for all sequences, such as 32k; 0: the training context.", least=0)
 @budget_option("Find the longest context that fits 256MiB, or 0.35x of what f16 takes at --ctx.")
-@click.option(
-    "--parallel", type=int, metavar="P", help="Sequences (-np). Left out: 4 in one buffer, as llama-server."
-)
-@click.option("--kv-unified", is_flag=True, help="One buffer for all sequences (-kvu).")
+@sequence_options
 @click.option("--swa-full", is_flag=True, help="Full-size cache for sliding-window layers (--swa-full).")
 @click.option("--batch", default=DEFAULT_BATCH, show_default=True, metavar="B", help="Logical batch (-b).")
 @click.option(
@@ -82,10 +77,9 @@ def memory(
         raise UsageError("--ctx N and --budget SIZE are two questions; give one of them")
     the_shape = shape_from_options(model, shape)
     resolved = policy.on(the_shape)
-    options = ContextOptions(
-        n_ctx=PADDING if isinstance(budget, int) else ctx or _training_context(the_shape),
-        n_parallel=SERVER_PARALLEL if parallel is None else parallel,
-        kv_unified=kv_unified or parallel is None,
+    n_ctx = PADDING if isinstance(budget, int) else ctx or _training_context(the_shape)
+    options = replace(
+        server_options(n_ctx, parallel, kv_unified=kv_unified),
         swa_full=swa_full,
         n_batch=batch,
         n_ubatch=ubatch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,6 +113,35 @@ def shape_beside(model: GgufModel, shape: str) -> ModelShape:
     return given
 
 
+def runnable_shape(model: GgufModel, shape: str | None) -> ModelShape | None:
+    """The shape for a command that lets llama.cpp do the work, None, and said so, where it is not known.
+
+    Raises ModelFileError for a model that llama.cpp does not load.
+    """
+    from kvquant.model.architectures import NoRulesError, shape_of
+
+    model.require_loadable()
+    if shape is not None:
+        return shape_beside(model, shape)
+    try:
+        return shape_of(model)
+    except NoRulesError as error:
+        click.echo(
+            f"kvquant: warning: memory is not predicted, and llama-server checks the policy: {error}",
+            err=True,
+        )
+        return None
+
+
+def shape_beside_option(command: Command) -> Command:
+    """Add --shape NAME|FILE for a command that runs a model; pass it to `runnable_shape`."""
+    return click.option(
+        "--shape",
+        metavar="NAME|FILE",
+        help="The shape of a model whose architecture has no memory rules (docs/memory.md).",
+    )(command)
+
+
 # ---- the policy ----
 
 
@@ -148,15 +178,37 @@ class PolicyChoice:
         return parse_policy(self.policy_text)
 
     def on(self, shape: ModelShape) -> ResolvedPolicy:
-        """Resolve on a model and say on stderr what has no effect there. Raises PolicyError."""
-        return say_warnings(self.policy.resolve(shape, self.k_default, self.v_default))
+        """Resolve on a model and say on stderr what its author may not expect there.
+
+        Raises PolicyError, and FormatError for types that cannot run on this model.
+        """
+        from kvquant.memory import check_types
+
+        resolved = say_warnings(self.policy.resolve(shape, self.k_default, self.v_default), shape)
+        check_types(shape, resolved)
+        return resolved
 
 
-def say_warnings(resolved: ResolvedPolicy) -> ResolvedPolicy:
+def say_warnings(resolved: ResolvedPolicy, shape: ModelShape) -> ResolvedPolicy:
     """Say on stderr what a policy does that its author may not expect, and return it."""
-    for warning in resolved.warnings:
-        click.echo(f"kvquant: warning: {warning}", err=True)
+    lines = [str(warning) for warning in resolved.warnings]
+    for line in [*lines, *rotation_line(shape, resolved)]:
+        click.echo(f"kvquant: warning: {line}", err=True)
     return resolved
+
+
+def rotation_line(shape: ModelShape, resolved: ResolvedPolicy) -> list[str]:
+    """The line on layers that are quantized without rotation, none where that cannot be."""
+    from kvquant.errors import FormatError
+    from kvquant.memory import check_types, not_rotated
+
+    try:
+        check_types(shape, resolved)
+    except FormatError:
+        return []  # what cannot run is not stored either
+    disabled = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") not in ("", "0")
+    line = not_rotated(shape, resolved, disabled=disabled)
+    return [line] if line else []
 
 
 def policy_text(value: str) -> str:
@@ -287,6 +339,21 @@ def ctx_option(help: str, *, least: int = 1, **settings: Any) -> Callable[[Comma
 def budget_option(help: str, **settings: Any) -> Callable[[Command], Command]:
     """Add --budget SIZE|SHARE as ``budget``: bytes, an int, or a share of f16, a float."""
     return click.option("--budget", type=BUDGET, metavar="SIZE|SHARE", help=help, **settings)
+
+
+def sequence_options(command: Command) -> Command:
+    """Add -np, --parallel P and -kvu, --kv-unified; pass them to `kvquant.memory.server_options`."""
+    command = click.option(
+        "-kvu", "--kv-unified", "kv_unified", is_flag=True, help="One buffer for all sequences."
+    )(command)
+    return click.option(
+        "-np",
+        "--parallel",
+        "parallel",
+        type=int,
+        metavar="P",
+        help="Sequences. Left out: 4 in one buffer, as llama-server.",
+    )(command)
 
 
 def threads_option(help: str) -> Callable[[Command], Command]:

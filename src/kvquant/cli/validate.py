@@ -16,8 +16,10 @@ from kvquant.cli.options import (
     out_option,
     policy_option,
     programs_folder,
+    runnable_shape,
     say_warnings,
     seed_option,
+    shape_beside_option,
     threads_option,
     timeout_option,
 )
@@ -28,6 +30,7 @@ from kvquant.evals.validation.engine import validate
 from kvquant.evals.validation.estimate import Countdown, plan_text
 from kvquant.evals.validation.plan import Plan, Settings, Step, make_plan
 from kvquant.evals.validation.records import Folder
+from kvquant.model.gguf_file import open_model
 from kvquant.report.validation_text import validation_text
 from kvquant.results.comparison import Verdict
 from kvquant.results.validation import ValidationResult
@@ -37,6 +40,7 @@ from kvquant.tables import terminal_width
 
 @click.command("validate")
 @model_option(help="A GGUF file.  [default: the shipped reference model]")
+@shape_beside_option
 @policy_option(
     "A policy or preset; give it once for each. The baseline is f16, else the first.",
     name="policies",
@@ -57,6 +61,7 @@ from kvquant.tables import terminal_width
 @json_option
 def validate_policies(
     model: Path | None,
+    shape: str | None,
     policies: tuple[str, ...],
     suite: str,
     out: Path,
@@ -85,9 +90,12 @@ def validate_policies(
     the_suite = load_suite(suite)
     settings = Settings.of(the_suite, n, seed, ctx, threads, timeout)
     file = model or reference_model()
-    plan = make_plan(programs_folder(llama_bin), file, the_suite, policies, settings)
+    opened = open_model(file)
+    known = runnable_shape(opened, shape)
+    plan = make_plan(programs_folder(llama_bin), opened, known, the_suite, policies, settings)
     for policy in plan.policies:
-        say_warnings(policy.resolved)
+        if known is not None and policy.resolved is not None:
+            say_warnings(policy.resolved, known)
     folder = Folder(out)
     if dry_run:
         click.echo(plan_text(plan, folder))

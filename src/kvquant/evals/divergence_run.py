@@ -127,7 +127,7 @@ def plan_policies(
         label = planned.label if setup.rotation else f"{planned.label}@{UNROTATED}"
         if setup in plans:
             raise UsageError(f"--policy {text}: {setup.policy} is given twice; give each policy once")
-        n_bytes = memory_of(shape, planned.resolved, options).kv_bytes
+        n_bytes = memory_of(shape, planned.policy.resolve(shape), options).kv_bytes
         plans[setup] = PolicyPlan(label, setup, n_bytes, n_bytes / f16 if f16 else 1.0)
     return tuple(plans.values())
 

@@ -31,18 +31,26 @@ _Side = tuple[str, int]
 
 
 def check_memory(
-    server: LlamaServer, shape: ModelShape, policy: ResolvedPolicy, options: ContextOptions | None = None
+    server: LlamaServer,
+    shape: ModelShape | None,
+    policy: ResolvedPolicy | None,
+    options: ContextOptions | None = None,
 ) -> Memory:
     """Look at the cache of a running server; its first slot is overwritten by a short prompt.
 
-    policy: what the server was started with, resolved against ``shape``. options: what its own arguments come
-    to, by default its context and its sequences. Call it when the server has done its work: the peak is the
-    one so far. The ratio to a baseline is not known here. Raises LlamaError when the server fails.
+    shape, policy: what the server was started with, resolved against the model's shape; None for a model
+    whose memory is not known: then nothing is computed, and the log alone says what it takes. options: what
+    its own arguments come to, by default its context and its sequences. Call it when the server has done its
+    work: the peak is the one so far. The ratio to a baseline is not known here. Raises LlamaError when the
+    server fails.
     """
     if options is None:
         options = ContextOptions(server.options.n_ctx, server.options.n_parallel)
-    computed = memory_of(shape, policy, options)
     log = server.kv_log()
+    if shape is None or policy is None:
+        server.completion(PROMPT, 0, cache_prompt=False, id_slot=0)
+        return Memory(log.n_bytes or None, None, None, server.peak_n_bytes())
+    computed = memory_of(shape, policy, options)
     findings = log_findings(log, computed)
     answer = server.completion(PROMPT, 0, cache_prompt=False, id_slot=0)
     state = None

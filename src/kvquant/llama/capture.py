@@ -19,7 +19,7 @@ import numpy as np
 from kvquant.documents import from_document
 from kvquant.errors import CaptureError, KVQuantError, LlamaError
 from kvquant.llama.logs import failure_line
-from kvquant.model.architectures import shape_of
+from kvquant.model.architectures import shape_as_if_plain
 from kvquant.model.capture import FloatArray, KVCapture, LayerAxes, LayerCapture
 from kvquant.model.gguf_file import open_model
 from kvquant.model.shape import ModelShape
@@ -35,14 +35,16 @@ DEFAULT_N_QUERIES = 256
 class CaptureRequest:
     """What to run.
 
-    programs: the folder of llama-kv-capture. text: a file, read as it is, without a chat template. n_ctx:
-    take the first so many tokens at most, None for as many as the model was trained on. n_queries: positions
-    whose queries are kept, evenly spread, the last token's among them. n_threads: None leaves it to the
-    program.
+    programs: the folder of llama-kv-capture. shape: None for a model without memory rules, which then counts
+    as plain; what the program says of every layer is held against it. text: a file, read as it is, without a
+    chat template. n_ctx: take the first so many tokens at most, None for as many as the model was trained on.
+    n_queries: positions whose queries are kept, evenly spread, the last token's among them. n_threads: None
+    leaves it to the program.
     """
 
     programs: Path
     model: Path
+    shape: ModelShape | None
     text: Path
     n_ctx: int | None = None
     n_queries: int = DEFAULT_N_QUERIES
@@ -99,7 +101,7 @@ def captured(
         raise LlamaError(f"there is no {PROGRAM} in {request.programs}; kvquant llama build makes one")
     model = open_model(request.model)
     model.require_loadable()
-    shape = shape_of(model)
+    shape = request.shape or shape_as_if_plain(model)
     if not shape.kv_layers:
         raise CaptureError(f"{model.shown}: no layer keeps a K/V cache; there is nothing to capture")
     if shape.mla:

@@ -19,6 +19,9 @@ MAX_SEQUENCES = 256
 MAX_CONTEXT = 2**31 - PADDING
 """The largest context that is a multiple of PADDING and fits llama.cpp's signed 32-bit option."""
 
+SERVER_PARALLEL = 4
+"""Slots of a llama-server without -np, which then share one buffer (tools/server/server.cpp)."""
+
 DEFAULT_BATCH = 2048
 DEFAULT_UBATCH = 512
 
@@ -48,6 +51,19 @@ class ContextOptions:
         for name, value in (("batch", self.n_batch), ("ubatch", self.n_ubatch)):
             if not 1 <= value <= MAX_CONTEXT:
                 raise UsageError(f"a {name} of {value} tokens; it must lie in 1..{MAX_CONTEXT}")
+
+    @property
+    def sequences_text(self) -> str:
+        """How many sequences there are and where they live, for people."""
+        if self.n_parallel == 1:
+            return "1 sequence"
+        return f"{self.n_parallel} sequences in {'one buffer' if self.kv_unified else 'their own buffers'}"
+
+
+def server_options(n_ctx: int, n_parallel: int | None = None, *, kv_unified: bool = False) -> ContextOptions:
+    """The options of a llama-server started so; without -np it serves SERVER_PARALLEL from one buffer."""
+    n_slots = SERVER_PARALLEL if n_parallel is None else n_parallel
+    return ContextOptions(n_ctx, n_slots, kv_unified=kv_unified or n_parallel is None)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from kvquant.errors import FormatError, UsageError
 from kvquant.formats.registry import CACHE_TYPES, get_format
 from kvquant.memory.cells import DEFAULT_BATCH, DEFAULT_UBATCH, CacheCells, ContextOptions, cache_cells
+from kvquant.memory.fit import NOT_QUANTIZED, check_types
 from kvquant.model.shape import LayerShape, ModelShape
 from kvquant.policy import ResolvedLayer, ResolvedPolicy
 
 STATE_VALUE_BYTES = 4
 """Recurrent states are float32 whatever the cache types."""
-
-_NOT_QUANTIZED = ("f32", "f16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def memory_of(shape: ModelShape, policy: ResolvedPolicy, options: ContextOptions
     """`kv_bytes` with its options in one value."""
     if tuple(layer.layer for layer in policy.layers) != shape.kv_layers:
         raise UsageError(f"the policy was resolved against another shape than {shape.name}; resolve it again")
+    check_types(shape, policy)
     cells = cache_cells(options, shape.window)
     # Without flash attention V is stored transposed, every layer padded to the widest V of the model.
     v_width = None if options.flash_attn else max(layer.n_embd_v for layer in shape.layers)
@@ -116,10 +116,10 @@ def _layer(layer: LayerShape, entry: ResolvedLayer, cells: CacheCells, v_width: 
             f"layer {entry.layer}: K is {entry.k_type} and V is {entry.v_type}, but V is a part of K here; "
             "give both one type"
         )
-    if v_width is not None and entry.v_type not in _NOT_QUANTIZED:
+    if v_width is not None and entry.v_type not in NOT_QUANTIZED:
         raise UsageError(
             f"layer {entry.layer}: V is {entry.v_type}, which llama.cpp takes only with flash attention; "
-            f"leave flash attention on or use one of {', '.join(_NOT_QUANTIZED)}"
+            f"leave flash attention on or use one of {', '.join(NOT_QUANTIZED)}"
         )
     k_row = _row_bytes(entry.k_type, layer.n_head_kv, layer.head_dim_k, "K", entry.layer)
     v_row = _row_bytes(entry.v_type, layer.n_head_kv, layer.head_dim_v, "V", entry.layer)

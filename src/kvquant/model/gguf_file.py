@@ -24,7 +24,7 @@ MAX_SHARDS = 9999
 _CHUNK_BYTES = 2**20
 
 # By `general.architecture`: (what it is, what to do).
-_OTHER_ARCHITECTURES = {
+OTHER_ARCHITECTURES = {
     "clip": (
         "a multimodal projector, not a language model",
         "give the model it belongs to, and the projector to llama-server with --mmproj",
@@ -55,6 +55,7 @@ _OTHER_ARCHITECTURES = {
         ("dream", "llada", "llada-moe", "rnd1"),
         ("a diffusion language model, which has no KV cache", "give one that generates token by token"),
     ),
+    "clef": ("a decision model, which has no KV cache", "give a model that generates text"),
     "wavtokenizer-dec": ("a voice decoder, which has no KV cache", "give the language model beside it"),
     **dict.fromkeys(
         (
@@ -86,6 +87,21 @@ class GgufModel:
     def shown(self) -> str:
         """The path as it may be printed."""
         return self.header.shown
+
+    @property
+    def name(self) -> str:
+        """What the file calls its model, else the file's own name."""
+        return self.header.text("general.name") or shown(self.path.name)
+
+    @property
+    def arch(self) -> str:
+        """`general.architecture`, "" for one that does not fit a line."""
+        return self.header.text("general.architecture")
+
+    @property
+    def n_layer(self) -> int:
+        """Layers in the file, 0 where it does not say."""
+        return self.header.number(f"{self.arch}.block_count") or 0
 
     @property
     def n_bytes(self) -> int:
@@ -203,11 +219,11 @@ def _check_kind(header: GgufHeader) -> None:
     if kind == "adapter" or any(key.startswith("adapter.") for key in header.values):
         found = _adapter(header)
     elif kind == "imatrix" or "imatrix.chunk_count" in header.values:
-        found = _OTHER_ARCHITECTURES["imatrix"]
+        found = OTHER_ARCHITECTURES["imatrix"]
     elif kind == "mmproj":
-        found = _OTHER_ARCHITECTURES["clip"]
-    elif arch in _OTHER_ARCHITECTURES:
-        found = _OTHER_ARCHITECTURES[arch]
+        found = OTHER_ARCHITECTURES["clip"]
+    elif arch in OTHER_ARCHITECTURES:
+        found = OTHER_ARCHITECTURES[arch]
     elif not header.tensors and isinstance(header.values.get("tokenizer.ggml.tokens"), Array):
         # A split model's first shard may hold keys alone.
         if (header.number("split.count") or 1) <= 1:

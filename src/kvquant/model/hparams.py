@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeVar
 
 from kvquant.errors import ModelFileError
 from kvquant.model.gguf_header import Array, GgufHeader, Scalar
 from kvquant.model.gguf_types import ValueType
 from kvquant.model.shape import MAX_LAYERS, RecurrentState, WindowKind
+
+T = TypeVar("T")
 
 _INTEGER_ITEMS = (ValueType.BOOL, ValueType.UINT32, ValueType.INT32)
 """What llama_model_loader::get_arr accepts for an array of integers."""
@@ -87,6 +89,7 @@ class Hparams:
     head_dim_k, head_dim_v: of full-attention layers; the pair ending in _window: of sliding-window layers.
     n_layer_kv: the layers from this one on read another layer's cache; None when none does.
     cached, stateful: the layers llama_model::create_memory gives K/V cells and a recurrent state.
+    empty_layers: whether layers without KV heads are among those with cells.
     """
 
     arch: str
@@ -108,12 +111,31 @@ class Hparams:
     window_kind: WindowKind = WindowKind.NONE
     n_layer_kv: int | None = None
     mla: bool = False
+    empty_layers: bool = False
     state: RecurrentState | None = None
 
     @property
     def n_layer(self) -> int:
         """Layers of the trunk, llama_hparams::n_layer()."""
         return self.n_layer_all - self.n_nextn
+
+    def with_layers(self, source: Sequence[int]) -> Hparams:
+        """The model whose layer i is a copy of layer ``source[i]`` here, none of them a nextn layer."""
+
+        def copied(items: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(items[il] for il in source)
+
+        return replace(
+            self,
+            n_layer_all=len(source),
+            n_nextn=0,
+            n_head=copied(self.n_head),
+            n_head_kv=copied(self.n_head_kv),
+            n_ff=copied(self.n_ff),
+            windowed=copied(self.windowed),
+            cached=copied(self.cached),
+            stateful=copied(self.stateful),
+        )
 
 
 Rule = Callable[[Keys, Hparams], Hparams]

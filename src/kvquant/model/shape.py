@@ -35,7 +35,8 @@ class WindowKind(Enum):
 class LayerShape:
     """One layer of a model.
 
-    n_head: query heads. n_head_kv: KV heads, 0 in a layer without attention.
+    n_head: query heads. n_head_kv: KV heads, 0 in a layer without attention; should it count among the layers
+        with a cache all the same (deci), its cache has no bytes.
     head_dim_k, head_dim_v: values per KV head in K and in V.
     keeps_cache: whether the layer has K/V cells of its own. False for recurrent layers, for layers that read
         another layer's cache, and nearly always for nextn (MTP) layers, which serve a draft context only.
@@ -62,10 +63,10 @@ class LayerShape:
             value = getattr(self, name)
             if not 0 <= value <= MAX_WIDTH:
                 raise ShapeError(f"{name} is {value}; it must lie in 0..{MAX_WIDTH}")
-        if self.keeps_cache and not (self.n_head_kv and self.head_dim_k and self.head_dim_v):
+        if self.keeps_cache and not (self.head_dim_k and self.head_dim_v):
             raise ShapeError(
-                f"a layer with a cache has n_head_kv {self.n_head_kv}, head_dim_k {self.head_dim_k}, "
-                f"head_dim_v {self.head_dim_v}; all must be positive"
+                f"a layer with a cache has head_dim_k {self.head_dim_k} and head_dim_v {self.head_dim_v}; "
+                "both must be positive"
             )
         if self.keeps_cache and self.shares_with is not None:
             raise ShapeError("a layer that shares a cache cannot keep one of its own")

@@ -22,7 +22,7 @@ def memory_text(
     width: of the terminal, None for no limit.
     """
     blocks = [
-        f"{shape.name} ({shape.arch}), {types}, {options.n_ctx} tokens, {_sequences(options)}",
+        f"{shape.name} ({shape.arch}), {types}, {options.n_ctx} tokens, {options.sequences_text}",
         *([] if budget is None else [_budget_line(shape, options, budget)]),
         text(layer_table(shape, memory), width),
         *_comparison(shape, memory, options),
@@ -44,12 +44,6 @@ def layer_table(shape: ModelShape, memory: KVMemory) -> Table:
             )
         )
     return Table(("layer", "kv", "cells", "K", "bytes", "V", "bytes", ""), tuple(rows), words=(3, 5, 7))
-
-
-def _sequences(options: ContextOptions) -> str:
-    if options.n_parallel == 1:
-        return "1 sequence"
-    return f"{options.n_parallel} sequences in {'one buffer' if options.kv_unified else 'their own buffers'}"
 
 
 def _budget_line(shape: ModelShape, options: ContextOptions, n_bytes: int) -> str:

@@ -18,7 +18,7 @@ from kvquant.errors import ModelFileError
 from kvquant.evals.doctor.finding import Finding, Severity
 from kvquant.model.gguf_file import GgufModel
 from kvquant.model.gguf_header import TensorInfo
-from kvquant.policy import ResolvedPolicy
+from kvquant.policy import ResolvedPolicy, policy_from_layers
 
 OUTLIER_RATIO = 10.0
 LEAST_NORM = 100.0
@@ -81,14 +81,27 @@ def check_key_bias(norms: Mapping[int, float], policy: ResolvedPolicy | None, su
         f"the K bias of layer {_listed(layers)} has a norm of up to {largest:.0f}, the median is {usual:.0f}"
         ": K with fewer than 8 bits breaks there"
     )
-    fix = f"keep their K in q8_0 or f16: --layers {','.join(f'{layer}:k=q8_0' for layer in layers)}"
     if policy is None:
+        given = ",".join(f"{layer}:k=q8_0" for layer in layers)
+        fix = f"keep their K in q8_0 or f16 in any policy, as --policy {given} does"
         return [Finding(Severity.WARNING, subject, what, fix)]
     coarse = [r.layer for r in policy.layers if r.layer in layers and r.k_type in COARSE_TYPES]
     if coarse:
         what += f"; the policy does that in layer {_listed(coarse)}"
-        return [Finding(Severity.FIX, subject, what, fix)]
+        return [
+            Finding(Severity.FIX, subject, what, f"keep K in q8_0 there: --policy {_kept(policy, coarse)}")
+        ]
     return [Finding(Severity.NOTE, subject, what + "; the policy does not do that")]
+
+
+def _kept(policy: ResolvedPolicy, layers: list[int]) -> str:
+    """The same policy with K in q8_0 in ``layers``, as text."""
+    return str(
+        policy_from_layers(
+            (entry.layer, "q8_0" if entry.layer in layers else entry.k_type, entry.v_type)
+            for entry in policy.layers
+        )
+    )
 
 
 def _decoded(data: bytes, type_name: str) -> npt.NDArray[np.float64]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from kvquant.errors import FormatError
 from kvquant.evals.doctor.finding import Finding, Severity
 from kvquant.evals.doctor.key_bias import COARSE_TYPES
 from kvquant.llama.state import GGML_TYPE_NAMES
+from kvquant.memory import check_types
 from kvquant.model.shape import ModelShape
 from kvquant.policy import ResolvedPolicy
 
 _RUNNABLE = frozenset(GGML_TYPE_NAMES.values())
-_ROTATED_MULTIPLE = 64
-"""llama.cpp rotates quantized K and V whose head dim is a multiple of this; llama_kv_cache's constructor in
-src/llama-kv-cache.cpp at the pin."""
+TYPES = "types"
+"""The subject of a finding about types that cannot run on a model at all."""
 
 _TILED = (("f16", "f16"), ("f32", "f32"))
 """(K, V) types that the tiled CPU flash attention of the pin takes; ggml/src/ggml-cpu/ops.cpp. The patch
 0004-kv-attention has no such list."""
 
 
-def check_policy(shape: ModelShape, policy: ResolvedPolicy) -> list[Finding]:
-    """Find what a policy does to this model that its author may not expect."""
+def check_policy(shape: ModelShape, policy: ResolvedPolicy, unrotated: Sequence[str] = ()) -> list[Finding]:
+    """Find what a policy does to this model that its author may not expect.
+
+    unrotated: what is to be said about layers stored without rotation (`kvquant.memory.not_rotated`).
+    """
     findings = [
         Finding(
             Severity.WARNING, "policy", str(warning).removeprefix("policy: "), "see kvquant policy --help"
@@ -31,18 +37,15 @@ def check_policy(shape: ModelShape, policy: ResolvedPolicy) -> list[Finding]:
     if unknown:
         what = f"llama.cpp has no cache of type {', '.join(unknown)}: it can be analysed and not run"
         findings.append(Finding(Severity.FIX, "policy", what, f"use one of {', '.join(sorted(_RUNNABLE))}"))
-    unrotated = [
-        layer.layer
-        for layer in policy.layers
-        if layer.k_type in COARSE_TYPES and shape.layers[layer.layer].head_dim_k % _ROTATED_MULTIPLE
-    ]
-    if unrotated:
-        head_dim = shape.layers[unrotated[0]].head_dim_k
-        what = (
-            f"K has fewer than 8 bits in {len(unrotated)} layers whose head dim, {head_dim}, is no multiple "
-            f"of {_ROTATED_MULTIPLE}: llama.cpp does not rotate it, and outlier channels spoil it"
-        )
-        findings.append(Finding(Severity.WARNING, "policy", what, "use q8_0 for K"))
+    try:
+        check_types(shape, policy)
+    except FormatError as error:
+        what, _, fix = str(error).rpartition("; ")
+        return [*findings, Finding(Severity.FIX, TYPES, what, fix)]
+    for line in unrotated:
+        coarse = any({layer.k_type, layer.v_type} & set(COARSE_TYPES) for layer in policy.layers)
+        severity, fix = (Severity.WARNING, "use q8_0 or f16 there") if coarse else (Severity.NOTE, "")
+        findings.append(Finding(severity, "policy", line, fix))
     slow = [layer for layer in policy.layers if _is_slow(layer.k_type, layer.v_type)]
     if slow:
         what = (

@@ -14,8 +14,7 @@ from kvquant.evals.validation.records import Records
 from kvquant.files import write_atomic
 from kvquant.llama.build import BuildInfo, read_info
 from kvquant.memory import ContextOptions, memory_of
-from kvquant.model.architectures import shape_of
-from kvquant.model.gguf_file import GgufModel, open_model
+from kvquant.model.gguf_file import GgufModel
 from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, ResolvedPolicy, parse_policy, preset_text
 from kvquant.reference.tasks import Size, Split, held_out_documents
@@ -27,11 +26,11 @@ BASELINE = "*:f16"
 
 @dataclass(frozen=True)
 class PlannedPolicy:
-    """A policy as it is shown, as it was read, and layer by layer for this model."""
+    """A policy as it is shown, as it was read, and layer by layer for this model, None without a shape."""
 
     label: str
     policy: Policy
-    resolved: ResolvedPolicy
+    resolved: ResolvedPolicy | None
 
     @property
     def text(self) -> str:
@@ -82,7 +81,7 @@ class Plan:
     build: BuildInfo | None
     model: Path
     model_file: ModelFile
-    shape: ModelShape
+    shape: ModelShape | None
     suite: Suite
     samples: tuple[Sample, ...]
     settings: Settings
@@ -95,10 +94,16 @@ class Plan:
 
 
 def make_plan(
-    programs: Path, model: Path, suite: Suite, policy_texts: Sequence[str], settings: Settings
+    programs: Path,
+    model: GgufModel,
+    shape: ModelShape | None,
+    suite: Suite,
+    policy_texts: Sequence[str],
+    settings: Settings,
 ) -> Plan:
     """Check everything that can be checked before anything runs.
 
+    shape: None where the memory of the architecture is not known; policies are then llama-server's to check.
     Raises KVQuantError, one line, for programs, a model file or a policy that will not do.
     """
     for name in _programs_needed(suite):
@@ -106,9 +111,6 @@ def make_plan(
             raise LlamaError(f"there is no {name} in {programs}; kvquant llama build makes one")
     if suite.parts.divergence is not None:
         check_text(suite.parts.divergence)
-    opened = open_model(model)
-    opened.require_loadable()
-    shape = shape_of(opened)
     options = ContextOptions(settings.n_ctx, 1)
     policies = [planned_policy(text, shape, options) for text in policy_texts]
     texts = [policy.text for policy in policies]
@@ -120,8 +122,8 @@ def make_plan(
     return Plan(
         programs=programs,
         build=read_info(programs.parent),
-        model=model,
-        model_file=_model_file(opened, shape),
+        model=model.path,
+        model_file=_model_file(model),
         shape=shape,
         suite=suite,
         samples=tuple(samples(suite, settings.n, settings.seed)) if suite.tests else (),
@@ -130,9 +132,11 @@ def make_plan(
     )
 
 
-def planned_policy(text: str, shape: ModelShape, options: ContextOptions) -> PlannedPolicy:
+def planned_policy(text: str, shape: ModelShape | None, options: ContextOptions) -> PlannedPolicy:
     """Read a policy and fit it to a model. Raises PolicyError or another KVQuantError, one line."""
     policy = parse_policy(text)
+    if shape is None:
+        return PlannedPolicy(_label(text, policy), policy, None)
     resolved = policy.resolve(shape)
     missing = memory_of(shape, resolved, options).not_runnable
     if missing:
@@ -160,8 +164,8 @@ def _programs_needed(suite: Suite) -> list[str]:
     return [name for name, is_needed in needed.items() if is_needed]
 
 
-def _model_file(model: GgufModel, shape: ModelShape) -> ModelFile:
-    return ModelFile(shape.name, model.sha256(), model.n_bytes, shape.arch, shape.n_layer)
+def _model_file(model: GgufModel) -> ModelFile:
+    return ModelFile(model.name, model.sha256(), model.n_bytes, model.arch, model.n_layer)
 
 
 MOST_PAIRS = 64

@@ -1,4 +1,4 @@
-"""Architectures that mix attention with recurrent layers.
+"""Architectures with recurrent layers, alone or beside attention.
 
 Which layers are recurrent is load_arch_hparams in src/models/<arch>.cpp; which of them get cells and which a
 state are the layer filters of llama_model::create_memory (src/llama-model.cpp); what the state holds is
@@ -43,25 +43,74 @@ def _ssm_state(keys: Keys, *, groups: bool = True) -> RecurrentState:
     return RecurrentState(max(conv - 1, 0) * (inner + 2 * n_group * state), state * inner)
 
 
+def _taps(keys: Keys, otherwise: int) -> int:
+    """Tokens a convolution looks back."""
+    conv = keys.u32("ssm.conv_kernel")
+    return conv - 1 if conv else otherwise
+
+
 def mamba_hybrid(*, groups: bool) -> Rule:
     """Layers without KV heads are Mamba layers, the others attention layers."""
     return lambda keys, hparams: _split(hparams, _without_kv_heads(hparams), _ssm_state(keys, groups=groups))
 
 
-def gated_delta_net(keys: Keys, hparams: Hparams) -> Hparams:
-    """One attention layer in every four, unless the file gives an interval or lists the recurrent layers."""
+def _recurrent_but_one_in(keys: Keys, hparams: Hparams, interval: int) -> tuple[bool, ...]:
+    """One attention layer in ``interval``, unless the file gives another or lists the recurrent layers."""
     listed = "attention.recurrent_layers"
     if keys.has(listed):
-        recurrent = tuple(bool(item) for item in keys.per_layer(listed, hparams.n_layer_all))
-    else:
-        interval = keys.u32("full_attention_interval", 4)
-        if interval == 0:
-            keys.fail("full_attention_interval is 0; it must be at least 1")
-        recurrent = tuple(
-            in_trunk and (il + 1) % interval != 0 for il, in_trunk in enumerate(_trunk(hparams))
-        )
-    split = _split(hparams, recurrent, _ssm_state(keys))
+        return tuple(bool(item) for item in keys.per_layer(listed, hparams.n_layer_all))
+    interval = keys.u32("full_attention_interval", interval)
+    if interval == 0:
+        keys.fail("full_attention_interval is 0; it must be at least 1")
+    return tuple(in_trunk and (il + 1) % interval != 0 for il, in_trunk in enumerate(_trunk(hparams)))
+
+
+def gated_delta_net(keys: Keys, hparams: Hparams) -> Hparams:
+    """Three of four layers, unless the file says otherwise; nextn layers have nothing."""
+    split = _split(hparams, _recurrent_but_one_in(keys, hparams, 4), _ssm_state(keys))
     return replace(split, cached=_both(split.cached, _trunk(hparams)))
+
+
+def minimax_01(keys: Keys, hparams: Hparams) -> Hparams:
+    """Linear attention in seven of eight layers, unless the file says otherwise."""
+    state = RecurrentState(0, hparams.head_dim_k**2 * hparams.n_head[0])
+    split = _split(hparams, _recurrent_but_one_in(keys, hparams, 8), state)
+    return replace(split, cached=_both(split.cached, _trunk(hparams)))
+
+
+def kimi_delta(keys: Keys, hparams: Hparams) -> Hparams:
+    """Layers without KV heads are Kimi delta attention (KDA), the others latent attention."""
+    n_head, head_dim = hparams.n_head[0], keys.u32("kda.head_dim")
+    # Both MLA head dims are required here.
+    mla = all((keys.u32("attention.key_length_mla"), keys.u32("attention.value_length_mla")))
+    n_conv = 3 * _taps(keys, otherwise=3) * n_head * head_dim
+    state = RecurrentState(n_conv, head_dim**2 * n_head)
+    return replace(_split(hparams, _without_kv_heads(hparams), state), mla=mla)
+
+
+def plamo2(keys: Keys, hparams: Hparams) -> Hparams:
+    """Mamba layers without KV heads; the head dims are read even where layer 0 has no heads."""
+    split = _split(hparams, _without_kv_heads(hparams), _ssm_state(keys))
+    head_dim_k = keys.u32("attention.key_length", hparams.head_dim_k)
+    return replace(
+        split, head_dim_k=head_dim_k, head_dim_v=keys.u32("attention.value_length", hparams.head_dim_v)
+    )
+
+
+def mamba(*, groups: bool) -> Rule:
+    """Every layer keeps a state and nothing else."""
+    return lambda keys, hparams: _all_recurrent(hparams, _ssm_state(keys, groups=groups))
+
+
+def rwkv(keys: Keys, hparams: Hparams) -> Hparams:
+    """Every layer keeps the last tokens and a matrix for each head."""
+    n_shift, head_size = keys.u32("token_shift_count", 2), keys.u32("wkv.head_size")
+    return _all_recurrent(hparams, RecurrentState(n_shift * hparams.n_embd, hparams.n_embd * head_size))
+
+
+def _all_recurrent(hparams: Hparams, state: RecurrentState) -> Hparams:
+    none = (False,) * hparams.n_layer_all
+    return replace(hparams, cached=none, stateful=_trunk(hparams), state=state)
 
 
 def lfm2(keys: Keys, hparams: Hparams) -> Hparams:
@@ -90,13 +139,19 @@ def nemotron_h(keys: Keys, hparams: Hparams) -> Hparams:
 
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("arwkv7", "rwkv6", "rwkv6qwen2", "rwkv7"), rwkv),
+    **dict.fromkeys(("bailingmoe3", "kimi-k3", "kimi-linear"), kimi_delta),
     "falcon-h1": falcon_h1,
     "granitehybrid": mamba_hybrid(groups=True),
     "jamba": mamba_hybrid(groups=False),
     "lfm2": lfm2,
     "lfm2moe": lfm2,
+    "mamba": mamba(groups=False),
+    "mamba2": mamba(groups=True),
+    "minimax-01": minimax_01,
     "nemotron_h": nemotron_h,
     "nemotron_h_moe": nemotron_h,
+    "plamo2": plamo2,
     "qwen35": gated_delta_net,
     "qwen35moe": gated_delta_net,
     "qwen3next": gated_delta_net,

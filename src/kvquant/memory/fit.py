@@ -1,0 +1,116 @@
+"""Whether a policy's types fit a model's heads: what cannot run at all, and what runs without rotation.
+
+Sources at the pin: llama_init_from_model (src/llama-context.cpp) for the blocks, the constructor of
+llama_kv_cache (src/llama-kv-cache.cpp) for the rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kvquant.errors import FormatError
+from kvquant.formats.base import BlockFormat
+from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.model.shape import ModelShape
+from kvquant.policy import ResolvedLayer, ResolvedPolicy
+
+NOT_QUANTIZED = ("f32", "f16", "bf16")
+
+ROTATED_MULTIPLE = 64
+"""llama.cpp rotates quantized K and V of heads whose values are a multiple of this."""
+
+
+def check_types(shape: ModelShape, policy: ResolvedPolicy) -> None:
+    """Raise FormatError, one line for every command, where a cache type's block does not divide a head."""
+    for side in "KV":
+        entries = [
+            entry for entry in policy.layers if not _fits(_type(entry, side), _head_dim(shape, entry, side))
+        ]
+        if not entries:
+            continue
+        head_dim = _head_dim(shape, entries[0], side)
+        alike = [entry for entry in entries if _head_dim(shape, entry, side) == head_dim]
+        names = sorted({_type(entry, side) for entry in alike})
+        block = _block(names[0])
+        usable = [name for name in CACHE_TYPES if _fits(name, head_dim)]
+        layer = shape.layers[alike[0].layer]
+        what = "this model's cache" if layer.head_dim_k == layer.head_dim_v else f"{side} of this model"
+        raise FormatError(
+            f"{layers_text(entry.layer for entry in alike)}: blocks of {block} values ({', '.join(names)}) "
+            f"do not divide heads of {head_dim}, so {what} can only be {_listed(usable)}; use one of these"
+        )
+
+
+def not_rotated(shape: ModelShape, policy: ResolvedPolicy, *, disabled: bool = False) -> str:
+    """Say, in one line, which quantized layers llama.cpp stores without rotation; "" where there are none.
+
+    disabled: whether LLAMA_ATTN_ROT_DISABLE switches rotation off.
+    """
+    sides = {side: _unrotated(shape, policy, side, disabled=disabled) for side in "KV"}
+    found = [side for side in sides if sides[side]]
+    if not found:
+        return ""
+    entries = sorted({*sides["K"], *sides["V"]}, key=lambda entry: entry.layer)
+    dims = sorted({_head_dim(shape, entry, side) for side in found for entry in sides[side]})
+    reason = f"heads of {_listed(dims)} values are not rotated (no multiple of {ROTATED_MULTIPLE}, or mixed)"
+    if disabled:
+        reason = "LLAMA_ATTN_ROT_DISABLE is set"
+    return (
+        f"{layers_text(entry.layer for entry in entries)}: quantized {' and '.join(found)} stored without "
+        f"rotation, {reason}: outliers cost more there"
+    )
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """Layers as people write them: "layer 3", "layers 0-3, 7"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    parts = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs]
+    one = len(runs) == 1 and runs[0][0] == runs[0][1]
+    return f"layer{'' if one else 's'} {', '.join(parts)}"
+
+
+def _unrotated(
+    shape: ModelShape, policy: ResolvedPolicy, side: str, *, disabled: bool
+) -> Sequence[ResolvedLayer]:
+    """The quantized layers that are not rotated. A cache rotates all its quantized layers or none."""
+    if side == "V" and shape.mla:
+        return ()
+    found: list[ResolvedLayer] = []
+    for windowed in (False, True):
+        cache = [entry for entry in policy.layers if (shape.layers[entry.layer].window > 0) is windowed]
+        dims = {_head_dim(shape, entry, side) for entry in cache}
+        # llama.cpp looks at the head dim of the model's first layer, whichever cache that is in.
+        first = shape.layers[0].head_dim_k if side == "K" else shape.layers[0].head_dim_v
+        rotates = len(dims) == 1 and (first or max(dims)) % ROTATED_MULTIPLE == 0 and not disabled
+        if not rotates:
+            found += [entry for entry in cache if _type(entry, side) not in NOT_QUANTIZED]
+    return [entry for entry in found if shape.layers[entry.layer].n_head_kv]
+
+
+def _type(entry: ResolvedLayer, side: str) -> str:
+    return entry.k_type if side == "K" else entry.v_type
+
+
+def _head_dim(shape: ModelShape, entry: ResolvedLayer, side: str) -> int:
+    layer = shape.layers[entry.layer]
+    return layer.head_dim_k if side == "K" else layer.head_dim_v
+
+
+def _fits(type_name: str, head_dim: int) -> bool:
+    """Whether llama.cpp takes the type for such heads; what it has no cache for is not its concern."""
+    return type_name not in CACHE_TYPES or head_dim % _block(type_name) == 0
+
+
+def _block(type_name: str) -> int:
+    found = get_format(type_name)
+    return found.block_size if isinstance(found, BlockFormat) else 1
+
+
+def _listed(items: Sequence[object]) -> str:
+    *first, last = [str(item) for item in items]
+    return f"{', '.join(first)} or {last}" if first else last
