@@ -334,6 +334,15 @@ def test_blocks(tokens: list[TokenDivergence]) -> None:
         assert starts == chunk_starts
 
 
+def test_a_last_chunk_of_few_tokens_costs_no_interval() -> None:
+    made = [
+        token(position, chunk=chunk) for chunk, n in ((0, 255), (1, 255), (2, 2)) for position in range(n)
+    ]
+    starts = block_starts(made)
+    assert len(starts) == 17 and starts[8] == 255 and starts[-1] == 510
+    assert block_starts(made[:100]) == [part * 100 // 12 for part in range(12)]
+
+
 def _changed(**changes: Any) -> Summarize:
     def summarize(tokens: Sequence[TokenDivergence]) -> DivergenceSummary | None:
         found = summarize_divergence(tokens)

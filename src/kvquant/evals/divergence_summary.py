@@ -99,13 +99,20 @@ def summarize_divergence(tokens: Sequence[TokenDivergence]) -> DivergenceSummary
 
 
 def block_starts(tokens: Sequence[TokenDivergence]) -> list[int]:
-    """Return the index of each block's first token: a block is a chunk, or one of equal parts of a chunk."""
+    """Return the index of each block's first token: a block is a chunk, or one of equal parts of a chunk.
+
+    Chunks are cut into as few parts as give LEAST_BLOCKS in all, or as many as there are when they do not.
+    """
     lengths = [len(list(chunk)) for _, chunk in groupby(tokens, lambda token: (token.document, token.chunk))]
-    n_parts = math.ceil(LEAST_BLOCKS / len(lengths))
+    most = max(1, max(lengths) // LEAST_LENGTH)
+    for n_parts in range(1, most + 1):
+        # A short chunk, such as the last one, has no room for as many.
+        counts = [max(1, min(n_parts, length // LEAST_LENGTH)) for length in lengths]
+        if sum(counts) >= LEAST_BLOCKS:
+            break
     starts, first = [], 0
-    for length in lengths:
-        n_here = max(1, min(n_parts, length // LEAST_LENGTH))
-        starts += [first + part * length // n_here for part in range(n_here)]
+    for length, count in zip(lengths, counts, strict=True):
+        starts += [first + part * length // count for part in range(count)]
         first += length
     return starts
 
