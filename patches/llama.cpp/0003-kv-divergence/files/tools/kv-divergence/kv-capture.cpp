@@ -134,7 +134,8 @@ public:
     }
 
     void append(const std::vector<float> & values) {
-        if (fwrite(values.data(), sizeof(float), values.size(), file.get()) != values.size()) {
+        // a batch may hold no position that is wanted
+        if (!values.empty() && fwrite(values.data(), sizeof(float), values.size(), file.get()) != values.size()) {
             fail();
         }
     }
