@@ -98,6 +98,12 @@ standard: $(VENV)/run.stamp ## Validate six policies on the reference model; goe
 		--policy q8_0 --policy q4_0 --policy hybrid --policy k8v4 --policy 0-10:q4_0,11-31:q8_0 --out runs/standard
 	$(BIN)/kvquant report runs/standard --html runs/standard/report.html
 
+.PHONY: real
+real: $(VENV)/run.stamp ## Measure policies on real language models, for hours; goes on where it stopped
+	text=$$($(BIN)/kvquant texts get prose) && \
+		$(BIN)/python tools/real_models.py measure --text "$$text" \
+		--programs "$$($(BIN)/kvquant llama build --jobs $(JOBS))"
+
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
 SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-attention-op
 SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer
