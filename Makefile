@@ -61,11 +61,12 @@ llama: $(VENV)/run.stamp ## Fetch, patch and build llama.cpp for this machine
 
 .PHONY: export
 export: $(VENV)/run.stamp ## Write the patches as diffs for the pinned tree
-	$(BIN)/kvquant patch export --source "$$($(BIN)/kvquant llama fetch)" --out patches/llama.cpp
+	$(BIN)/kvquant patch export --source "$$($(BIN)/kvquant llama fetch)" --out patches/llama.cpp --surroundings
 
-.PHONY: matrix
-matrix: $(VENV)/run.stamp ## Hold the patches to every pinned tree: apply, export, build, run
-	$(BIN)/python tools/patch_matrix.py --jobs $(JOBS) --out benchmarks/results/patch-matrix.json
+.PHONY: walk
+walk: $(VENV)/run.stamp ## Hold the patches to the range of llama.cpp tags in PIN; builds and runs five of them
+	$(BIN)/python tools/walk_tags.py --jobs $(JOBS) --out benchmarks/results/patch-range.json \
+		$(foreach tag,b9093 b9637 b10142 b10724 b11434,--compile $(tag) --build $(tag))
 
 .PHONY: archs
 archs: $(VENV)/run.stamp ## Hold every architecture upstream's tests can make to its results without a policy

@@ -27,6 +27,7 @@ purpose = "Types per layer."
 
 [[edit]]
 id = "include"
+why = "Because of include."
 file = "src/context.cpp"
 find = '''
 #include "llama-impl.h"
@@ -38,6 +39,7 @@ text = '''
 
 [[edit]]
 id = "second-return"
+why = "Because of second-return."
 file = "src/context.cpp"
 find = "return 1;"
 after = "static int two() {"
@@ -46,6 +48,7 @@ text = "return layers(2);"
 
 [[edit]]
 id = "types"
+why = "Because of types."
 file = "src/cache.cpp"
 find = "new_tensor(ctx, type_"
 count = 2

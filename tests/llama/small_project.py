@@ -35,6 +35,7 @@ RECIPE = """
 purpose = "Take the flag."
 [[edit]]
 id = "usage"
+why = "Because of usage."
 file = "server.cpp"
 find = "usage: --model FILE"
 action = "insert-after"

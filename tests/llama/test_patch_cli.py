@@ -92,3 +92,31 @@ def test_bad_input_gets_one_line(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert message in done.stderr
     assert kvquant("patch", "check").returncode == 2
+
+
+def test_status_of_a_tree_that_was_put_back_or_patched_by_hand(tree: Path) -> None:
+    before = snapshot(tree)
+    patch("apply", tree)
+    (tree / "src/cache.cpp").write_bytes(CACHE)
+    assert patch("status", tree).stdout == "0001-layers: applied\nput back since: src/cache.cpp\n"
+    assert patch("apply", tree).returncode == 0
+    assert patch("status", tree).stdout == "0001-layers: applied\n"
+    patch("revert", tree)
+    assert snapshot(tree) == before
+    diff = patch("export", tree).stdout
+    subprocess.run(["git", "apply", "-"], cwd=tree, input=diff, text=True, check=True)
+    status = patch("status", tree)
+    assert status.stdout.startswith("0001-layers: applied by other means")
+    assert "git apply --reverse" in status.stderr
+    subprocess.run(["git", "apply", "--reverse", "-"], cwd=tree, input=diff, text=True, check=True)
+    assert patch("status", tree).stdout == "0001-layers: not applied\n"
+
+
+def test_changes_of_ones_own_can_be_kept(tree: Path) -> None:
+    patch("apply", tree)
+    (tree / "src/cache.cpp").write_bytes(b"int mine;\n")
+    refused = patch("revert", tree)
+    assert refused.returncode == 1 and "--keep-changed" in refused.stderr
+    kept = patch("revert", tree, "--keep-changed")
+    assert kept.stdout.splitlines() == ["src/context.cpp", "src/layers/layers.h"]
+    assert (tree / "src/cache.cpp").read_bytes() == b"int mine;\n"

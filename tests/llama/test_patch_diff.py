@@ -14,6 +14,7 @@ from kvquant.llama.fetch import default_dest
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.plan import FileChange, PatchPlan, make_plan
 from kvquant.llama.patching.recipe import Patch, load_series
+from kvquant.llama.patching.surroundings import load_surroundings, surroundings_of
 from kvquant.llama.patching.transaction import apply_series, plan_tree
 from kvquant.llama.pin import load_pin
 from kvquant.llama.tree import read_file
@@ -93,3 +94,5 @@ def test_the_committed_diffs_are_those_of_the_pinned_tree() -> None:
     assert {path.name for path in patches.glob("*.patch")} == set(expected)
     for name, diff in expected.items():
         assert (patches / name).read_bytes() == diff, f"{name} is stale; run: make export"
+    known = surroundings_of(plan, lambda path: read_file(tree, path), load_pin(patches).tag)
+    assert load_surroundings(patches) == known, "surroundings.json is stale; run: make export"

@@ -16,7 +16,7 @@ def edit_of(
     find: str, text: str, *, action: str = "replace", count: int = 1, after: str | None = None, **more: object
 ) -> Edit:
     anchor = Anchor(find, count, action, text, after)  # type: ignore[arg-type]
-    return Edit("e", str(more.get("file", "f")), (anchor,), more.get("when"))  # type: ignore[arg-type]
+    return Edit("e", "why", str(more.get("file", "f")), (anchor,), more.get("when"))  # type: ignore[arg-type]
 
 
 def plan_of(files: dict[str, bytes], *edits: Edit, new: tuple[NewFile, ...] = ()) -> Plan:
@@ -117,7 +117,7 @@ def test_a_missing_file_is_said() -> None:
 
 def test_exactly_one_variant_must_match() -> None:
     anchors = (Anchor("a", 1, "replace", "A", None), Anchor("b", 1, "replace", "B", None))
-    edit = Edit("e", "f", anchors, None)
+    edit = Edit("e", "why", "f", anchors, None)
     assert plan_of({"f": b"-b-"}, edit).changes[0].after == b"-B-"
     assert only(plan_of({"f": b"ab"}, edit)).reason == "2 of its 2 variants match; exactly one must"
     reason = "variant 1: anchor found 0 times, wanted 1; variant 2: anchor found 0 times, wanted 1"

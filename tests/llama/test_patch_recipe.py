@@ -15,6 +15,7 @@ MINIMAL = """
 purpose = "p"
 [[edit]]
 id = "a"
+why = "w"
 file = "src/a.cpp"
 find = "x"
 action = "replace"
@@ -36,6 +37,7 @@ def test_variants_take_what_they_do_not_name_from_their_edit(tmp_path: Path) -> 
 purpose = "p"
 [[edit]]
 id = "a"
+why = "w"
 file = "src/a.cpp"
 action = "replace"
 text = "new"
@@ -141,4 +143,4 @@ def test_the_digest_covers_recipes_and_new_files(tmp_path: Path) -> None:
 def test_the_committed_series_is_well_formed() -> None:
     series = load_series(patches_folder())
     assert series.patches
-    assert all(patch.edits and patch.purpose.strip() for patch in series.patches)
+    assert all((patch.edits or patch.new_files) and patch.purpose.strip() for patch in series.patches)

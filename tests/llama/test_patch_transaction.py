@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import subprocess
@@ -21,6 +22,7 @@ from kvquant.llama.patching.transaction import (
     load_state,
     plan_tree,
     read_pristine,
+    restored_files,
     revert_series,
 )
 from kvquant.llama.tree import read_file
@@ -96,8 +98,11 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     assert snapshot(root) == before
 
 
-@pytest.mark.parametrize("path", ["src/cache.cpp", "src/layers/layers.h"])
-@pytest.mark.parametrize("change", [b"int mine;\n", None])
+# An added file that was deleted is one put back, see below.
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [("src/cache.cpp", b"int mine;\n"), ("src/cache.cpp", None), ("src/layers/layers.h", b"int mine;\n")],
+)
 def test_changes_since_are_never_lost(tmp_path: Path, path: str, change: bytes | None) -> None:
     root, series = make_tree(tmp_path / "tree"), make_series(tmp_path / "patches")
     apply_series(series, root)
@@ -335,3 +340,54 @@ def test_a_file_that_changes_while_the_patch_is_computed_is_noticed(
     with pytest.raises(PatchError, match="changed while the patch was computed"):
         apply_series(series, root)
     assert snapshot(root) == before
+
+
+#: What somebody may do to each file of a patched tree: nothing, git checkout, their own edit, deletion.
+FATES = ("patched", "original", "own", "gone")
+
+
+def put(root: Path, path: str, fate: str, before: dict[str, Entry]) -> None:
+    """Bring one file of a patched tree to its fate."""
+    if fate == "own":
+        (root / path).write_bytes(b"int mine;\n")
+    elif fate == "gone" or (fate == "original" and path not in before):
+        (root / path).unlink()
+    elif fate == "original":
+        (root / path).write_bytes(before[path].content or b"")
+
+
+@pytest.mark.parametrize("fates", list(itertools.product(FATES, repeat=3)), ids="-".join)
+def test_whatever_became_of_a_patched_tree_there_is_a_way_out(tmp_path: Path, fates: tuple[str, ...]) -> None:
+    root, series = make_tree(tmp_path / "tree"), make_series(tmp_path / "patches")
+    before = snapshot(root)
+    paths = apply_series(series, root)
+    for path, fate in zip(paths, fates, strict=True):
+        put(root, path, fate, before)
+    state = load_state(root)
+    assert state is not None
+    changed = {
+        path
+        for path, fate in zip(paths, fates, strict=True)
+        if fate == "own" or (fate == "gone" and path in before)
+    }
+    assert set(changed_files(root, state)) == changed
+    damaged = snapshot(root)
+    if changed:
+        for command in (lambda: apply_series(series, root), lambda: revert_series(root)):
+            with pytest.raises(PatchError, match="revert --keep-changed"):
+                command()
+            assert snapshot(root) == damaged
+        assert set(revert_series(root, keep_changed=True)) == set(paths) - changed
+        after = snapshot(root)
+        assert ".kvquant" not in after
+        for path in set(paths) - changed:
+            assert after.get(path) == before.get(path)
+        for path in changed:
+            assert after.get(path) == damaged.get(path)
+    else:
+        restored = any(fate != "patched" for fate in fates)
+        assert bool(restored_files(root, state)) is restored
+        assert apply_series(series, root) == (paths if restored else ())
+        assert changed_files(root, state) == restored_files(root, state) == ()
+        revert_series(root)
+        assert snapshot(root) == before

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvquant.shipped import checkout_root
+from kvquant.llama.pin import load_pin
+from kvquant.shipped import checkout_root, patches_folder
 
 ROOT = checkout_root() or Path()
 
@@ -36,21 +37,28 @@ def test_the_rk3588_record() -> None:
         assert f"| {run['arch']} | `{run['policy']}` | {run['n_bytes']:,} | yes | {tokens} |" in text
 
 
-def test_the_patch_matrix_record() -> None:
-    made, text = record("patch-matrix.json"), document("patching.md")
-    assert len(made["trees"]) == 4
-    assert f"`{made['series_digest'][:12]}`" in text
-    for row in made["trees"]:
-        fitting = f"{row['edits'] - row['skipped']} | {row['skipped']} | yes | yes"
-        built = ", ".join(row["built"]) or "not run"
-        assert f"| {row['sdist']} | `{row['commit'][:12]}` | {fitting} | {built} |" in text
-        proven = (row["drifted"], row["git_applies"], row["same_as_apply"], row["reverts"])
-        assert proven == (0, True, True, True)
-        if row["built"]:
-            assert {"llama-server", "llama-bench"} <= set(row["built"])
-            assert row["kv_layers"]
-            assert row["vectors_hold"]
-            assert row["serves_mixed"]
+def test_the_record_of_the_walk() -> None:
+    made, text = record("patch-range.json"), document("patching.md")
+    pin = load_pin(patches_folder())
+    assert (made["oldest"], made["newest"]) == (pin.range.oldest, pin.range.newest)
+    assert made["walked"] == str(pin.range.walked)
+    assert f"**{pin.range.oldest} to {pin.range.newest}**, last walked on {pin.range.walked}" in text
+    rows = {row["tag"]: row for row in made["tags"]}
+    assert len(rows) >= 40
+    assert {pin.range.oldest, pin.range.newest, pin.tag} <= set(rows)
+    assert f"{len(rows)} of the {made['n_known']} tags that come as source distributions" in text
+    for tag, row in rows.items():
+        assert row["sha256"] == pin.tags[tag]
+        assert not row["failures"]
+        assert row["git_applies"] and row["same_as_apply"] and row["reverts"]
+    for edge in made["edges"]:
+        assert f"| {edge['before']} | {edge['tag']} |" in text
+        assert rows[edge["before"]] and rows[edge["tag"]]
+    assert f"series `{made['series_digest'][:12]}`" in text
+    for row in made["compiled"]:
+        assert row["broken"] == []
+    for row in made["built"]:
+        assert row["kv_layers"] and row["vectors_hold"] and row["serves_mixed"]
 
 
 def test_the_sanitizer_record() -> None:
@@ -59,7 +67,7 @@ def test_the_sanitizer_record() -> None:
     assert made["tests"].strip("= ") in text
 
 
-@pytest.mark.parametrize("name", ["rk3588.json", "patch-matrix.json", "sanitize.json"])
+@pytest.mark.parametrize("name", ["rk3588.json", "patch-range.json", "sanitize.json"])
 def test_records_name_no_folder_of_the_machine_they_were_made_on(name: str) -> None:
     text = json.dumps(record(name))
     assert not any(part in text for part in ('"/home', '"/root', '"/work', '"/tmp'))

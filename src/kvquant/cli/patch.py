@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 
-from kvquant.errors import CheckFailed
+from kvquant.documents import write_json
+from kvquant.errors import CheckFailed, UsageError
 from kvquant.files import write_atomic
+from kvquant.llama.fetch import fetch_tree
 from kvquant.llama.patching.diff import export_patch
-from kvquant.llama.patching.plan import Outcome
-from kvquant.llama.patching.recipe import Series, load_series
+from kvquant.llama.patching.explain import Explainer
+from kvquant.llama.patching.merge import merge_plan, merged_diff
+from kvquant.llama.patching.plan import Plan
+from kvquant.llama.patching.recipe import Patch, Series, load_series
+from kvquant.llama.patching.surroundings import FILE as SURROUNDINGS
+from kvquant.llama.patching.surroundings import load_surroundings, surroundings_of
 from kvquant.llama.patching.transaction import (
     apply_series,
     changed_files,
     exclusive,
     load_state,
     plan_tree,
+    read_pristine,
+    restored_files,
     revert_series,
 )
-from kvquant.llama.tree import open_tree
+from kvquant.llama.pin import load_pin
+from kvquant.llama.tree import open_tree, read_file
+from kvquant.llama.workspace import tree_commit, tree_tag
 from kvquant.shipped import patches_folder
 
 source_option = click.option(
@@ -54,21 +65,22 @@ def patch() -> None:
 def check(source: Path, patches: Path | None) -> None:
     """Say where every edit goes, or which one does not fit and why.
 
-    Changes nothing; exit code 3 when an edit does not fit. A patched tree is checked as it was before.
+    Changes nothing; exit code 3 when an edit does not fit, with its purpose and what changed around its place
+    since the last tree that fits. A patched tree is checked as it was before.
 
     \b
     Example:
       kvquant patch check --source ~/llama.cpp
     """
-    root, series = open_tree(source), _series(patches)
-    with exclusive(root) as recovered:
-        _say_recovered(recovered)
-        plan = plan_tree(series, root)
+    root, plan, explainer = _examine(source, patches)
     for outcome in plan.outcomes:
-        click.echo("\n".join(_outcome_lines(outcome)))
+        click.echo("\n".join(explainer.outcome_lines(plan.series, outcome)))
     if plan.failures:
+        where = explainer.range_line()
         raise CheckFailed(
-            f"{len(plan.failures)} of {len(plan.outcomes)} edits do not fit {root}; see the lines with fails"
+            f"{len(plan.failures)} of {len(plan.outcomes)} edits do not fit {root}"
+            + (f"; {where}" if where else "")
+            + f"; next: kvquant patch merge --source {root}, kvquant patch issue --source {root}"
         )
     click.echo(f"{len(plan.outcomes)} edits of {len(plan.patches)} patches fit {root}", err=True)
 
@@ -93,16 +105,17 @@ def apply(source: Path, patches: Path | None) -> None:
 
 @patch.command()
 @source_option
-def revert(source: Path) -> None:
+@click.option("--keep-changed", is_flag=True, help="Leave files that were changed since as they are.")
+def revert(source: Path, keep_changed: bool) -> None:
     """Put every original byte and mode back and remove the added files.
 
-    Refused, with nothing touched, when a patched file was changed since.
+    Refused, with nothing touched, when a patched file was changed since, unless it is to be kept.
 
     \b
     Example:
       kvquant patch revert --source ~/llama.cpp
     """
-    restored = revert_series(open_tree(source))
+    restored = revert_series(open_tree(source), keep_changed=keep_changed)
     for path in restored:
         click.echo(path)
     click.echo(
@@ -125,9 +138,13 @@ def status(source: Path, patches: Path | None) -> None:
         _say_recovered(recovered)
         state = load_state(root)
         changed = changed_files(root, state) if state else ()
+        restored = restored_files(root, state) if state else ()
+        by_hand = {item.name for item in series.patches if state is None and _is_there(item, root)}
     applied = {item.name: item.digest for item in state.patches} if state else {}
     for item in series.patches:
-        if item.name not in applied:
+        if item.name in by_hand:
+            word = "applied by other means (git apply?): its files are there, byte for byte"
+        elif item.name not in applied:
             word = "not applied"
         else:
             word = "applied" if applied[item.name] == item.digest else "applied in another version"
@@ -136,6 +153,14 @@ def status(source: Path, patches: Path | None) -> None:
         click.echo(f"{name}: applied, no longer in the series")
     for path in changed:
         click.echo(f"changed since: {path}")
+    for path in restored:
+        click.echo(f"put back since: {path}")
+    if by_hand:
+        click.echo(
+            "kvquant keeps no originals of what it did not apply; undo it the way it was done, "
+            "for example with git apply --reverse",
+            err=True,
+        )
 
 
 @patch.command()
@@ -147,21 +172,29 @@ def status(source: Path, patches: Path | None) -> None:
     metavar="DIR",
     help="Write one NAME.patch per patch into this folder.  [default: all to standard output]",
 )
-def export(source: Path, patches: Path | None, out: Path | None) -> None:
+@click.option(
+    "--surroundings",
+    is_flag=True,
+    help=f"Write {SURROUNDINGS}, too, against which `patch check` shows what later trees changed.",
+)
+def export(source: Path, patches: Path | None, out: Path | None, surroundings: bool) -> None:
     """Write the patches as unified diffs for this tree; git apply takes them, in order.
 
     \b
     Example:
       kvquant patch export --source ~/llama.cpp --out diffs/
     """
-    root, series = open_tree(source), _series(patches)
-    with exclusive(root) as recovered:
-        _say_recovered(recovered)
-        plan = plan_tree(series, root)
+    if surroundings and out is None:
+        raise UsageError("--surroundings goes into the folder of --out; name one")
+    root, plan, explainer = _examine(source, patches)
     if plan.failures:
         raise CheckFailed(
             f"{len(plan.failures)} edits do not fit {root}; see: kvquant patch check --source {root}"
         )
+    if surroundings and out is not None:
+        known = surroundings_of(plan, explainer.read, explainer.tree or "an unnamed tree")
+        write_json(out / SURROUNDINGS, known)
+        click.echo(str(out / SURROUNDINGS))
     for item in plan.patches:
         diff = export_patch(item)
         if out is None:
@@ -172,24 +205,96 @@ def export(source: Path, patches: Path | None, out: Path | None) -> None:
             click.echo(str(out / f"{item.patch.name}.patch"))
 
 
+@patch.command()
+@source_option
+@patches_option
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="An unpatched tree that the series fits.  [default: the pinned tree, fetched]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Where the diff for this tree goes.",
+)
+def merge(source: Path, patches: Path | None, base: Path | None, out: Path) -> None:
+    """For a tree that does not fit: let git merge the files concerned, and write the whole as one diff.
+
+    A three-way merge, with the tree that fits in between. Nothing is applied: read the diff, then give it to
+    git apply. Exit code 3, and no diff, when git finds a conflict in some file.
+
+    \b
+    Example:
+      kvquant patch merge --source ~/llama.cpp --out merged.patch
+    """
+    root, plan, explainer = _examine(source, patches)
+    if not plan.failures:
+        click.echo(f"the series fits {root} as it is; use kvquant patch apply", err=True)
+        return
+    fitting = open_tree(base) if base else fetch_tree(load_pin(_folder(patches)), say=_say)
+    files = merge_plan(plan, explainer.read, plan_tree(plan.series, fitting))
+    for file in files:
+        click.echo(f"{file.path}: {file.verdict}")
+    unknown = [file.path for file in files if file.change is None]
+    if unknown:
+        raise CheckFailed(
+            f"git cannot place the changes of {', '.join(unknown)} with certainty; no diff is written"
+        )
+    write_atomic(out, merged_diff(files))
+    click.echo(f"{out} is for review, not yet applied: git -C {root} apply {out.absolute()}", err=True)
+
+
+@patch.command()
+@source_option
+@patches_option
+def issue(source: Path, patches: Path | None) -> None:
+    """Print the text of an issue about edits that do not fit, with every fact that mending them needs.
+
+    \b
+    Example:
+      kvquant patch issue --source ~/llama.cpp > issue.md
+    """
+    root, plan, explainer = _examine(source, patches)
+    if not plan.failures:
+        click.echo(f"nothing to report: the series fits {root}", err=True)
+        return
+    click.echo(explainer.issue(plan, version("kvquant")), nl=False)
+
+
+def _is_there(patch: Patch, root: Path) -> bool:
+    """Whether the patch's new files are in a tree that kvquant did not patch."""
+    return bool(patch.new_files) and all(read_file(root, new.path) == new.content for new in patch.new_files)
+
+
+def _folder(patches: Path | None) -> Path:
+    return patches_folder() if patches is None else patches
+
+
 def _series(patches: Path | None) -> Series:
-    return load_series(patches_folder() if patches is None else patches)
+    return load_series(_folder(patches))
+
+
+def _examine(source: Path, patches: Path | None) -> tuple[Path, Plan, Explainer]:
+    """The tree, the series against it, and what is known to explain the outcome."""
+    root, folder = open_tree(source), _folder(patches)
+    series = load_series(folder)
+    with exclusive(root) as recovered:
+        _say_recovered(recovered)
+        plan = plan_tree(series, root)
+    pin = load_pin(folder) if (folder / "PIN").is_file() else None
+    tree = tree_tag(root) or tree_commit(root)
+    known = load_surroundings(folder)
+    return root, plan, Explainer(lambda path: read_pristine(root, path), tree, pin, known)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _say_recovered(recovered: bool) -> None:
     if recovered:
         click.echo("an interrupted patch command was undone first", err=True)
-
-
-def _outcome_lines(outcome: Outcome) -> list[str]:
-    """Patch, edit, file:line and verdict; under it, the nearest stretches for a missing anchor."""
-    places = ", ".join(f"{outcome.file}:{line}" for line in outcome.lines) or outcome.file
-    verdict = f"{outcome.status} ({outcome.reason})" if outcome.reason else outcome.status
-    lines = [f"{outcome.patch} {outcome.id}  {places}  {verdict}"]
-    for candidate in outcome.candidates:
-        first, *rest = candidate.text.split("\n")
-        more = f"  (+{len(rest)} lines)" if rest else ""
-        lines.append(
-            f"    nearest, {candidate.ratio:.0%} alike: {outcome.file}:{candidate.line}: {first}{more}"
-        )
-    return lines

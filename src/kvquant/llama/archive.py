@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from kvquant.errors import LlamaError
@@ -33,17 +33,22 @@ def verify_sha256(path: Path, sha256: str) -> None:
         raise LlamaError(f"{path} has SHA-256 {found}, wanted {sha256}; delete it and fetch again")
 
 
-def extract_tree(archive: Path, folder: tuple[str, ...], target: Path) -> int:
+def extract_tree(
+    archive: Path, folder: tuple[str, ...], target: Path, *, only: Collection[str] | None = None
+) -> int:
     """Write ``folder`` of the archive's top folder into the new ``target``; the number of files written.
 
-    Only plain files and folders are taken, with new times and only the executable bit of their modes. Raises
-    LlamaError on anything else below that folder, on paths that lead out of it, and past the size limits.
+    only: the paths in the tree to write, None for all. Only plain files and folders are taken, with new times
+    and only the executable bit of their modes. Raises LlamaError on anything else below that folder, on paths
+    that lead out of it, and past the size limits.
     """
     n_files = n_bytes = 0
     target.mkdir()
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member, path in _files_below(archive, folder, tar):
+                if only is not None and path.as_posix() not in only:
+                    continue
                 n_files += 1
                 n_bytes += member.size
                 if n_files > MAX_FILES or member.size > MAX_FILE_BYTES or n_bytes > MAX_TOTAL_BYTES:

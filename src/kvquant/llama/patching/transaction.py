@@ -96,8 +96,17 @@ def load_state(root: Path) -> TreeState | None:
 
 
 def changed_files(root: Path, state: TreeState) -> tuple[str, ...]:
-    """Patched files that are no longer as they were written."""
-    return tuple(file.path for file in state.files if _digest_file(root, file.path) != file.patched_sha256)
+    """Patched files that somebody changed since: neither as they were written nor as they were before."""
+    return tuple(
+        file.path
+        for file in state.files
+        if _digest_file(root, file.path) not in (file.patched_sha256, file.original_sha256)
+    )
+
+
+def restored_files(root: Path, state: TreeState) -> tuple[str, ...]:
+    """Patched files that somebody put back as they were before the patch, such as ``git checkout .`` does."""
+    return tuple(file.path for file in state.files if _digest_file(root, file.path) == file.original_sha256)
 
 
 def read_pristine(root: Path, path: str) -> bytes | None:
@@ -119,14 +128,18 @@ def plan_tree(series: Series, root: Path) -> Plan:
 def apply_series(series: Series, root: Path) -> tuple[str, ...]:
     """Patch the tree; the paths written, empty when this very series is applied already.
 
-    Raises PatchError, with the tree as it was, when an edit fails, when another series or version is applied,
-    when patched files were changed, or when the disk gives out.
+    A tree whose files were put back in the meantime is patched anew. Raises PatchError, with the tree as it
+    was, when an edit fails, when another series or version is applied, when patched files were changed, or
+    when the disk gives out.
     """
     with exclusive(root):
         state = load_state(root)
         if state is not None:
-            _require_same(root, state, series)
-            return ()
+            _require_unchanged(root, state)
+            if not restored_files(root, state):
+                _require_same(root, state, series)
+                return ()
+            _take_back(root)
         plan = plan_tree(series, root)
         if plan.failures:
             first = plan.failures[0]
@@ -138,25 +151,33 @@ def apply_series(series: Series, root: Path) -> tuple[str, ...]:
         return tuple(change.path for change in plan.changes)
 
 
-def revert_series(root: Path) -> tuple[str, ...]:
+def revert_series(root: Path, *, keep_changed: bool = False) -> tuple[str, ...]:
     """Put every original byte and mode back; the paths restored or removed, empty when nothing is applied.
 
-    Raises PatchError, with the tree as it was, when a patched file was changed since.
+    keep_changed: leave files that were changed since as they are, and forget their originals. Raises
+    PatchError, with the tree as it was, when a patched file was changed since and is not to be kept.
     """
     with exclusive(root):
         state = load_state(root)
         if state is None:
             return ()
-        _require_unchanged(root, state)
-        folder = _state_folder(root)
-        (folder / APPLIED).rename(folder / PENDING)
-        _sync_folder(folder)
-        _roll_back(root)
-        return tuple(file.path for file in state.files)
+        kept = changed_files(root, state) if keep_changed else ()
+        if not keep_changed:
+            _require_unchanged(root, state)
+        for path in kept:
+            (_state_folder(root) / APPLIED / "original" / path).unlink(missing_ok=True)
+        _take_back(root)
+        return tuple(file.path for file in state.files if file.path not in kept)
+
+
+def _take_back(root: Path) -> None:
+    folder = _state_folder(root)
+    (folder / APPLIED).rename(folder / PENDING)
+    _sync_folder(folder)
+    _roll_back(root)
 
 
 def _require_same(root: Path, state: TreeState, series: Series) -> None:
-    _require_unchanged(root, state)
     if state.series_digest != series.digest:
         names = ", ".join(patch.name for patch in state.patches)
         raise PatchError(
@@ -171,7 +192,8 @@ def _require_unchanged(root: Path, state: TreeState) -> None:
     if changed:
         raise PatchError(
             f"{root}: patched files were changed since: {', '.join(changed)}; nothing was touched; "
-            "save your changes and put the patched content back"
+            "put the patched or the original content back, or keep your changes and take back the rest: "
+            f"kvquant patch revert --keep-changed --source {root}"
         )
 
 
@@ -297,7 +319,7 @@ def _require_ours(root: Path, pending: Path, state: TreeState) -> None:
         refuse_links(root, f"{STATE_FOLDER}/{PENDING}/original/{file.path}")
         if (pending / "original" / file.path).exists():
             digest = _digest_file(root, file.path)
-            if digest not in (None, file.patched_sha256):
+            if digest not in (None, file.patched_sha256, file.original_sha256):
                 raise PatchError(
                     f"{root / file.path} was changed after an interrupted patch command; "
                     "move it away and run this again"
