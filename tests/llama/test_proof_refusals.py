@@ -84,6 +84,8 @@ def test_the_vector_file_is_what_the_server_reads(proof_model: Model) -> None:
     """A few accepted cases, through the server's own parser to its log; kv-layers-test runs all of them."""
     path = Path(__file__).parent.parent / "vectors" / "policy.json"
     cases = [case for case in json.loads(path.read_text())["parse"] if "canonical" in case]
+    # Rules that count from both ends may meet on a model of few layers.
+    cases = [case for case in cases if "last" not in case["canonical"] or "," not in case["canonical"]]
     assert PATCHED is not None
     for case in cases[::12]:
         with LlamaServer(PATCHED, small(proof_model("llama"), kv_layers=case["text"])) as server:
