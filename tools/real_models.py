@@ -52,7 +52,7 @@ class Setting:
 
 
 PLAN = (
-    Setting("qwen2.5-coder-0.5b", 512, "prefill", 512),
+    Setting("qwen2.5-coder-0.5b", 512, "prefill", 255),
     Setting("smollm2-135m", 512, "prefill", 512),
     Setting("gemma3-270m", 512, "prefill", 512),
     Setting("qwen2.5-coder-1.5b", 512, "prefill", 512),
