@@ -47,7 +47,16 @@ MIXED_POLICY, MIXED_TYPES = "0-10:q8_0,11-:k=q5_0/v=q4_0", [("q8_0", "q8_0")] * 
 UNOPTIMIZED = ("-DCMAKE_C_FLAGS_RELEASE=-O1", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
 
 #: Where headers lie, for compiling single sources without configuring the tree.
-INCLUDES = ("src", "include", "ggml/include", "common", "vendor", "tools/mtmd", "ggml/src", "ggml/src/ggml-cpu")
+INCLUDES = (
+    "src",
+    "include",
+    "ggml/include",
+    "common",
+    "vendor",
+    "tools/mtmd",
+    "ggml/src",
+    "ggml/src/ggml-cpu",
+)
 
 
 @dataclass(frozen=True)
