@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,16 +83,58 @@ def test_another_policy_refuses_it(arch: str, other: str | None, proof_model: Mo
         restored(PATCHED, small(model, kv_layers=other), saved).stop()
 
 
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "f16": {},
+    "f16, rotation off": {"rotation": False},
+    "*:f16": {"kv_layers": "*:f16"},
+    "q4_0": {"k_type": "q4_0", "v_type": "q4_0"},
+    "q4_0, rotation off": {"k_type": "q4_0", "v_type": "q4_0", "rotation": False},
+    "*:q4_0": {"kv_layers": "*:q4_0"},
+    "*:q4_0, rotation off": {"kv_layers": "*:q4_0", "rotation": False},
+    "*:q8_0": {"kv_layers": "*:q8_0"},
+    "mixed": {"kv_layers": MIXED},
+    "mixed, rotation off": {"kv_layers": MIXED, "rotation": False},
+    "V only": {"kv_layers": "*:v=q4_0"},
+    "V only, rotation off": {"kv_layers": "*:v=q4_0", "rotation": False},
+}
+"""What a slot may be saved under, by name."""
+
+SAME = [
+    {"f16", "f16, rotation off", "*:f16"},
+    {"q4_0", "*:q4_0"},
+    {"q4_0, rotation off", "*:q4_0, rotation off"},
+]
+"""Those that store the same bytes and mean the same by them exchange slots."""
+
+
 @needs_patched
-def test_the_same_policy_without_rotation_refuses_it(proof_model: Model) -> None:
-    """The bytes have the same types and sizes, but mean something else."""
+@pytest.mark.parametrize("restoring", CONDITIONS)
+def test_a_slot_loads_under_the_conditions_it_was_saved_with_and_no_others(
+    restoring: str, proof_model: Model, saved_under: dict[str, bytes]
+) -> None:
+    """Without its rotation the bytes have the same types and sizes, but mean something else."""
+    assert PATCHED is not None
+    with LlamaServer(PATCHED, small(proof_model("llama"), **CONDITIONS[restoring])) as server:
+        for saving, saved in saved_under.items():
+            (server.slot_folder / "saved").write_bytes(saved)
+            if saving == restoring or any({saving, restoring} <= group for group in SAME):
+                assert server.restore_slot(name="saved")["n_restored"] > 0, saving
+                continue
+            with pytest.raises(LlamaError) as refused:
+                server.restore_slot(name="saved")
+            same_types = saving.partition(",")[0].lstrip("*:") == restoring.partition(",")[0].lstrip("*:")
+            reason = "rotation" if same_types else "mismatched|rotation"
+            assert re.search(f"Unable to restore slot: .*({reason})", str(refused.value)), (
+                saving,
+                refused.value,
+            )
+
+
+@pytest.fixture(scope="module")
+def saved_under(proof_model: Model) -> dict[str, bytes]:
+    """A slot of the same prompt, saved under each of the conditions."""
     model = proof_model("llama")
-    options = small(model, kv_layers=MIXED)
-    bare = small(model, kv_layers=MIXED, rotation=False)
-    for saving, restoring in ((options, bare), (bare, options)):
-        with pytest.raises(LlamaError, match="Unable to restore slot"):
-            restored(PATCHED, restoring, run(PATCHED, saving).saved).stop()
-    restored(PATCHED, bare, run(PATCHED, bare).saved).stop()
+    return {name: run(PATCHED, small(model, **changes)).saved for name, changes in CONDITIONS.items()}
 
 
 @needs_both

@@ -9,11 +9,14 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdarg>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <typeinfo>
+#include <utility>
 
 // What one context asked for, and what it means for the model's layers once they are known.
 struct llama_kv_plan {
@@ -272,8 +275,15 @@ static const int32_t LLAMA_KV_STATE_UNROTATED = 1 << 16;
 int32_t llama_kv_layers::state_mark() {
     const char * disabled = getenv("LLAMA_ATTN_ROT_DISABLE");
 
-    return disabled && atoi(disabled) && current_plan && (is_mixed(current_plan->types.type_k) || is_mixed(current_plan->types.type_v)) ?
-        LLAMA_KV_STATE_UNROTATED : 0;
+    if (!disabled || !atoi(disabled) || !current_plan) {
+        return 0;
+    }
+
+    const auto quantized = [](const std::vector<ggml_type> & types) {
+        return std::any_of(types.begin(), types.end(), [](ggml_type type) { return is_own(type) && ggml_is_quantized(type); });
+    };
+
+    return quantized(current_plan->types.type_k) || quantized(current_plan->types.type_v) ? LLAMA_KV_STATE_UNROTATED : 0;
 }
 
 std::string llama_kv_state_type_name(int32_t state_type) {
@@ -281,4 +291,27 @@ std::string llama_kv_state_type_name(int32_t state_type) {
     const std::string name = type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "type " + std::to_string(type);
 
     return type == state_type ? name : name + " without rotation";
+}
+
+static thread_local std::string last_refusal;
+
+void llama_kv_refuse(const char * format, ...) {
+    char text[512];
+
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+
+    LLAMA_LOG_ERROR("%s", text);
+
+    const char * reason = strstr(text, ": ");
+    last_refusal = reason ? reason + strlen(": ") : text;
+    last_refusal = last_refusal.substr(0, last_refusal.find('\n'));
+}
+
+std::string llama_kv_refusal(const std::string & otherwise) {
+    const std::string res = std::exchange(last_refusal, "");
+
+    return res.empty() ? otherwise : res;
 }

@@ -90,7 +90,7 @@ public:
         return settle(all, rot_k != 0, rot_v != 0, can_shift);
     }
 
-    // For trees whose state files do not show a rotation: marks the type words when a mixed policy's caches are not rotated.
+    // For trees whose state files do not show a rotation: marks the type words when a policy's quantized caches have none.
     static int32_t state_mark();
 
 private:
@@ -126,3 +126,13 @@ llama_kv_rotation llama_kv_layer_rotation(const mctx_t * mctx, int32_t il, ggml_
 
 // what a type word of a state file says
 std::string llama_kv_state_type_name(int32_t state_type);
+
+// Logs, as an error, why a saved state is refused, and keeps it for whoever answers for the refusal on this thread.
+//   format: begins with the name of the function that refuses, "%s: "
+#ifdef __GNUC__
+__attribute__((format(printf, 1, 2)))
+#endif
+void llama_kv_refuse(const char * format, ...);
+
+// What this thread refused last, without that name, and forgets it; otherwise where there is nothing.
+LLAMA_API std::string llama_kv_refusal(const std::string & otherwise);
