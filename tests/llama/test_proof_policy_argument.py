@@ -9,7 +9,7 @@ import pytest
 
 from kvquant.errors import LlamaError
 from kvquant.llama.server import LlamaServer
-from kvquant.model.shape import ModelShape
+from kvquant.model.architectures import read_shape
 from kvquant.policy import parse_policy
 from llama.proof import PATCHED, needs_patched, small
 
@@ -34,7 +34,7 @@ def test_the_server_stores_what_kvquant_says(
 ) -> None:
     assert PATCHED is not None
     model = proof_model(arch)
-    expected = parse_policy(text).resolve(ModelShape.from_gguf(model))
+    expected = parse_policy(text).resolve(read_shape(model))
     file = tmp_path / "policy.txt"
     file.write_text(text, encoding="utf-8-sig")
     for argument in (text, f"@{file}"):
