@@ -326,7 +326,6 @@ def test_a_full_disk_keeps_what_is_measured(
     [
         (("f16", "tq_mse_4b"), PolicyError, "no cache of type tq_mse_4b; measure it with kvquant analyze"),
         (("f16", "0-10:q8_0,kv5:q4_0"), PolicyError, "name each layer once"),
-        (("f16", "q9_0"), PolicyError, "q9_0"),
         (("hybrid", "0-10:q8_0,11-31:q4_0"), UsageError, "is given twice"),
     ],
 )
@@ -334,6 +333,15 @@ def test_policies_that_will_not_do(
     tmp_path: Path, suite: Path, policies: tuple[str, ...], kind: type[KVQuantError], message: str
 ) -> None:
     assert message in failure(run(suite, tmp_path / "out", policies=policies), kind)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_that_does_not_parse_is_shown_with_its_place(tmp_path: Path, suite: Path) -> None:
+    result = run(suite, tmp_path / "out", policies=("f16", "0:q9_0"))
+    assert isinstance(result.exception, PolicyError)
+    sentence, *shown = str(result.exception).split("\n")
+    assert sentence.startswith("policy, column 3: unknown type 'q9_0', did you mean q8_0?")
+    assert shown == ["  0:q9_0", "    ^"]
     assert not (tmp_path / "out").exists()
 
 
