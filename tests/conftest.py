@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # Both read this when they are first imported, which is after this file.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tables are as wide as COLUMNS says, which a worker of xdist is given: only a test that sets it may see it.
+os.environ.pop("COLUMNS", None)
+
 settings.register_profile(
     "seeded", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )

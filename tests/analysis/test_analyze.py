@@ -102,7 +102,7 @@ def test_a_type_that_cannot_store_the_heads() -> None:
     analysis = analyze("tq_mse_4b", shape=odd, baselines=("f16", "q8_0"), sampling=FEW)
     assert list(analysis.baselines) == ["f16"]
     assert analysis.warnings == (analysis.warnings[0],) and "baseline q8_0 left out" in analysis.warnings[0]
-    with pytest.raises(FormatError, match="layer 0, K"):
+    with pytest.raises(FormatError, match="do not divide heads of 80"):
         analyze("q8_0", shape=odd, baselines=(), sampling=FEW)
 
 
