@@ -185,3 +185,9 @@ def test_every_public_name_loads() -> None:
         assert getattr(kvquant, name) is not None, name
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = kvquant.no_such_name
+
+
+def test_the_version_has_one_place() -> None:
+    """The distribution has another name than the package, so no module may ask for the version of "kvquant"."""
+    asking = [path for _, path in modules() if "importlib.metadata" in path.read_text()]
+    assert asking == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -32,7 +31,7 @@ from kvquant.llama.patching.transaction import (
 from kvquant.llama.pin import load_pin
 from kvquant.llama.tree import open_tree, read_file
 from kvquant.llama.workspace import tree_commit, tree_tag
-from kvquant.shipped import patches_folder
+from kvquant.shipped import VERSION, patches_folder
 
 source_option = click.option(
     "--source",
@@ -262,7 +261,7 @@ def issue(source: Path, patches: Path | None) -> None:
     if not plan.failures:
         click.echo(f"nothing to report: the series fits {root}", err=True)
         return
-    click.echo(explainer.issue(plan, version("kvquant")), nl=False)
+    click.echo(explainer.issue(plan, VERSION), nl=False)
 
 
 def _is_there(patch: Patch, root: Path) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from kvquant.results.divergence import (
     PolicyDivergence,
     Start,
 )
+from kvquant.shipped import VERSION
 
 START = "start.json"
 RESULT = "divergence.json"
@@ -167,7 +167,7 @@ def run_divergence(
             "argv": list(argv),
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - begun, 1),
-            "kvquant_version": version("kvquant"),
+            "kvquant_version": VERSION,
             "n_threads": plan.n_threads,
             "n_jobs": plan.n_jobs,
             "machine": to_document(read_machine()),
