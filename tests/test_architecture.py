@@ -188,6 +188,6 @@ def test_every_public_name_loads() -> None:
 
 
 def test_the_version_has_one_place() -> None:
-    """The distribution has another name than the package, so no module may ask for the version of "kvquant"."""
+    """The distribution has another name than the package: no module may ask for a version of "kvquant"."""
     asking = [path for _, path in modules() if "importlib.metadata" in path.read_text()]
     assert asking == []

@@ -52,7 +52,7 @@ def test_head_widths_and_heads_that_are_left_out() -> None:
         ({"num_hidden_layers": "32"}, "num_hidden_layers"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers"),
         ({"num_attention_heads": 0}, "of 0 heads"),
-        ({"hidden_size": 0}, "all must be positive"),
+        ({"hidden_size": 0}, "both must be positive"),
     ],
 )
 def test_what_is_refused_is_named(changes: dict[str, Any], words: str) -> None:
