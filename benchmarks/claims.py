@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transform_tables import DEFAULTS, MODELS, Records, digits, read
+from transform_tables import MODELS, Records, digits, matching, read
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/claims.md"
 MARKERS = re.compile(r"(<!-- claims -->).*?(<!-- end -->)", re.DOTALL)
@@ -35,8 +35,7 @@ class Kl:
 
     def __call__(self, k: str = "f16", v: str = "f16", **more: Any) -> float:
         """Return the KL with K and V of these types. Raises ValueError for what was not measured."""
-        wanted = {**DEFAULTS, "model": self._model, "k": k, "v": v, **more}
-        (found,) = (r for r in self._records if all(r[name] == value for name, value in wanted.items()))
+        (found,) = matching(self._records, {"model": self._model, "k": k, "v": v, **more})
         return float(found["kl"])
 
 

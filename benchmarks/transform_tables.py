@@ -154,9 +154,14 @@ def _table(records: Records, head: list[str], rows: Mapping[str, list[dict[str, 
     return "\n".join(lines)
 
 
+def matching(records: Records, key: Key) -> Records:
+    """Return the records of a setting; what ``key`` does not name is as in `DEFAULTS`."""
+    wanted = {**DEFAULTS, **key}
+    return [record for record in records if all(record[name] == value for name, value in wanted.items())]
+
+
 def _cell(records: Records, key: Key) -> str:
-    wanted = DEFAULTS | dict(key)
-    found = [record for record in records if all(record[name] == value for name, value in wanted.items())]
+    found = matching(records, key)
     return digits(found[0]["kl"]) if found else ""
 
 

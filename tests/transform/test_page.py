@@ -19,8 +19,7 @@ RECORDS = tables.read()
 
 def kl(model: str, k: str, transform: str = "none", **more: Any) -> float:
     """The KL of one setting of the record."""
-    wanted = {**tables.DEFAULTS, "model": model, "k": k, "transform": transform, **more}
-    (found,) = [r for r in RECORDS if all(r[name] == value for name, value in wanted.items())]
+    (found,) = tables.matching(RECORDS, {"model": model, "k": k, "transform": transform, **more})
     return float(found["kl"])
 
 
