@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from kvquant.transform import (
     Kind,
     KVTransform,
     LayerTransform,
+    ModelId,
     fit_layer,
     measure,
     read_transform,
     write_transform,
 )
 from transform.strategies import Sample, samples
+
+MODEL = ModelId("ab" * 32, "llama", 4, 1234)
 
 
 def example(kind: Kind = "balanced") -> KVTransform:
@@ -30,7 +34,7 @@ def example(kind: Kind = "balanced") -> KVTransform:
         fit_layer(measure(i, rng.standard_normal((30, 2, 8)) + i, rng.standard_normal((9, 4, 8))), kind)
         for i in (0, 2)
     )
-    return KVTransform("ab" * 32, 4, layers, {"text": "prose", "n_ctx": 512, "floor": 1e-4})
+    return KVTransform(MODEL, layers, {"text": "prose", "n_ctx": 512, "floor": 1e-4})
 
 
 @given(samples(widths=(1, 8)), st.sampled_from(KINDS))
@@ -39,11 +43,11 @@ def test_what_is_written_is_read_back(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "a.gguf"
     layer = fit_layer(measure(1, sample.k, sample.q), kind)
-    transform = KVTransform("0" * 64, 2, (layer,), {"text": "π"})
+    transform = KVTransform(MODEL, (layer,), {"text": "π"})
     write_transform(transform, path)
     again = read_transform(path)
     assert again.digest == transform.digest
-    assert (again.model_sha256, again.n_layer, again.provenance) == ("0" * 64, 2, {"text": "π"})
+    assert (again.model, again.provenance) == (MODEL, {"text": "π"})
     (read,) = again.layers
     assert (read.kind, read.layer) == (kind, 1)
     np.testing.assert_array_equal(read.centre, layer.centre)
@@ -53,15 +57,15 @@ def test_what_is_written_is_read_back(
 
 def test_digest_sees_what_changes_numbers_and_nothing_else() -> None:
     transform = example()
-    same = KVTransform(transform.model_sha256, 4, transform.layers, {"text": "other"})
+    same = KVTransform(MODEL, transform.layers, {"text": "other"})
     assert same.digest == transform.digest
     first = transform.layers[0]
     moved = LayerTransform(0, first.centre + np.float32(0.5), first.forward)
     for other in (
-        KVTransform("cd" * 32, 4, transform.layers),
-        KVTransform(transform.model_sha256, 5, transform.layers),
-        KVTransform(transform.model_sha256, 4, transform.layers[:1]),
-        KVTransform(transform.model_sha256, 4, (moved, transform.layers[1])),
+        KVTransform(replace(MODEL, sha256="cd" * 32), transform.layers),
+        KVTransform(replace(MODEL, n_layer=5), transform.layers),
+        KVTransform(MODEL, transform.layers[:1]),
+        KVTransform(MODEL, (moved, transform.layers[1])),
     ):
         assert other.digest != transform.digest
 
@@ -109,6 +113,6 @@ def test_what_is_no_transform_says_so(tmp_path: Path) -> None:
 def test_numbers_that_are_no_float16_are_refused(tmp_path: Path) -> None:
     layer = LayerTransform(0, np.full((1, 2), 1 / 3))
     with pytest.raises(TransformError, match="float16"):
-        write_transform(KVTransform("0" * 64, 1, (layer,)), tmp_path / "a.gguf")
+        write_transform(KVTransform(MODEL, (layer,)), tmp_path / "a.gguf")
     with pytest.raises(KVQuantError, match="cannot write"):
         write_transform(example(), tmp_path / "none" / "a.gguf")

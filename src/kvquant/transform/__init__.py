@@ -5,7 +5,7 @@
 from kvquant.transform.fit import FitOptions, fit_head, fit_layer, predicted_error
 from kvquant.transform.moments import HeadMoments, LayerMoments, measure
 from kvquant.transform.sidecar import read_transform, write_transform
-from kvquant.transform.transform import KINDS, Kind, KVTransform, LayerTransform
+from kvquant.transform.transform import KINDS, Kind, KVTransform, LayerTransform, ModelId
 
 __all__ = [
     "KINDS",
@@ -15,6 +15,7 @@ __all__ = [
     "Kind",
     "LayerMoments",
     "LayerTransform",
+    "ModelId",
     "fit_head",
     "fit_layer",
     "measure",

@@ -4,7 +4,9 @@ reads.
 general.architecture        "kv-transform"
 kv-transform.version        uint32, 1
 kv-transform.model_sha256   the model file it was fitted on
-kv-transform.n_layer        uint32, layers of that model
+kv-transform.model_arch     its architecture
+kv-transform.model_bytes    uint64, bytes of all its tensors
+kv-transform.n_layer        uint32, its layers
 kv-transform.digest         `KVTransform.digest`
 kv-transform.provenance     JSON object of texts and numbers
 
@@ -28,7 +30,7 @@ import numpy as np
 from kvquant.documents import parse_json, to_json
 from kvquant.errors import KVQuantError, TransformError
 from kvquant.files import write_atomic
-from kvquant.transform.transform import KVTransform, LayerTransform
+from kvquant.transform.transform import KVTransform, LayerTransform, ModelId
 
 ARCHITECTURE = "kv-transform"
 VERSION = 1
@@ -51,8 +53,10 @@ def write_transform(transform: KVTransform, path: str | Path) -> None:
         name = Path(folder) / "transform.gguf"
         writer = GGUFWriter(os.fspath(name), ARCHITECTURE)
         writer.add_uint32(f"{ARCHITECTURE}.version", VERSION)
-        writer.add_string(f"{ARCHITECTURE}.model_sha256", transform.model_sha256)
-        writer.add_uint32(f"{ARCHITECTURE}.n_layer", transform.n_layer)
+        writer.add_string(f"{ARCHITECTURE}.model_sha256", transform.model.sha256)
+        writer.add_string(f"{ARCHITECTURE}.model_arch", transform.model.arch)
+        writer.add_uint64(f"{ARCHITECTURE}.model_bytes", transform.model.weight_bytes)
+        writer.add_uint32(f"{ARCHITECTURE}.n_layer", transform.model.n_layer)
         writer.add_string(f"{ARCHITECTURE}.digest", transform.digest)
         writer.add_string(f"{ARCHITECTURE}.provenance", to_json(dict(transform.provenance), indent=None))
         for layer in transform.layers:
@@ -122,8 +126,12 @@ def _built(fields: dict[str, Any], tensors: dict[str, Any], where: str) -> KVTra
         layers.setdefault(int(match[1]), {})[match[2]] = array
     try:
         transform = KVTransform(
-            model_sha256=str(fields[f"{ARCHITECTURE}.model_sha256"]),
-            n_layer=int(fields[f"{ARCHITECTURE}.n_layer"]),
+            model=ModelId(
+                str(fields[f"{ARCHITECTURE}.model_sha256"]),
+                str(fields[f"{ARCHITECTURE}.model_arch"]),
+                int(fields[f"{ARCHITECTURE}.n_layer"]),
+                int(fields[f"{ARCHITECTURE}.model_bytes"]),
+            ),
             layers=tuple(_layer(number, layers[number]) for number in sorted(layers)),
             provenance=parse_json(fields[f"{ARCHITECTURE}.provenance"], where, error=TransformError),
         )

@@ -128,30 +128,40 @@ class LayerTransform:
 
 
 @dataclass(frozen=True)
+class ModelId:
+    """The model a transform was fitted on. sha256: of its file or files. weight_bytes: of all its tensors.
+
+    A running llama.cpp knows neither file nor digest; architecture, layers and bytes are what it can check.
+    """
+
+    sha256: str
+    arch: str
+    n_layer: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
 class KVTransform:
     """The transform of a model: the layers it changes, ascending; those not named stay as they are.
 
-    model_sha256: the digest of the model file it was fitted on. provenance: text, kinds, context and
-    versions, as one flat table of texts and numbers.
+    provenance: text, kinds, context and versions, as one flat table of texts and numbers.
     """
 
-    model_sha256: str
-    n_layer: int
+    model: ModelId
     layers: tuple[LayerTransform, ...]
     provenance: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         numbers = [layer.layer for layer in self.layers]
-        if sorted(set(numbers)) != numbers or (numbers and not 0 <= numbers[0] <= numbers[-1] < self.n_layer):
-            raise TransformError(
-                f"transform: layers {numbers} are not ascending numbers below {self.n_layer}"
-            )
+        last = self.model.n_layer - 1
+        if sorted(set(numbers)) != numbers or (numbers and not 0 <= numbers[0] <= numbers[-1] <= last):
+            raise TransformError(f"transform: layers {numbers} are not ascending numbers of 0 to {last}")
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of what changes numbers: model, layers, centres and matrices; not of provenance."""
-        hashed = hashlib.sha256(f"kvquant transform 1 {self.model_sha256} {self.n_layer}".encode())
+        hashed = hashlib.sha256(f"kvquant transform 1 {self.model.sha256} {self.model.n_layer}".encode())
         for layer in self.layers:
             arrays = [array for array in (layer.centre, layer.forward) if array is not None]
             hashed.update(f" {layer.layer} {[array.shape for array in arrays]}".encode())

@@ -1,0 +1,160 @@
+"""The moments of keys and queries of a real run, through `llama-kv-moments`: what a K transform is fitted
+from.
+
+The program (patches/llama.cpp/0005-kv-transform) runs a text through a model in chunks and sums, per layer
+and KV head, Σk, Σkkᵀ and Σqqᵀ in float64, of keys and queries after RoPE and before any rotation.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kvquant.documents import from_document
+from kvquant.errors import KVQuantError, LlamaError
+from kvquant.llama.logs import failure_line
+from kvquant.processes.background import BackgroundProgram, clean_environment
+from kvquant.processes.command import follow
+from kvquant.transform import HeadMoments, LayerMoments
+
+PROGRAM = "llama-kv-moments"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MomentsRequest:
+    """What to run.
+
+    programs: the folder of llama-kv-moments. text: a file, read as it is. n_ctx: tokens of a chunk, so the
+    positions that are seen; 0 for as many as the model was trained on. n_tokens: of the text at most, None
+    for all. n_threads: None leaves it to the program.
+    """
+
+    programs: Path
+    model: Path
+    text: Path
+    n_ctx: int = 512
+    n_tokens: int | None = None
+    n_threads: int | None = None
+
+    def arguments(self, output: Path) -> list[str]:
+        """Return the command line after the program's name."""
+        arguments = ["--model", str(self.model), "--file", str(self.text), "--output", str(output)]
+        arguments += ["--ctx-size", str(self.n_ctx), "--n-tokens", str(self.n_tokens or 0)]
+        return arguments if self.n_threads is None else [*arguments, "--threads", str(self.n_threads)]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The moments of every layer that keeps a cache, ascending, and how many tokens they were summed over."""
+
+    layers: tuple[LayerMoments, ...]
+    n_tokens: int
+
+    def __add__(self, other: Moments) -> Moments:
+        layers = zip(self.layers, other.layers, strict=True)
+        return Moments(tuple(one + two for one, two in layers), self.n_tokens + other.n_tokens)
+
+
+@dataclass(frozen=True)
+class _Start:
+    schema_version: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class _Batch:
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class _Layer:
+    layer: int
+    n_head_kv: int
+    head_dim: int
+    n_key: int
+    n_query: int
+
+    @property
+    def n_values(self) -> int:
+        """Numbers of this layer in the file."""
+        return self.n_head_kv * self.head_dim * (1 + 2 * self.head_dim)
+
+
+@dataclass(frozen=True)
+class _End:
+    layers: tuple[_Layer, ...]
+
+
+def measure_moments(
+    request: MomentsRequest, on_tokens: Callable[[int, int], None] = lambda _done, _all: None
+) -> Moments:
+    """Run the text through the model and return its moments.
+
+    on_tokens: told how many of how many tokens are done. Raises LlamaError when the program is missing or
+    fails, TransformError when a sum is not finite.
+    """
+    program = request.programs / PROGRAM
+    if not program.is_file():
+        raise LlamaError(f"there is no {PROGRAM} in {request.programs}; kvquant llama build makes one")
+    try:
+        with tempfile.TemporaryDirectory(prefix="kvquant-moments-") as name:
+            return _run(program, request, Path(name), on_tokens)
+    except OSError as error:
+        raise KVQuantError(f"no temporary folder: {error.strerror}; set TMPDIR to a writable one") from error
+
+
+def _run(
+    program: Path, request: MomentsRequest, folder: Path, on_tokens: Callable[[int, int], None]
+) -> Moments:
+    starts: list[_Start] = []
+    ends: list[_End] = []
+    other: list[str] = []
+
+    def read(line: str) -> None:
+        if not line.startswith("{"):
+            other.append(line)
+            return
+        document = json.loads(line)
+        kind = document.get("kind")
+        where = f"{PROGRAM}: {kind}"
+        if kind == "start":
+            starts.append(from_document(_Start, document, where, error=LlamaError))
+        elif kind == "batch" and starts:
+            on_tokens(from_document(_Batch, document, where, error=LlamaError).n_tokens, starts[0].n_tokens)
+        elif kind == "end":
+            ends.append(from_document(_End, document, where, error=LlamaError))
+
+    argv = [str(program), *request.arguments(folder / "sums")]
+    with BackgroundProgram(argv, folder / "log", env=clean_environment()) as running:
+        status = follow(running, read)
+    if status:
+        raise LlamaError(f"{PROGRAM} ended with status {status}: {failure_line(chr(10).join(other))}")
+    if len(starts) != 1 or len(ends) != 1 or starts[0].schema_version != SCHEMA_VERSION:
+        raise LlamaError(
+            f"{PROGRAM} printed other lines than this kvquant reads; kvquant llama build makes it anew"
+        )
+    sums = np.fromfile(folder / "sums", dtype=np.float64)
+    if len(sums) != sum(layer.n_values for layer in ends[0].layers):
+        raise LlamaError(f"{PROGRAM} wrote {len(sums)} numbers, not those of its layers")
+    return Moments(tuple(_layers(ends[0].layers, sums)), starts[0].n_tokens)
+
+
+def _layers(
+    layers: tuple[_Layer, ...], sums: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> list[LayerMoments]:
+    found = []
+    for layer in layers:
+        of_layer, sums = sums[: layer.n_values], sums[layer.n_values :]
+        heads = []
+        for head in np.split(of_layer, layer.n_head_kv):
+            key_sum, squares = head[: layer.head_dim], head[layer.head_dim :]
+            key_square, query_square = squares.reshape(2, layer.head_dim, layer.head_dim)
+            heads.append(HeadMoments(layer.n_key, layer.n_query, key_sum, key_square, query_square))
+        found.append(LayerMoments(layer.layer, tuple(heads)))
+    return found
