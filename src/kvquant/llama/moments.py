@@ -2,21 +2,26 @@
 from.
 
 The program (patches/llama.cpp/0005-kv-transform) runs a text through a model in chunks and sums, per layer
-and KV head, Σk, Σkkᵀ and Σqqᵀ in float64, of keys and queries after RoPE and before any rotation.
+and KV head, Σk, Σkkᵀ and Σqqᵀ in float64, of keys and queries after RoPE and before any rotation. No
+activation is kept.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from kvquant.documents import from_document
-from kvquant.errors import KVQuantError, LlamaError
+from kvquant.errors import KVQuantError, LlamaError, UsageError
+from kvquant.files import write_atomic
 from kvquant.llama.logs import failure_line
 from kvquant.processes.background import BackgroundProgram, clean_environment
 from kvquant.processes.command import follow
@@ -24,6 +29,8 @@ from kvquant.transform import HeadMoments, LayerMoments
 
 PROGRAM = "llama-kv-moments"
 SCHEMA_VERSION = 1
+
+_SUMS = ("key_sum", "key_square", "query_square")
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class MomentsRequest:
     n_threads: int | None = None
 
     def arguments(self, output: Path) -> list[str]:
-        """Return the command line after the program's name."""
+        """Return the command line after the program's name. output: the file for the sums."""
         arguments = ["--model", str(self.model), "--file", str(self.text), "--output", str(output)]
         arguments += ["--ctx-size", str(self.n_ctx), "--n-tokens", str(self.n_tokens or 0)]
         return arguments if self.n_threads is None else [*arguments, "--threads", str(self.n_threads)]
@@ -97,21 +104,52 @@ def measure_moments(
     """Run the text through the model and return its moments.
 
     on_tokens: told how many of how many tokens are done. Raises LlamaError when the program is missing or
-    fails, TransformError when a sum is not finite.
+    fails, TransformError when a sum is not finite, KVQuantError without a folder for temporary files.
     """
-    program = request.programs / PROGRAM
-    if not program.is_file():
-        raise LlamaError(f"there is no {PROGRAM} in {request.programs}; kvquant llama build makes one")
+    check_programs(request.programs)
     try:
-        with tempfile.TemporaryDirectory(prefix="kvquant-moments-") as name:
-            return _run(program, request, Path(name), on_tokens)
+        folder = tempfile.TemporaryDirectory(prefix="kvquant-moments-")
     except OSError as error:
         raise KVQuantError(f"no temporary folder: {error.strerror}; set TMPDIR to a writable one") from error
+    with folder as name:
+        return _run(request, Path(name), on_tokens)
 
 
-def _run(
-    program: Path, request: MomentsRequest, folder: Path, on_tokens: Callable[[int, int], None]
-) -> Moments:
+def check_programs(programs: Path) -> None:
+    """Raise LlamaError when the folder has no llama-kv-moments."""
+    if not (programs / PROGRAM).is_file():
+        raise LlamaError(f"there is no {PROGRAM} in {programs}; kvquant llama build makes one")
+
+
+def save_moments(moments: Moments, path: Path) -> None:
+    """Write moments as an NPZ file, whole. Raises KVQuantError when it cannot be written."""
+    arrays: dict[str, npt.NDArray[np.generic]] = {"n_tokens": np.array(moments.n_tokens)}
+    for layer in moments.layers:
+        counts = [(head.n_key, head.n_query) for head in layer.heads]
+        arrays[f"{layer.layer}.counts"] = np.array(counts)
+        for name in _SUMS:
+            arrays[f"{layer.layer}.{name}"] = np.stack([getattr(head, name) for head in layer.heads])
+    with io.BytesIO() as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        write_atomic(path, file.getvalue())
+
+
+def load_moments(path: Path) -> Moments:
+    """Read what `save_moments` wrote. Raises KVQuantError for anything else."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            numbers = sorted(int(name.split(".")[0]) for name in file.files if name.endswith(".counts"))
+            layers = []
+            for number in numbers:
+                sums = [file[f"{number}.{name}"] for name in _SUMS]
+                heads = zip(file[f"{number}.counts"].tolist(), *sums, strict=True)
+                layers.append(LayerMoments(number, tuple(HeadMoments(*count, *of) for count, *of in heads)))
+            return Moments(tuple(layers), int(file["n_tokens"]))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise KVQuantError(f"{path}: holds no moments ({error}); remove it and run again") from error
+
+
+def _run(request: MomentsRequest, folder: Path, on_tokens: Callable[[int, int], None]) -> Moments:
     starts: list[_Start] = []
     ends: list[_End] = []
     other: list[str] = []
@@ -120,7 +158,10 @@ def _run(
         if not line.startswith("{"):
             other.append(line)
             return
-        document = json.loads(line)
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise LlamaError(f"{PROGRAM} printed a line that is no JSON: {line[:80]}") from error
         kind = document.get("kind")
         where = f"{PROGRAM}: {kind}"
         if kind == "start":
@@ -130,25 +171,23 @@ def _run(
         elif kind == "end":
             ends.append(from_document(_End, document, where, error=LlamaError))
 
-    argv = [str(program), *request.arguments(folder / "sums")]
+    argv = [str(request.programs / PROGRAM), *request.arguments(folder / "sums")]
     with BackgroundProgram(argv, folder / "log", env=clean_environment()) as running:
         status = follow(running, read)
     if status:
-        raise LlamaError(f"{PROGRAM} ended with status {status}: {failure_line(chr(10).join(other))}")
+        kind = UsageError if status == UsageError.exit_code else LlamaError
+        raise kind(f"{PROGRAM} ended with status {status}: {failure_line(chr(10).join(other))}")
     if len(starts) != 1 or len(ends) != 1 or starts[0].schema_version != SCHEMA_VERSION:
         raise LlamaError(
             f"{PROGRAM} printed other lines than this kvquant reads; kvquant llama build makes it anew"
         )
-    sums = np.fromfile(folder / "sums", dtype=np.float64)
+    sums = np.fromfile(folder / "sums", dtype="<f8")
     if len(sums) != sum(layer.n_values for layer in ends[0].layers):
         raise LlamaError(f"{PROGRAM} wrote {len(sums)} numbers, not those of its layers")
     return Moments(tuple(_layers(ends[0].layers, sums)), starts[0].n_tokens)
 
 
-def _layers(
-    layers: tuple[_Layer, ...], sums: np.ndarray[tuple[int], np.dtype[np.float64]]
-) -> list[LayerMoments]:
-    found = []
+def _layers(layers: tuple[_Layer, ...], sums: npt.NDArray[np.float64]) -> Iterator[LayerMoments]:
     for layer in layers:
         of_layer, sums = sums[: layer.n_values], sums[layer.n_values :]
         heads = []
@@ -156,5 +195,4 @@ def _layers(
             key_sum, squares = head[: layer.head_dim], head[layer.head_dim :]
             key_square, query_square = squares.reshape(2, layer.head_dim, layer.head_dim)
             heads.append(HeadMoments(layer.n_key, layer.n_query, key_sum, key_square, query_square))
-        found.append(LayerMoments(layer.layer, tuple(heads)))
-    return found
+        yield LayerMoments(layer.layer, tuple(heads))

@@ -3,6 +3,7 @@
 """
 
 from kvquant.transform.fit import FitOptions, fit_head, fit_layer, predicted_error
+from kvquant.transform.for_model import TransformFile, check_layers, model_id, open_transform
 from kvquant.transform.moments import HeadMoments, LayerMoments, measure
 from kvquant.transform.sidecar import read_transform, write_transform
 from kvquant.transform.transform import KINDS, Kind, KVTransform, LayerTransform, ModelId
@@ -16,9 +17,13 @@ __all__ = [
     "LayerMoments",
     "LayerTransform",
     "ModelId",
+    "TransformFile",
+    "check_layers",
     "fit_head",
     "fit_layer",
     "measure",
+    "model_id",
+    "open_transform",
     "predicted_error",
     "read_transform",
     "write_transform",

@@ -169,6 +169,12 @@ class KVTransform:
                 hashed.update(array.astype("<f4").tobytes())
         return hashed.hexdigest()
 
+    @property
+    def n_ctx(self) -> int | None:
+        """The deepest position it was fitted and measured at, in tokens; None where nothing says so."""
+        found = self.provenance.get("n_ctx")
+        return found if isinstance(found, int) and found > 0 else None
+
     def of(self, layer: int) -> LayerTransform | None:
         """Return the transform of a layer, None for one that stays as it is."""
         return next((this for this in self.layers if this.layer == layer), None)

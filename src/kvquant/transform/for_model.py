@@ -1,0 +1,102 @@
+"""A transform beside the model it is used with: whether it belongs there, and how deep it may be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvquant.errors import TransformError
+from kvquant.model.gguf_file import GgufModel
+from kvquant.model.shape import ModelShape
+from kvquant.results.transform import TransformUsed
+from kvquant.transform.sidecar import read_transform
+from kvquant.transform.transform import KVTransform, ModelId
+
+
+@dataclass(frozen=True)
+class TransformFile:
+    """A transform and the file that llama.cpp is given."""
+
+    path: Path
+    transform: KVTransform
+    n_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """Of what changes numbers; what tells a measurement with it from others."""
+        return self.transform.digest
+
+    @property
+    def used(self) -> TransformUsed:
+        """What a record says of it."""
+        transform = self.transform
+        return TransformUsed(
+            self.path.name, self.digest, self.n_bytes, transform.n_ctx, len(transform.layers)
+        )
+
+    def depth_warning(self, n_ctx: int) -> str | None:
+        """What a user has to know before using it at ``n_ctx`` tokens; None for nothing."""
+        deepest = self.transform.n_ctx
+        if deepest is None:
+            return (
+                f"{self.path} does not say how deep it was calibrated; compare with and without it at {n_ctx}"
+            )
+        if n_ctx <= deepest:
+            return None
+        return (
+            f"{self.path} was calibrated to {deepest} tokens and is used at {n_ctx}: deeper it can do harm; "
+            f"calibrate with --ctx {n_ctx}"
+        )
+
+
+def model_id(model: GgufModel) -> ModelId:
+    """Return what a sidecar says of its model. Reads the whole file, for its digest."""
+    return ModelId(model.sha256(), model.arch, model.n_layer, weight_bytes(model))
+
+
+def weight_bytes(model: GgufModel) -> int:
+    """Return the bytes of all tensors, as llama_model_size counts them."""
+    return sum(tensor.n_bytes or 0 for shard in model.shards for tensor in shard.tensors)
+
+
+def open_transform(
+    path: Path, model: GgufModel, shape: ModelShape | None = None, *, digest: bool = False
+) -> TransformFile:
+    """Read a sidecar and hold it against the model it is to be used with.
+
+    digest: compare the digest of the whole model file too, which takes reading it; else what a running
+    llama.cpp can see. Raises TransformError, one line, for a file that is damaged, of another model, or for
+    other layers than these.
+    """
+    transform = read_transform(path)
+    made_for, here = transform.model, (model.arch, model.n_layer, weight_bytes(model))
+    if (made_for.arch, made_for.n_layer, made_for.weight_bytes) != here:
+        raise TransformError(
+            f"{path} was made for another model, {_words(made_for)}; {model.shown} is "
+            f"{_words(ModelId('', *here))}: run kvquant calibrate on it"
+        )
+    if digest and made_for.sha256 != model.sha256():
+        raise TransformError(
+            f"{path} was made for another file of this kind of model, SHA-256 {made_for.sha256[:12]}; run "
+            f"kvquant calibrate on {model.shown}"
+        )
+    if shape is not None:
+        check_layers(transform, shape, str(path))
+    return TransformFile(path, transform, path.stat().st_size)
+
+
+def check_layers(transform: KVTransform, shape: ModelShape, where: str) -> None:
+    """Raise TransformError when a layer of the transform keeps no cache here, or has other heads."""
+    for layer in transform.layers:
+        known = layer.layer in shape.kv_layers
+        here = shape.layers[layer.layer] if known else None
+        if here is None or (here.n_head_kv, here.head_dim_k) != (layer.n_head_kv, layer.head_dim):
+            has = "keeps no keys" if here is None else f"has {here.n_head_kv} KV heads of {here.head_dim_k}"
+            raise TransformError(
+                f"{where}: layer {layer.layer} is for {layer.n_head_kv} KV heads of {layer.head_dim} values, "
+                f"{shape.name}'s {has}"
+            )
+
+
+def _words(model: ModelId) -> str:
+    return f"{model.arch or 'unknown'} of {model.n_layer} layers and {model.weight_bytes} bytes of weights"
