@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -21,16 +22,17 @@ from kvquant.cli.options import (
     threads_option,
 )
 from kvquant.cli.progress import progress_bar
+from kvquant.cli.transforms import checked_transform, transform_line, transform_option
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
 from kvquant.evals.divergence import FeedPath
 from kvquant.evals.divergence_run import (
-    UNROTATED,
     DivergencePlan,
     check_programs,
     plan_policies,
     run_divergence,
 )
+from kvquant.evals.variations import UNROTATED, UNTRANSFORMED, split_variations
 from kvquant.model.architectures import shape_of
 from kvquant.model.gguf_file import open_model
 from kvquant.model.shape import ModelShape
@@ -60,7 +62,13 @@ UNKNOWN = "-"
     multiple=True,
     required=True,
     metavar="POLICY|@FILE",
-    help=f"A policy or preset, or one with @{UNROTATED} behind it; give it once for each.",
+    help=f"A policy or preset, also with @{UNROTATED} or @{UNTRANSFORMED} behind it; give it once for each.",
+)
+@transform_option(
+    "Change K exactly before it is stored (kvquant calibrate), under every policy but f16; give it again to "
+    "compare.",
+    name="transforms",
+    multiple=True,
 )
 @ctx_option(
     "Tokens of a chunk; the second half of each is scored.",
@@ -99,6 +107,7 @@ def divergence(
     model: Path,
     texts: tuple[Path, ...],
     policies: tuple[str, ...],
+    transforms: tuple[Path, ...],
     ctx: int,
     tokens: int | None,
     path: FeedPath,
@@ -119,6 +128,8 @@ def divergence(
     Example:
       kvquant divergence --model model.gguf --text book.txt --policy q8_0 --policy k8v4 --policy q4_0
       kvquant divergence --model model.gguf --text book.txt --policy q4_0 --policy q4_0@no-rotation
+      kvquant divergence --model model.gguf --text book.txt --policy q4_0 --policy q4_0@no-transform
+          --transform model.kvt.gguf
       kvquant divergence --model model.gguf --text book.txt --policy hybrid --ctx 4096 --out runs/deep --json
     """
     programs = programs_folder(llama_bin)
@@ -136,7 +147,12 @@ def divergence(
         n_ctx=ctx,
         n_tokens=tokens,
         policies=plan_policies(
-            [_policy(text) for text in policies], shape, ctx, path, rotation=not no_rotation
+            [_policy(text) for text in policies],
+            shape,
+            ctx,
+            path,
+            rotation=not no_rotation,
+            transforms=[checked_transform(file, opened, shape, ctx, digest=True) for file in transforms],
         ),
         n_threads=threads,
         n_jobs=jobs,
@@ -152,9 +168,9 @@ def divergence(
 
 
 def _policy(value: str) -> str:
-    """Return a policy's text with its variation, what is in the file for @FILE."""
-    name, at, variation = value.rpartition("@")
-    return f"{policy_text(name)}@{variation}" if at and name else policy_text(value)
+    """Return a policy's text with its variations, what is in the file for @FILE."""
+    varied = split_variations(value)
+    return str(replace(varied, policy=policy_text(varied.policy)))
 
 
 def divergence_text(result: DivergenceResult) -> str:
@@ -172,12 +188,14 @@ def divergence_text(result: DivergenceResult) -> str:
         for row in rows
     ]
     floor_words = UNKNOWN if floor is None else _number(floor.kl_mean)
+    transforms = dict.fromkeys(policy.transform for policy in result.policies if policy.transform)
     return "\n".join(
         [
             f"{result.start.model.name} on {texts}: {result.n_tokens} tokens, {result.start.path} path, "
             f"chunks of {result.start.n_ctx}",
             f"KL divergence in nats a token from {result.baseline.removeprefix('*:')}, whose perplexity is "
             f"{_number(result.baseline_perplexity)}; floor {floor_words}",
+            *(f"with transform {transform_line(used)}" for used in transforms if used is not None),
             "",
             *table,
         ]

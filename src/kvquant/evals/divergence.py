@@ -21,6 +21,7 @@ from kvquant.errors import LlamaError, UsageError
 from kvquant.llama.logs import failure_line
 from kvquant.processes.background import BackgroundProgram, clean_environment
 from kvquant.processes.command import follow
+from kvquant.transform import TransformFile
 
 PROGRAM = "llama-kv-divergence"
 SCHEMA_VERSION = 2
@@ -38,20 +39,22 @@ T = TypeVar("T")
 class CacheSetup:
     """A cache and how it is fed.
 
-    policy: canonical text. rotation: llama.cpp's Hadamard rotation of what is quantized. path: ``prefill``
-    feeds scored tokens as batches, ``decode`` one by one after those before them went in as batches.
-    n_chunks: scored chunks that are enough, None for all.
+    policy: canonical text. rotation: llama.cpp's Hadamard rotation of what is quantized. transform: of K
+    before it is stored, None for none. path: ``prefill`` feeds scored tokens as batches, ``decode`` one by
+    one after those before them went in as batches. n_chunks: scored chunks that are enough, None for all.
     """
 
     policy: str = "*:f16"
     rotation: bool = True
     path: FeedPath = "prefill"
     n_chunks: int | None = None
+    transform: TransformFile | None = None
 
     def arguments(self, prefix: str = "--") -> list[str]:
         """Return the options of the program that stand for it."""
         arguments = [f"{prefix}kv-layers", self.policy, f"{prefix}path", self.path]
         arguments += [] if self.rotation else [f"{prefix}no-rotation"]
+        arguments += [] if self.transform is None else [f"{prefix}kv-transform", str(self.transform.path)]
         return arguments if self.n_chunks is None else [*arguments, f"{prefix}n-chunks", str(self.n_chunks)]
 
     def on_the_other_path(self, n_chunks: int | None = None) -> CacheSetup:

@@ -10,7 +10,13 @@ from typing import Any
 
 from kvquant.errors import KVQuantError, LlamaError, UsageError
 from kvquant.evals.append_only import LineWriter, appending, parse_lines, whole_lines
-from kvquant.evals.divergence import DivergenceRequest, TokenDivergence, check_token, measure_divergence
+from kvquant.evals.divergence import (
+    CacheSetup,
+    DivergenceRequest,
+    TokenDivergence,
+    check_token,
+    measure_divergence,
+)
 
 COLUMNS = ("position", "kl", "same_top", "nll_baseline", "nll_policy")
 """What a line's ``tokens`` hold of each token, in this order."""
@@ -183,5 +189,17 @@ def _short(token: TokenDivergence) -> TokenDivergence:
 
 def _without_folders(request: DivergenceRequest) -> DivergenceRequest:
     """The request as it is recorded: where its files were means nothing elsewhere."""
-    texts = tuple(Path(text.name) for text in request.texts)
-    return replace(request, model=Path(request.model.name), texts=texts)
+
+    def bare(setup: CacheSetup) -> CacheSetup:
+        transform = setup.transform
+        if transform is None:
+            return setup
+        return replace(setup, transform=replace(transform, path=Path(transform.path.name)))
+
+    return replace(
+        request,
+        model=Path(request.model.name),
+        texts=tuple(Path(text.name) for text in request.texts),
+        policies=tuple(bare(setup) for setup in request.policies),
+        baseline=bare(request.baseline),
+    )

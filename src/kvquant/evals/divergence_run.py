@@ -22,6 +22,7 @@ from kvquant.evals.divergence_summary import DivergenceSummary, summarize_diverg
 from kvquant.evals.machine import read_machine
 from kvquant.evals.validation.plan import BASELINE, planned_policy
 from kvquant.evals.validation.records import folder_name
+from kvquant.evals.variations import UNROTATED, split_variations
 from kvquant.llama.build import read_info
 from kvquant.memory import ContextOptions, memory_of
 from kvquant.model.gguf_file import GgufModel
@@ -38,13 +39,11 @@ from kvquant.results.divergence import (
     Start,
 )
 from kvquant.shipped import VERSION
+from kvquant.transform import TransformFile, cache_key
 
 START = "start.json"
 RESULT = "divergence.json"
 PROGRAM_LOG = "program.log"
-
-UNROTATED = "no-rotation"
-"""What may follow a policy after an @: the same types without llama.cpp's rotation."""
 
 FLOOR_CHUNKS = 2
 """Chunks on which the floor is measured: the other path can be many times slower."""
@@ -110,25 +109,35 @@ class DivergencePlan:
 
 
 def plan_policies(
-    texts: Sequence[str], shape: ModelShape, n_ctx: int, path: FeedPath, *, rotation: bool
+    texts: Sequence[str],
+    shape: ModelShape,
+    n_ctx: int,
+    path: FeedPath,
+    *,
+    rotation: bool,
+    transforms: Sequence[TransformFile] = (),
 ) -> tuple[PolicyPlan, ...]:
     """Read policies and fit them to a model; ``@no-rotation`` after one, or rotation=False for all, leaves
-    the rotation out. Raises UsageError or PolicyError, one line, for one that will not do.
+    the rotation out. Each policy is measured with each of the transforms, those of the baseline's types and
+    those with ``@no-transform`` behind them without. Raises UsageError or PolicyError, one line, for one that
+    will not do.
     """
     options = ContextOptions(n_ctx, 1)
     f16 = memory_of(shape, parse_policy(BASELINE).resolve(shape), options).kv_bytes
     plans: dict[CacheSetup, PolicyPlan] = {}
     for text in texts:
-        name, at, variation = text.partition("@")
-        if at and variation != UNROTATED:
-            raise UsageError(f"--policy {text}: {variation!r} is no variation; known: {UNROTATED}")
-        planned = planned_policy(name, shape, options)
-        setup = CacheSetup(planned.text, rotation=rotation and not at, path=path)
-        label = planned.label if setup.rotation else f"{planned.label}@{UNROTATED}"
-        if setup in plans:
-            raise UsageError(f"--policy {text}: {setup.policy} is given twice; give each policy once")
+        varied = split_variations(text)
+        planned = planned_policy(varied.policy, shape, options)
+        rotated = rotation and varied.rotation
+        plain = not varied.transform or planned.text == BASELINE
         n_bytes = memory_of(shape, planned.policy.resolve(shape), options).kv_bytes
-        plans[setup] = PolicyPlan(label, setup, n_bytes, n_bytes / f16 if f16 else 1.0)
+        for transform in (None,) if plain or not transforms else transforms:
+            setup = CacheSetup(planned.text, rotation=rotated, path=path, transform=transform)
+            if setup in plans:
+                raise UsageError(f"--policy {text}: {setup.policy} is given twice; give each policy once")
+            label = f"{planned.label}@{transform.path.stem}" if transform else planned.label
+            label += "" if rotated else f"@{UNROTATED}"
+            plans[setup] = PolicyPlan(label, setup, n_bytes, n_bytes / f16 if f16 else 1.0)
     return tuple(plans.values())
 
 
@@ -249,6 +258,7 @@ def _policy(plan: PolicyPlan, summary: DivergenceSummary | None, failure: str | 
         policy=plan.setup.policy,
         label=plan.label,
         rotation=plan.setup.rotation,
+        transform=None if plan.setup.transform is None else plan.setup.transform.used,
         **dict.fromkeys(("kl_mean", "kl_low", "kl_high", "kl_median", "kl_p99", "kl_max")),
         **dict.fromkeys(("top1", "top1_low", "top1_high", "perplexity")),
         kv_bytes=plan.kv_bytes,
@@ -281,7 +291,7 @@ def _bounds(interval: Interval | None) -> tuple[float | None, float | None]:
 
 
 def _file_name(setup: CacheSetup) -> str:
-    return folder_name(setup.policy) + ("" if setup.rotation else f"@{UNROTATED}")
+    return folder_name(cache_key(setup.policy, setup.transform)) + ("" if setup.rotation else f"@{UNROTATED}")
 
 
 def _log_path(folder: Path, name: str, path: FeedPath) -> Path:

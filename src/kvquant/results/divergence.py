@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvquant.results.transform import TransformUsed
+
 SCHEMA_VERSION = 1
 
 
@@ -50,7 +52,7 @@ class PolicyDivergence:
     interval, null where the text is too short for one; kl_median, kl_p99, kl_max over the tokens. top1: share
     of tokens for which both hold the same token to be the most likely, with its interval. perplexity: of the
     text under the policy. kv_bytes: what llama.cpp allocates for one sequence of n_ctx tokens; of_f16: their
-    share of a float16 cache's. failure: why there are no numbers.
+    share of a float16 cache's. failure: why there are no numbers. transform: of K, null for none.
     """
 
     policy: str
@@ -70,6 +72,7 @@ class PolicyDivergence:
     of_f16: float
     n_tokens: int
     failure: str | None = None
+    transform: TransformUsed | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,14 @@
 """
 
 from kvquant.transform.fit import FitOptions, fit_head, fit_layer, predicted_error
-from kvquant.transform.for_model import TransformFile, check_layers, model_id, open_transform
+from kvquant.transform.for_model import (
+    TransformFile,
+    cache_key,
+    check_layers,
+    model_id,
+    open_transform,
+    transform_file,
+)
 from kvquant.transform.moments import HeadMoments, LayerMoments, measure
 from kvquant.transform.sidecar import read_transform, write_transform
 from kvquant.transform.transform import KINDS, Kind, KVTransform, LayerTransform, ModelId
@@ -18,6 +25,7 @@ __all__ = [
     "LayerTransform",
     "ModelId",
     "TransformFile",
+    "cache_key",
     "check_layers",
     "fit_head",
     "fit_layer",
@@ -26,5 +34,6 @@ __all__ = [
     "open_transform",
     "predicted_error",
     "read_transform",
+    "transform_file",
     "write_transform",
 ]

@@ -12,31 +12,25 @@ from kvquant.results.transform import TransformUsed
 from kvquant.transform.sidecar import read_transform
 from kvquant.transform.transform import KVTransform, ModelId
 
+_KEY_LENGTH = 16
+"""Hexadecimal digits of a digest that tell transforms apart in records."""
+
 
 @dataclass(frozen=True)
 class TransformFile:
-    """A transform and the file that llama.cpp is given."""
+    """A sidecar that llama.cpp is given, and what a record says of it."""
 
     path: Path
-    transform: KVTransform
-    n_bytes: int
+    used: TransformUsed
 
     @property
     def digest(self) -> str:
-        """Of what changes numbers; what tells a measurement with it from others."""
-        return self.transform.digest
-
-    @property
-    def used(self) -> TransformUsed:
-        """What a record says of it."""
-        transform = self.transform
-        return TransformUsed(
-            self.path.name, self.digest, self.n_bytes, transform.n_ctx, len(transform.layers)
-        )
+        """Of what changes numbers; tells a measurement with this transform from others."""
+        return self.used.digest
 
     def depth_warning(self, n_ctx: int) -> str | None:
         """What a user has to know before using it at ``n_ctx`` tokens; None for nothing."""
-        deepest = self.transform.n_ctx
+        deepest = self.used.n_ctx
         if deepest is None:
             return (
                 f"{self.path} does not say how deep it was calibrated; compare with and without it at {n_ctx}"
@@ -47,6 +41,17 @@ class TransformFile:
             f"{self.path} was calibrated to {deepest} tokens and is used at {n_ctx}: deeper it can do harm; "
             f"calibrate with --ctx {n_ctx}"
         )
+
+
+def transform_file(path: Path, transform: KVTransform) -> TransformFile:
+    """Return the handle of a sidecar that holds ``transform``."""
+    layers, n_bytes = len(transform.layers), path.stat().st_size
+    return TransformFile(path, TransformUsed(path.name, transform.digest, n_bytes, transform.n_ctx, layers))
+
+
+def cache_key(policy: str, transform: TransformFile | None) -> str:
+    """Return what names a cache in records: the policy's canonical text, and which transform, if any."""
+    return policy if transform is None else f"{policy}@{transform.digest[:_KEY_LENGTH]}"
 
 
 def model_id(model: GgufModel) -> ModelId:
@@ -82,7 +87,7 @@ def open_transform(
         )
     if shape is not None:
         check_layers(transform, shape, str(path))
-    return TransformFile(path, transform, path.stat().st_size)
+    return transform_file(path, transform)
 
 
 def check_layers(transform: KVTransform, shape: ModelShape, where: str) -> None:
