@@ -48,6 +48,8 @@ ALLOWED: dict[str, set[str]] = {
     "reference": {"errors", "reference"},
     # What `search` chooses by is measured here, and handed to it as a value: neither imports the other.
     "evals": SIDE | {"memory", "assets", "llama", "reference", "evals"},
+    # Runs what `evals` measures with over every setting; its result is a value that `report` shows.
+    "sweep": SIDE | {"memory", "assets", "llama", "reference", "evals", "sweep"},
     "torch": SIDE | {"torch"},
 }
 

@@ -18,6 +18,7 @@ from kvquant.evals.validation.records import Start
 from kvquant.files import write_atomic
 from kvquant.memory.document import MemoryDocument
 from kvquant.results import comparison, validation
+from kvquant.results.sweep import CellRecord, ProbeRecord, SweepResult
 from kvquant.search.search import SearchDocument
 
 FOLDER = Path(__file__).resolve().parent.parent / "src" / "kvquant" / "schemas"
@@ -30,6 +31,9 @@ DOCUMENTS: dict[str, type[Any]] = {
     "run": RunInfo,
     "sample": SampleRecord,
     "search": SearchDocument,
+    "sweep": SweepResult,
+    "sweep-cell": CellRecord,
+    "sweep-probe": ProbeRecord,
     "validation": validation.ValidationResult,
     "validation-start": Start,
 }

@@ -62,6 +62,22 @@ def from_document(
         raise error(f"{where}{_words(str(problem))}") from problem
 
 
+def from_strings(
+    kind: type[T], values: Mapping[str, str], where: str, *, error: type[KVQuantError] = KVQuantError
+) -> T:
+    """Build a ``kind`` (a dataclass of plain values) from texts, such as the row of a CSV file; empty ones
+    are left to its defaults. Raises ``error``, one line, for an unknown key and for what is no such value.
+    """
+    import msgspec
+
+    given = {key: value for key, value in values.items() if value != ""}
+    _refuse_unknown(kind, given, where, error)
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as problem:
+        raise error(f"{where}{_words(str(problem))}") from problem
+
+
 def from_json(kind: type[T], text: str | bytes, where: str, *, error: type[KVQuantError] = KVQuantError) -> T:
     """Build a ``kind`` from JSON text. Raises ``error``, one line, when it is not JSON or does not fit."""
     return from_document(kind, parse_json(text, where, error=error), where, error=error)

@@ -33,6 +33,7 @@ COMMANDS = {
     "schema": "kvquant.cli.schema:schema",
     "search": "kvquant.cli.search:search",
     "shape": "kvquant.cli.shape:shape",
+    "sweep": "kvquant.cli.sweep:sweep_boards",
     "texts": "kvquant.cli.texts:texts",
     "validate": "kvquant.cli.validate:validate_policies",
 }

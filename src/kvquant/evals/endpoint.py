@@ -153,6 +153,22 @@ class Endpoint:
         except EndpointError as error:
             raise EndpointFailed(str(error)) from error
 
+    def post_lines(self, path: str, body: object) -> Iterator[str]:
+        """POST ``body`` and yield the lines of a streamed answer as they come. Raises as `chat` does."""
+        deadline = time.monotonic() + self.timeout_seconds
+        with (
+            self._told_apart(self.timeout_seconds),
+            self._client.stream(
+                "POST", self.base_url + path, json=body, timeout=self.timeout_seconds
+            ) as answer,
+        ):
+            if answer.status_code != 200:
+                raise self._failure(answer, _read(answer, deadline))
+            for line in answer.iter_lines():
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                yield line
+
     def _ask(self, method: str, path: str, body: object, seconds: float) -> tuple[int, Any]:
         """Return the status, 200 or, of a GET, 404 or 405, and the JSON that came with a 200."""
         deadline = time.monotonic() + seconds

@@ -64,6 +64,20 @@ class KVLog:
         return sum(layer.k.n_bytes + (layer.v.n_bytes if layer.v else 0) for layer in self.layers)
 
 
+@dataclass(frozen=True)
+class LoggedBuffers:
+    """Sizes in MiB of what a server allocated, each summed over its buffers; None for a kind without a line.
+
+    Compute and output buffers are made anew when a graph needs more: the last of each device counts.
+    """
+
+    model: float | None
+    kv: float | None
+    recurrent: float | None
+    compute: float | None
+    output: float | None
+
+
 _TENSOR = r"(\w+) +\( *[\d.]+ MiB, +(\d+) B\)( rotated)?"
 _LAYER = re.compile(rf"layer +(\d+): K {_TENSOR}, V (?:none|{_TENSOR})")
 _CACHE = re.compile(
@@ -72,6 +86,7 @@ _CACHE = re.compile(
 )
 _ROTATED = re.compile(r"attn_rot_[kv] = 1\b")
 _BUFFER = re.compile(r"KV buffer size = +([\d.]+) MiB")
+_ANY_BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 
 # A failure starts with the line that knows why; what follows repeats that something failed.
 _CAUSES = (
@@ -95,6 +110,16 @@ def parse_kv_log(text: str) -> KVLog:
     buffers = [float(m[1]) for m in _BUFFER.finditer(text)]
     by_index = sorted(layers, key=lambda layer: layer.layer)
     return KVLog(tuple(caches), tuple(by_index), tuple(buffers), _ROTATED.search(text) is not None)
+
+
+def parse_buffers(text: str) -> LoggedBuffers:
+    """Sum up the sizes of buffers in a log that holds one context."""
+    found: dict[str, dict[object, float]] = {}
+    for number, (device, kind, mib) in enumerate(_ANY_BUFFER.findall(text)):
+        of_kind = found.setdefault(kind, {})
+        of_kind[device if kind in {"compute", "output"} else number] = float(mib)
+    sums = {kind: sum(sizes.values()) for kind, sizes in found.items()}
+    return LoggedBuffers(*(sums.get(kind) for kind in ("model", "KV", "RS", "compute", "output")))
 
 
 def failure_line(text: str) -> str:

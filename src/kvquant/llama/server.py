@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,8 @@ class ServerOptions:
     kv_layers: a policy, which needs a patched build; k_type and v_type are then the types of unnamed layers.
     rotation: False stores quantized K and V without the Hadamard rotation. kv_attention: False computes
     attention on the CPU with llama.cpp's own code, which is all that a stock build has. n_threads: None
-    leaves it to llama.cpp. extra: further arguments as they are.
+    leaves it to llama.cpp. extra: further arguments as they are. prefix: a command that becomes the server,
+    such as taskset -c 4-7.
     """
 
     model: Path
@@ -49,6 +50,7 @@ class ServerOptions:
     kv_attention: bool = True
     n_threads: int | None = None
     extra: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
 
     def arguments(self, slot_folder: Path) -> list[str]:
         """Return the command line after the program's name.
@@ -88,12 +90,13 @@ class LlamaServer:
         *,
         log: Path | None = None,
         scratch: Path | None = None,
+        while_loading: Callable[[], None] = lambda: None,
     ) -> None:
         """Start ``programs``/llama-server and wait until it has loaded the model.
 
         log: a file for its output that outlives it, by default one of its temporary files. scratch: the
-        folder for these, by default the system's. Raises LlamaError with the line of its log that explains a
-        failure.
+        folder for these, by default the system's. while_loading: called again and again; what it raises ends
+        the server. Raises LlamaError with the line of its log that explains a failure.
         """
         program = programs / "llama-server"
         if not program.is_file():
@@ -103,7 +106,8 @@ class LlamaServer:
         self.options = options
         self._folder = tempfile.TemporaryDirectory(prefix="kvquant-server-", dir=scratch)
         self.slot_folder = Path(self._folder.name)
-        argv = [str(program), *options.arguments(self.slot_folder)]
+        argv = [*options.prefix, str(program), *options.arguments(self.slot_folder)]
+        self._while_loading = while_loading
         try:
             log = log or self.slot_folder / "log"
             self._program = BackgroundProgram(argv, log, env=options.environment())
@@ -160,6 +164,10 @@ class LlamaServer:
         """Return the most memory the server has had resident so far, the model's file included."""
         return self._program.peak_n_bytes()
 
+    def cpu_seconds(self) -> float | None:
+        """Return the processor time the server has had so far, over all its threads."""
+        return self._program.cpu_seconds()
+
     def check_running(self) -> None:
         """Raise LlamaError, with the line of its log that says why, when the server has ended."""
         self._wait_briefly_for_its_end()
@@ -193,6 +201,7 @@ class LlamaServer:
 
     def _sleep_unless_over(self, deadline: float, start_seconds: float) -> None:
         self._raise_if_ended()
+        self._while_loading()
         if time.monotonic() > deadline:
             raise LlamaError(f"llama-server did not load {self.options.model} within {start_seconds:g} s")
         time.sleep(_POLL_SECONDS)

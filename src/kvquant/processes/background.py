@@ -67,15 +67,24 @@ class BackgroundProgram:
 
         VmHWM of /proc. Once the program has ended nobody knows it any more.
         """
+        peak = re.search(r"^VmHWM:\s*(\d+) kB$", self._proc("status"), re.MULTILINE)
+        return int(peak[1]) * 1024 if peak else None
+
+    def cpu_seconds(self) -> float | None:
+        """Return the processor time it has had so far, over all its threads; None where unknown or ended."""
+        # proc(5): utime and stime are the 14th and 15th field; the name before them may hold anything.
+        fields = self._proc("stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else None
+
+    def _proc(self, name: str) -> str:
+        """A file of /proc about the program, empty where there is none."""
         watchdog = self._watchdog.pid
         try:
             # Orphans of the program become the watchdog's children after it.
             pid = Path(f"/proc/{watchdog}/task/{watchdog}/children").read_text().split()[0]
-            status = Path(f"/proc/{pid}/status").read_text()
+            return Path(f"/proc/{pid}/{name}").read_text()
         except (OSError, IndexError):
-            return None
-        peak = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-        return int(peak[1]) * 1024 if peak else None
+            return ""
 
     def stop(self) -> None:
         """End the program and whatever it started, if it still runs, and wait until it is gone."""
