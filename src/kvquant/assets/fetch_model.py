@@ -184,14 +184,16 @@ def _require_room(folder: Path, model: Model, n_bytes_there: int, missing: tuple
 
 
 def _from_hub(hub: HubFile, sha256: str, place: Path) -> None:
-    # A folder that stays: the hub's client goes on in it where it was cut off.
-    path = download_from_hub(hub, place.with_name("hub-download"))
+    folder = place.with_name("hub-download")
+    # Of a killed download: its client has given the file a name that it does not look for again.
+    shutil.rmtree(folder, ignore_errors=True)
+    path = download_from_hub(hub, folder)
     found = _sha256(path)
     if found != sha256:
         path.unlink()
         raise AssetError(f"{hub.file} has SHA-256 {found}, wanted {sha256}")
     path.replace(place)
-    shutil.rmtree(path.parent, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

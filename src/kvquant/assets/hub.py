@@ -26,8 +26,9 @@ def parse_reference(text: str) -> HubFile:
 def download_from_hub(wanted: HubFile, folder: Path | None = None) -> Path:
     """Return the path of a repository's file, downloaded into ``folder``, or into the hub client's own cache.
 
-    The client resumes what was cut off, and takes token, endpoint and cache from its own settings (HF_TOKEN,
-    HF_ENDPOINT, HF_HOME). Raises AssetError, one line, when it is not installed or cannot give the file.
+    The client takes token, endpoint and cache from its own settings (HF_TOKEN, HF_ENDPOINT, HF_HOME), tries
+    again when a connection breaks, and begins anew after a kill. Raises AssetError, one line, when it is not
+    installed or cannot give the file.
     """
     try:
         from huggingface_hub import hf_hub_download
