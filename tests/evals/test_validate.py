@@ -376,6 +376,18 @@ def test_a_model_that_cannot_be_loaded_fails_every_policy(tmp_path: Path, suite:
     assert (tmp_path / "out" / "logs" / "f16.server.log").exists()
 
 
+def test_questions_need_a_chat_template(tmp_path: Path, suite: Path) -> None:
+    model = tmp_path / "base.gguf"
+    shipped = Path(__file__).parents[2] / "eval/reference-model/kvquant-reference-f16.gguf"
+    model.write_bytes(shipped.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.text_template"))
+    message = failure(run(suite, tmp_path / "out", "--model", str(model), "--dry-run"), UsageError)
+    assert message.startswith(f"{model} has no chat template, and the suite tasks asks questions in a chat")
+    # What asks nothing needs none.
+    result = run("memory", tmp_path / "out", "--model", str(model), "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_leaves_nothing(tmp_path: Path, suite: Path) -> None:
     result = run(suite, tmp_path / "out", "--dry-run")
     assert result.exit_code == 0, result.output

@@ -23,6 +23,9 @@ from kvquant.results.validation import ModelFile
 BASELINE = "*:f16"
 """The policy the others are compared with, where it is among them; else it is the first one."""
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+"""The key of a model file without which llama-server would make up a format that the model has never seen."""
+
 
 @dataclass(frozen=True)
 class PlannedPolicy:
@@ -104,13 +107,19 @@ def make_plan(
     """Check everything that can be checked before anything runs.
 
     shape: None where the memory of the architecture is not known; policies are then llama-server's to check.
-    Raises KVQuantError, one line, for programs, a model file or a policy that will not do.
+    Raises KVQuantError, one line, for programs, a model file or a policy that will not do, and for a model
+    without a chat template where the suite asks questions.
     """
     for name in _programs_needed(suite):
         if not (programs / name).is_file():
             raise LlamaError(f"there is no {name} in {programs}; kvquant llama build makes one")
     if suite.parts.divergence is not None:
         check_text(suite.parts.divergence)
+    if suite.tests and CHAT_TEMPLATE not in model.header.values:
+        raise UsageError(
+            f"{model.shown} has no chat template, and the suite {suite.name} asks questions in a chat; give "
+            "an instruct model, or a suite without questions such as kld"
+        )
     options = ContextOptions(settings.n_ctx, 1)
     policies = [planned_policy(text, shape, options) for text in policy_texts]
     texts = [policy.text for policy in policies]
