@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.real_files import fetched
 from kvquant.assets.small import task_data
-from kvquant.errors import AssetError
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.reply import Reply, ToolCall
 from kvquant.evals.suite import load_suite, samples
@@ -30,12 +29,7 @@ from kvquant.evals.tasks.published import check_program, mistake_in, rows
 
 def data(name: str) -> Path:
     """The folder of a set; at a desk without a network, a reason to skip."""
-    try:
-        return task_data(name)
-    except AssetError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    return fetched(lambda: task_data(name))
 
 
 def test_all_canonical_solutions_pass_and_bodies_alone_do() -> None:
