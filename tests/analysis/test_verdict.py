@@ -77,7 +77,7 @@ def test_cost_and_references_come_first() -> None:
         "*:q5_0 takes 0.34x of f16's bytes (348.16 KiB, not 1.00 MiB, at 4096 tokens) with a moderate error: "
         "attention output off by 5.0 % (q8_0 1.0 % at 0.53x, q4_0 20 % at 0.28x); "
     )
-    assert "\n" not in text and text.endswith("confirm on the model with kvquant validate.")
+    assert "\n" not in text and text.endswith("confirm on the model with kvquant divergence.")
 
 
 @pytest.mark.parametrize(("most", "most_kl", "name"), GRADES)
@@ -116,11 +116,19 @@ def test_a_better_baseline_is_named() -> None:
         summary("*:q5_0", 37.1, [0.0995] * 10),
         summary("*:tq_mse_4b", 26, [0.01] * 10, runnable=False),
         summary("*:f16", 34, [None] * 10),
+        summary("*:q5_0", 34, [0.05] * 10, kl=0.0051),
     ],
-    ids=["larger", "less accurate", "equal within a percent", "not runnable", "unknown"],
+    ids=["larger", "less accurate", "equal within a percent", "not runnable", "unknown", "more KL"],
 )
 def test_what_does_not_beat_the_policy(other: Summary) -> None:
     assert dominating(summary("hybrid", 37, [0.1] * 10), {"other": other}) is None
+
+
+def test_q5_0_is_not_advised_instead_of_more_bits_for_keys() -> None:
+    """By its output error alone it would be; on every real model measured k8v4 is far ahead."""
+    found: Analysis = analyze("k8v4", baselines=("q8_0", "q5_0", "q4_0"))
+    assert found.baselines["q5_0"].errors.attn_output_rel_error < found.total.errors.attn_output_rel_error
+    assert "instead" not in found.verdict and "q5_0" not in found.verdict
 
 
 def test_the_most_accurate_of_several_better_ones_is_named() -> None:
@@ -197,6 +205,10 @@ def test_how_far_to_trust_depends_on_the_source() -> None:
         layers([0.1] * 2), total, {}, 1, PROFILE
     )
     assert "one capture is one text" in verdict(layers([0.1] * 2), total, {}, 1, CAPTURE)
+    reference = replace(CAPTURE, name="reference")
+    assert "this is the reference model, and models differ: confirm on the model" in verdict(
+        layers([0.1] * 2), total, {}, 1, reference
+    )
 
 
 @pytest.mark.parametrize(
