@@ -3,17 +3,16 @@
     python tools/real_models.py measure --programs "$(kvquant llama build)" --text prose.txt
     python tools/real_models.py page
 
-`measure` runs `kvquant divergence` for each model and setting, in the order of PLAN, and goes on where it
-stopped: tokens are kept under runs/real, what they come to under eval/results/real/divergence. `page` writes
-eval/results/real/README.md from those records, which a test holds to it.
+`measure` does what `kvquant divergence` does for each model and setting, in the order of PLAN, and goes on
+where it stopped: tokens are kept under runs/real, what they come to under eval/results/real/divergence.
+`page` writes from those records eval/results/real/README.md, the table in README.md and
+docs/figures/real-models.svg; a test holds them to it.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,25 +24,47 @@ from kvquant.evals.divergence_run import (
     plan_policies,
     run_divergence,
 )
-from kvquant.files import write_atomic
 from kvquant.model.architectures import shape_of
 from kvquant.model.gguf_file import open_model
-from kvquant.results.divergence import DivergenceResult, PolicyDivergence
+from kvquant.results.divergence import DivergenceResult
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "eval/results/real/divergence"
-PAGE = ROOT / "eval/results/real/README.md"
 RUNS = ROOT / "runs/real"
+
+
+UNIFORM = ("q8_0", "k8v4", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")
+HYBRID, MIRROR = "hybrid (0-10 q8_0, rest q4_0)", "its mirror (0-10 q4_0, rest q8_0)"
+EDGE = 4
+"""Layers at each end that a rule of thumb keeps at q8_0."""
+EDGES = f"first and last {EDGE} q8_0, rest q4_0"
+ALL = (*UNIFORM, HYBRID, MIRROR, EDGES)
+SIDES = ("q4_0 keys, f16 values", "f16 keys, q4_0 values")
+"""Which side carries the error."""
+CRITICAL = "keys of layers 0, 1, 2 and 8 q8_0, rest q4_0"
+"""The layers in which KVmix finds the critical heads of Qwen2.5-0.5B; and as many others, to compare with."""
+FIRST_KEYS, LAST_KEYS = (
+    "keys of the first 4 layers q8_0, rest q4_0",
+    "keys of the last 4 layers q8_0, rest q4_0",
+)
+FEW = ("q8_0", "k8v4", "q5_0", "q4_0", HYBRID, MIRROR, EDGES)
+DEEP = ("q8_0", "k8v4", "q5_0", "q4_0", HYBRID)
+"""Where a pass takes half a minute, and where it takes minutes."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One run of the program: a model by name, tokens of a chunk, the path, and scored tokens."""
+    """One run of the program: a model by name, tokens of a chunk, the path, and scored tokens.
+
+    policies: by the page's names. unrotated: those that are measured without llama.cpp's rotation, too.
+    """
 
     model: str
     n_ctx: int
     path: FeedPath
     n_tokens: int
+    policies: tuple[str, ...] = ALL
+    unrotated: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -52,59 +73,56 @@ class Setting:
 
 
 PLAN = (
-    Setting("qwen2.5-coder-0.5b", 512, "prefill", 255),
-    Setting("smollm2-135m", 512, "prefill", 512),
-    Setting("gemma3-270m", 512, "prefill", 512),
-    Setting("qwen2.5-coder-1.5b", 512, "prefill", 512),
-    Setting("smollm2-135m", 4096, "prefill", 2048),
-    Setting("gemma3-270m", 4096, "prefill", 2048),
-    Setting("qwen2.5-coder-0.5b", 4096, "prefill", 2048),
+    Setting("qwen2.5-coder-0.5b", 512, "prefill", 255, (*ALL, *SIDES, CRITICAL, FIRST_KEYS, LAST_KEYS), ALL),
+    Setting("smollm2-135m", 512, "prefill", 510, (*ALL, *SIDES), ALL),
+    Setting("gemma3-270m", 512, "prefill", 255, (*ALL, *SIDES), ("q8_0", "q5_0", "q4_0", HYBRID)),
+    Setting("qwen2.5-coder-1.5b", 512, "prefill", 512, ALL, ALL),
+    Setting("smollm2-135m", 512, "decode", 128, FEW),
+    Setting("qwen2.5-coder-0.5b", 512, "decode", 128, FEW),
+    Setting("gemma3-270m", 512, "decode", 128, FEW),
+    Setting("smollm2-135m", 4096, "prefill", 256, DEEP),
+    Setting("gemma3-270m", 4096, "prefill", 256, DEEP),
+    Setting("qwen2.5-coder-0.5b", 4096, "prefill", 256, DEEP),
+    Setting("qwen2.5-coder-1.5b", 512, "decode", 64, FEW),
+    Setting("gemma3-270m", 16384, "prefill", 256, DEEP),
+    Setting("smollm2-135m", 4096, "decode", 128, DEEP),
+    Setting("gemma3-270m", 4096, "decode", 128, DEEP),
+    Setting("qwen2.5-coder-0.5b", 4096, "decode", 128, DEEP),
+    Setting("qwen2.5-coder-1.5b", 4096, "prefill", 256, DEEP),
+    Setting("qwen2.5-coder-0.5b", 16384, "prefill", 256, DEEP),
+    Setting("qwen2.5-coder-1.5b", 4096, "decode", 64, DEEP),
+    Setting("qwen2.5-coder-1.5b", 16384, "prefill", 256, DEEP),
 )
-"""The most telling first."""
-
-EDGE = 4
-"""Layers at each end that a rule of thumb keeps at q8_0."""
-
-TITLES = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
-TITLES |= {f"qwen2.5-coder-{size}b": f"Qwen2.5-Coder-{size}B-Instruct" for size in ("0.5", "1.5")}
-
-
-INTRODUCTION = """# Real language models
-
-Mean KL divergence from a float16 cache in nats a token, with its 95 % interval; the share of tokens whose
-most likely successor is the same; perplexity of the text. Rotation is llama.cpp's own. Each table is one run
-of `kvquant divergence`, with its record beside this page. `make real` goes on with what is missing; this page
-is written from the records by `tools/real_models.py page`."""
+"""The most telling first. SmolLM2 was trained on 8192 tokens. The second half of a chunk is scored: 255
+tokens are one chunk of 512, and the first 256 of a chunk of 4096 are those at depth 2048 to 2303.
+"""
 
 
 def policies_for(n_layer: int) -> dict[str, str]:
     """Return the policies by the name that the page gives them, for a model of so many layers."""
-    inner = f"{EDGE}-{n_layer - EDGE - 1}"
+    inner, last = f"{EDGE}-{n_layer - EDGE - 1}", n_layer - 1
+    keys = "k=q8_0/v=q4_0"
     return {
-        "q8_0": "*:q8_0",
+        **{name: f"*:{name}" for name in UNIFORM},
         "k8v4": "*:k=q8_0/v=q4_0",
-        "q5_1": "*:q5_1",
-        "q5_0": "*:q5_0",
-        "iq4_nl": "*:iq4_nl",
-        "q4_1": "*:q4_1",
-        "q4_0": "*:q4_0",
-        "hybrid (0-10 q8_0, rest q4_0)": f"0-10:q8_0,11-{n_layer - 1}:q4_0",
-        "its mirror (0-10 q4_0, rest q8_0)": f"0-10:q4_0,11-{n_layer - 1}:q8_0",
-        f"first and last {EDGE} q8_0, rest q4_0": (
-            f"0-{EDGE - 1}:q8_0,{inner}:q4_0,{n_layer - EDGE}-{n_layer - 1}:q8_0"
-        ),
+        HYBRID: f"0-10:q8_0,11-{last}:q4_0",
+        MIRROR: f"0-10:q4_0,11-{last}:q8_0",
+        EDGES: f"0-{EDGE - 1}:q8_0,{inner}:q4_0,{n_layer - EDGE}-{last}:q8_0",
+        SIDES[0]: "*:k=q4_0/v=f16",
+        SIDES[1]: "*:k=f16/v=q4_0",
+        CRITICAL: f"0-2:{keys},3-7:q4_0,8:{keys},9-{last}:q4_0",
+        FIRST_KEYS: f"0-3:{keys},4-{last}:q4_0",
+        LAST_KEYS: f"0-{n_layer - 5}:q4_0,{n_layer - 4}-{last}:{keys}",
     }
 
 
-def measure(
-    programs: Path, setting: Setting, model: Path, text: Path, n_threads: int, *, rotated_only: bool
-) -> DivergenceResult:
+def measure(programs: Path, setting: Setting, model: Path, text: Path, n_threads: int) -> DivergenceResult:
     """Measure what is missing of a setting and write its record."""
     opened = open_model(model)
     shape = shape_of(opened)
-    texts = list(policies_for(shape.n_layer).values())
-    if not rotated_only:
-        texts += [f"{policy}@{UNROTATED}" for policy in texts]
+    by_name = policies_for(shape.n_layer)
+    texts = [by_name[name] for name in setting.policies]
+    texts += [f"{by_name[name]}@{UNROTATED}" for name in setting.unrotated]
     plan = DivergencePlan(
         programs=programs,
         model=opened,
@@ -138,55 +156,6 @@ def records() -> list[tuple[Setting, DivergenceResult]]:
     return found
 
 
-def page(found: Sequence[tuple[Setting, DivergenceResult]]) -> str:
-    """Return the page on all records."""
-    lines = [INTRODUCTION]
-    for setting, result in found:
-        lines += ["", *_section(setting, result)]
-    return "\n".join(lines) + "\n"
-
-
-def _section(setting: Setting, result: DivergenceResult) -> Iterator[str]:
-    start, floor = result.start, result.floor
-    yield f"## {TITLES[setting.model]}, chunks of {setting.n_ctx}, {setting.path}"
-    yield ""
-    yield (
-        f"{result.n_tokens:,} tokens of {start.texts[0].name} scored; float16 perplexity "
-        f"{_digits(result.baseline_perplexity)}; floor {_digits(floor and floor.kl_mean)}."
-    )
-    yield f"[Record](divergence/{setting.name}.json), model sha256 `{start.model.sha256[:16]}`."
-    yield ""
-    yield "| policy | of f16 | KL | same top | perplexity | KL, not rotated |"
-    yield "|---|---|---|---|---|---|"
-    measured = {(policy.policy, policy.rotation): policy for policy in result.policies}
-    n_layer = 1 + max(
-        int(word) for policy in result.policies for word in re.findall(r"-(\d+)", policy.policy)
-    )
-    for name, policy in policies_for(n_layer).items():
-        rotated, plain = measured.get((policy, True)), measured.get((policy, False))
-        if rotated is not None:
-            yield (
-                f"| {name} | {rotated.of_f16:.3f} | {_kl(rotated)} | {_share(rotated.top1)} "
-                f"| {_digits(rotated.perplexity)} | {'' if plain is None else _kl(plain)} |"
-            )
-
-
-def _kl(policy: PolicyDivergence) -> str:
-    if policy.kl_mean is None:
-        return policy.failure or "unknown"
-    if policy.kl_low is None or policy.kl_high is None:
-        return _digits(policy.kl_mean)
-    return f"{_digits(policy.kl_mean)} ({_digits(policy.kl_low)} to {_digits(policy.kl_high)})"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def _digits(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2g}" if value < 10 else f"{value:.3g}"
-
-
 def main() -> None:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(
@@ -197,7 +166,6 @@ def main() -> None:
     measuring.add_argument("--programs", type=Path, required=True, help="folder of llama-kv-divergence")
     measuring.add_argument("--text", type=Path, required=True, help="prose")
     measuring.add_argument("--threads", type=int, default=2, help="(%(default)s)")
-    measuring.add_argument("--rotated-only", action="store_true", help="leave the runs without rotation out")
     measuring.add_argument(
         "--only", action="append", help="settings by name, such as smollm2-135m.512.prefill"
     )
@@ -207,16 +175,16 @@ def main() -> None:
         for setting in PLAN:
             if not options.only or setting.name in options.only:
                 model = _model(setting.model)
-                measure(
-                    options.programs,
-                    setting,
-                    model,
-                    options.text,
-                    options.threads,
-                    rotated_only=options.rotated_only,
-                )
-                write_atomic(PAGE, page(records()))
-    write_atomic(PAGE, page(records()))
+                measure(options.programs, setting, model, options.text, options.threads)
+                write_pages()
+    write_pages()
+
+
+def write_pages() -> None:
+    """Write everything that shows the records."""
+    from real_models_page import write_all  # only here: it reads the plan of this module
+
+    write_all(records())
 
 
 def _model(name: str) -> Path:

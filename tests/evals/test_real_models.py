@@ -1,17 +1,54 @@
-"""The page on real models says what its records say, and every policy in it is one of the plan."""
+"""What shows the records on real models says what they say, and every policy in it is one of the plan."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 import real_models
+import real_models_page as pages
 from kvquant.policy import parse_policy
 
 
-def test_the_page_is_what_the_records_say() -> None:
-    found = real_models.records()
-    assert found, "there is no record"
-    assert real_models.PAGE.read_text() == real_models.page(found)
+@pytest.fixture(scope="module")
+def found() -> pages.Found:
+    records = real_models.records()
+    assert records, "there is no record"
+    return records
+
+
+def test_the_page_is_what_the_records_say(found: pages.Found) -> None:
+    assert pages.PAGE.read_text() == pages.page(found)
+
+
+def test_readmes_table_is_what_the_records_say(found: pages.Found) -> None:
+    readme = pages.README.read_text()
+    assert pages.table(found) in readme
+    assert pages.filled(readme, pages.table(found)) == readme
+
+
+def test_the_figure_is_what_the_records_say(found: pages.Found) -> None:
+    assert pages.FIGURE.read_text() == pages.figure(found)
+
+
+def test_every_record_is_of_the_plan(found: pages.Found) -> None:
+    names = {f"{setting.name}.json" for setting in real_models.PLAN}
+    assert {path.name for path in real_models.RECORDS.iterdir()} <= names
+    for setting, result in found:
+        assert (result.start.path, result.start.n_ctx) == (setting.path, setting.n_ctx)
+        assert result.n_tokens == result.start.n_tokens
+
+
+def test_a_changed_record_shows(found: pages.Found) -> None:
+    setting, result = next(one for one in found if one[0].n_ctx == 512 and one[0].path == "prefill")
+    more = tuple(
+        replace(policy, kl_mean=2 * (policy.kl_mean or 0), kv_bytes=policy.kv_bytes + 1024)
+        for policy in result.policies
+    )
+    changed = [(setting, replace(result, policies=more))]
+    for write in (pages.page, pages.table, pages.figure):
+        assert write(changed) != write([(setting, result)])
 
 
 @pytest.mark.parametrize("n_layer", [18, 24, 28, 30])
@@ -29,6 +66,8 @@ def test_the_policies_of_the_plan(n_layer: int) -> None:
         parse_policy(text)
 
 
-def test_a_changed_record_shows() -> None:
-    found = real_models.records()
-    assert real_models.page(found[:-1]) != real_models.page(found)
+def test_the_settings_of_the_plan_are_distinct_and_name_policies() -> None:
+    names = [setting.name for setting in real_models.PLAN]
+    assert len(set(names)) == len(names)
+    for setting in real_models.PLAN:
+        assert {*setting.policies, *setting.unrotated} <= set(real_models.policies_for(24))

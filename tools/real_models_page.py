@@ -1,0 +1,215 @@
+"""What the records of real_models.py come to: their page, README's table and the figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from os.path import relpath
+from typing import TYPE_CHECKING
+
+from kvquant.files import write_atomic
+from kvquant.report.drawing import (
+    PLACEHOLDERS,
+    FigureSize,
+    decade_axis,
+    open_figure,
+    place_labels,
+    standalone_svg,
+    style_axes,
+    themed_svg,
+)
+from kvquant.results.divergence import DivergenceResult, PolicyDivergence
+from kvquant.units import format_n_bytes
+from real_models import EDGES, HYBRID, MIRROR, PLAN, ROOT, UNIFORM, Setting, policies_for
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PAGE = ROOT / "eval/results/real/README.md"
+README = ROOT / "README.md"
+FIGURE = ROOT / "docs/figures/real-models.svg"
+MARKERS = re.compile(r"(<!-- real models -->).*?(<!-- end -->)", re.DOTALL)
+
+TITLES = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
+TITLES |= {f"qwen2.5-coder-{size}b": f"Qwen2.5-Coder-{size}B-Instruct" for size in ("0.5", "1.5")}
+
+Found = Sequence[tuple[Setting, DivergenceResult]]
+"""Settings with their records, in the order of the plan."""
+
+INTRODUCTION = """# Real language models
+
+Mean KL divergence from a float16 cache in nats a token, with its 95 % interval; the share of tokens whose
+most likely successor is the same; perplexity of the text; and the bytes of the cache, as llama.cpp allocates
+them for one chunk. Rotation is llama.cpp's own. The floor is what the same float16 cache gives when its
+tokens are fed the other way, in batches or one by one: less than that is no difference between caches. Each
+table is one run of `kvquant divergence`, with its record beside this page. `make real` goes on with what is
+missing; this page is written from the records by `tools/real_models.py page`."""
+
+SHOWN = (*UNIFORM, HYBRID, MIRROR, EDGES)
+"""What README's table and the figure have; the page has all."""
+UNROTATED_SHOWN = ("q5_0", "q4_0")
+"""What README's table has without rotation, too."""
+
+
+def page(found: Found) -> str:
+    """Return the page on all records."""
+    lines = [INTRODUCTION, "", f"![KL divergence against bytes]({relpath(FIGURE, PAGE.parent)})"]
+    for setting, result in found:
+        lines += ["", *_section(setting, result)]
+    measured = {setting.name for setting, _ in found}
+    missing = [one for one in PLAN if one.name not in measured]
+    if missing:
+        lines += ["", "## Not measured yet", ""]
+        lines += [
+            f"- {TITLES[one.model]}, chunks of {one.n_ctx}, {one.path} ({one.n_tokens} tokens)"
+            for one in missing
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(setting: Setting, result: DivergenceResult) -> Iterator[str]:
+    start, floor = result.start, result.floor
+    yield f"## {TITLES[setting.model]}, chunks of {setting.n_ctx}, {setting.path}"
+    yield ""
+    yield (
+        f"{result.n_tokens:,} tokens of {start.texts[0].name} scored; float16 perplexity "
+        f"{digits(result.baseline_perplexity)}; floor {digits(floor and floor.kl_mean)}."
+    )
+    yield f"[Record](divergence/{setting.name}.json), model sha256 `{start.model.sha256[:16]}`."
+    yield ""
+    yield "| policy | bytes | of f16 | KL | same top | perplexity | KL, not rotated |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in policies_for(1):
+        rotated, plain = find(result, name), find(result, name, rotation=False)
+        if rotated is not None:
+            yield (
+                f"| {name} | {format_n_bytes(rotated.kv_bytes)} | {rotated.of_f16:.3f} | {_kl(rotated)} "
+                f"| {_share(rotated.top1)} | {digits(rotated.perplexity)} "
+                f"| {'' if plain is None else _kl(plain)} |"
+            )
+
+
+def find(result: DivergenceResult, name: str, *, rotation: bool = True) -> PolicyDivergence | None:
+    """Return what a record says of a policy by the plan's name of it, None where it was not measured."""
+    layers = (int(word) for policy in result.policies for word in re.findall(r"-(\d+)", policy.policy))
+    text = policies_for(1 + max(layers))[name]
+    return next(
+        (policy for policy in result.policies if (policy.policy, policy.rotation) == (text, rotation)), None
+    )
+
+
+def at(found: Found, n_ctx: int, path: str) -> dict[str, DivergenceResult]:
+    """Return the records of a context and a path by model, in the order of TITLES."""
+    by_model = {s.model: result for s, result in found if (s.n_ctx, s.path) == (n_ctx, path)}
+    return {model: by_model[model] for model in TITLES if model in by_model}
+
+
+def table(found: Found) -> str:
+    """Return README's table: KL at 512 tokens by policy and model."""
+    results = at(found, 512, "prefill")
+    lines = [
+        f"| policy | of f16 | {' | '.join(TITLES[model] for model in results)} |",
+        f"|---|---|{'---|' * len(results)}",
+    ]
+    for name in SHOWN:
+        lines.append(_row(name, results, rotation=True))
+        if name in UNROTATED_SHOWN:
+            lines.append(_row(name, results, rotation=False))
+    perplexities = [f"perplexity {digits(result.baseline_perplexity)}" for result in results.values()]
+    lines.append(f"| f16 | 1.00 | {' | '.join(perplexities)} |")
+    return "\n".join(lines)
+
+
+def _row(name: str, results: dict[str, DivergenceResult], *, rotation: bool) -> str:
+    policies = [find(result, name, rotation=rotation) for result in results.values()]
+    shares = sorted({f"{policy.of_f16:.2f}" for policy in policies if policy is not None})
+    cells = ["" if policy is None else _cell(policy) for policy in policies]
+    label = name if rotation else f"{name}, not rotated"
+    return f"| {label} | {'–'.join(dict.fromkeys((shares[0], shares[-1])))} | {' | '.join(cells)} |"
+
+
+def _cell(policy: PolicyDivergence) -> str:
+    return f"{digits(policy.kl_mean)}, {_share(policy.top1, 0)}"
+
+
+def filled(readme: str, content: str) -> str:
+    """Return README with the table between its markers."""
+    return MARKERS.sub(lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}", readme)
+
+
+def figure(found: Found) -> str:
+    """Return KL divergence against bytes as SVG, a panel for each model."""
+    results = at(found, 512, "prefill")
+    values = [policy.kl_mean for result in results.values() for policy in result.policies if policy.kl_mean]
+    values += [result.floor.kl_mean for result in results.values() if result.floor is not None]
+    limits = min(values) / 2, max(values) * 2
+    n_columns = min(2, len(results))
+    n_rows = -(-len(results) // n_columns)
+    with open_figure(FigureSize(10, 3.7 * n_rows), PLACEHOLDERS) as drawn:
+        for index, (model, result) in enumerate(results.items(), start=1):
+            panel = drawn.add_subplot(n_rows, n_columns, index)
+            _draw(panel, result, TITLES[model], limits)
+        for (_, result), panel in zip(results.items(), drawn.axes, strict=True):
+            place_labels(panel, [(_short(name), point, color) for name, point, color in _points(result)])
+        return standalone_svg(themed_svg(drawn, "real"))
+
+
+def _points(result: DivergenceResult) -> list[tuple[str, tuple[float, float], str]]:
+    """Name, place and colour of every policy that has a number, with rotation."""
+    found = ((name, find(result, name)) for name in SHOWN)
+    return [
+        (name, (policy.of_f16, policy.kl_mean), _color(name))
+        for name, policy in found
+        if policy is not None and policy.kl_mean
+    ]
+
+
+def _draw(axes: Axes, result: DivergenceResult, title: str, limits: tuple[float, float]) -> None:
+    for name, (x, y), color in _points(result):
+        policy, plain = find(result, name), find(result, name, rotation=False)
+        if policy is not None and policy.kl_low is not None:
+            axes.plot([x, x], [policy.kl_low, policy.kl_high], color=color, linewidth=1.6)
+        if plain is not None and plain.kl_mean:
+            axes.plot([x], [plain.kl_mean], "o", color=color, markerfacecolor=PLACEHOLDERS.background)
+        axes.plot([x], [y], "o", color=color)
+    if result.floor is not None:
+        axes.axhline(result.floor.kl_mean, color=PLACEHOLDERS.rival, linewidth=1, linestyle="dashed")
+    axes.set_yscale("log")
+    axes.set_ylim(limits)
+    axes.set_xlim(0.24, 0.60)
+    decade_axis(axes.yaxis)
+    style_axes(axes, PLACEHOLDERS, f"{title}: KL divergence, nats")
+    axes.set_xlabel("bytes of the cache, of f16", color=PLACEHOLDERS.text)
+
+
+def _color(name: str) -> str:
+    roles = {"k8v4": "series_3", HYBRID: "series_2", MIRROR: "series_4", EDGES: "series_6"}
+    return str(getattr(PLACEHOLDERS, roles.get(name, "series_1")))
+
+
+def _short(name: str) -> str:
+    return {HYBRID: "hybrid", MIRROR: "mirror", EDGES: "both ends"}.get(name, name)
+
+
+def write_all(found: Found) -> None:
+    """Write the page, README's table and the figure."""
+    write_atomic(PAGE, page(found))
+    write_atomic(README, filled(README.read_text(), table(found)))
+    write_atomic(FIGURE, figure(found))
+
+
+def _kl(policy: PolicyDivergence) -> str:
+    if policy.kl_mean is None:
+        return policy.failure or "unknown"
+    if policy.kl_low is None or policy.kl_high is None:
+        return digits(policy.kl_mean)
+    return f"{digits(policy.kl_mean)} ({digits(policy.kl_low)} to {digits(policy.kl_high)})"
+
+
+def _share(value: float | None, n_decimals: int = 1) -> str:
+    return "" if value is None else f"{value:.{n_decimals}%}"
+
+
+def digits(value: float | None) -> str:
+    """Two significant digits, as a plain number."""
+    return "unknown" if value is None else f"{value:.2g}" if value < 10 else f"{value:.3g}"
