@@ -99,11 +99,23 @@ standard: $(VENV)/run.stamp ## Validate six policies on the reference model; goe
 		--policy q8_0 --policy q4_0 --policy hybrid --policy k8v4 --policy 0-10:q4_0,11-31:q8_0 --out runs/standard
 	$(BIN)/kvquant report runs/standard --html runs/standard/report.html
 
+# With 100 questions a category, of which 5 % change, and four policies beside f16 a loss of 7.5 points is found.
+REAL_TASKS := bfcl human-eval gsm8k
+REAL_N     := 100
+REAL_POLICIES := $(foreach policy,f16 q8_0 k8v4 hybrid q4_0,--policy $(policy))
+
 .PHONY: real
 real: $(VENV)/run.stamp ## Measure policies on real language models, for hours; goes on where it stopped
-	text=$$($(BIN)/kvquant texts get prose) && \
-		$(BIN)/python tools/real_models.py measure --text "$$text" \
-		--programs "$$($(BIN)/kvquant llama build --jobs $(JOBS))"
+	@set -e; \
+	text=$$($(BIN)/kvquant texts get prose); \
+	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS)); \
+	$(BIN)/python tools/real_models.py measure --text "$$text" --programs "$$bin"; \
+	for model in qwen2.5-coder-0.5b qwen2.5-coder-1.5b; do \
+		for suite in $(REAL_TASKS) speed; do \
+			$(BIN)/kvquant validate --llama-bin "$$bin" --model $$model --suite $$suite --n $(REAL_N) \
+				$(REAL_POLICIES) --out runs/real/$$model.$$suite || [ $$? -eq 3 ]; \
+		done; \
+	done
 
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
 SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-attention-op

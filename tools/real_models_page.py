@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from os.path import relpath
 from typing import TYPE_CHECKING
 
+from kvquant.assets.registry import models
 from kvquant.files import write_atomic
 from kvquant.report.drawing import (
     PLACEHOLDERS,
@@ -91,8 +92,8 @@ def _section(setting: Setting, result: DivergenceResult) -> Iterator[str]:
 
 def find(result: DivergenceResult, name: str, *, rotation: bool = True) -> PolicyDivergence | None:
     """Return what a record says of a policy by the plan's name of it, None where it was not measured."""
-    layers = (int(word) for policy in result.policies for word in re.findall(r"-(\d+)", policy.policy))
-    text = policies_for(1 + max(layers))[name]
+    (n_layer,) = (m.n_layer for m in models().values() if m.sha256 == result.start.model.sha256)
+    text = policies_for(n_layer)[name]
     return next(
         (policy for policy in result.policies if (policy.policy, policy.rotation) == (text, rotation)), None
     )

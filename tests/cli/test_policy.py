@@ -31,6 +31,19 @@ def test_canonical_form(text: str, canonical: str) -> None:
     assert json.loads(_run(text, "--json")[0]) == {"policy": canonical}
 
 
+def test_the_list_of_presets() -> None:
+    lines = _run("--list")[0].splitlines()
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        ["f16", "*:f16"],
+        ["q8_0", "*:q8_0"],
+        ["k8v4", "*:k=q8_0/v=q4_0"],
+        ["hybrid", "0-10:q8_0,11-31:q4_0"],
+        ["q4_0", "*:q4_0"],
+    ]
+    presets = json.loads(_run("--list", "--json")[0])["presets"]
+    assert [preset["name"] for preset in presets] == ["f16", "q8_0", "k8v4", "hybrid", "q4_0"]
+
+
 def test_layers_of_a_hybrid_model() -> None:
     stdout, stderr = _run("kv0-kv1:q8_0,0:f32", "--shape", "qwen3.5-2b", "--default", "k=q5_0/v=q4_0")
     assert stdout.splitlines()[0] == "0:f32,kv0-kv1:q8_0"
@@ -53,6 +66,7 @@ def test_json_of_a_hybrid_model() -> None:
     [
         (["0-3:q80"], "column 5: unknown type 'q80', did you mean q8_0?"),
         (["q80"], "unknown preset 'q80', did you mean q8_0?"),
+        ([], "no POLICY; give one such as k8v4, or --list"),
         (["*:q8_0", "--shape", "llama-3.1-8b", "--default", "q80"], "--default 'q80'"),
         (["3:f16,kv0:f16", "--shape", "qwen3.5-2b"], "both name layer 3 (kv0)"),
     ],

@@ -59,7 +59,7 @@ def test_the_policies_of_the_plan(n_layer: int) -> None:
         for part in text.split(","):
             layers = part.partition(":")[0]
             first, _, last = layers.partition("-")
-            chosen = range(n_layer) if layers == "*" else range(int(first), int(last) + 1)
+            chosen = range(n_layer) if layers == "*" else range(int(first), int(last or first) + 1)
             for layer in chosen:
                 covered[layer] += 1
         assert set(covered) == {1}, text

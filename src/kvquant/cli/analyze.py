@@ -74,7 +74,7 @@ def analyze(
     \b
     Example:
       kvquant analyze --policy 0-10:q8_0,11-31:q4_0
-      kvquant analyze --policy hybrid --profile qwen2.5-7b --html report.html
+      kvquant analyze --policy k8v4 --profile qwen2.5-7b --html report.html
       kvquant analyze --policy '*:k=q8_0/v=q4_0' --capture kv.npz --json
     """
     _check_outputs(html, plot)

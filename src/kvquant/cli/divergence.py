@@ -130,7 +130,7 @@ def divergence(
       kvquant divergence --model model.gguf --text book.txt --policy q4_0 --policy q4_0@no-rotation
       kvquant divergence --model model.gguf --text book.txt --policy q4_0 --policy q4_0@no-transform
           --transform model.kvt.gguf
-      kvquant divergence --model model.gguf --text book.txt --policy hybrid --ctx 4096 --out runs/deep --json
+      kvquant divergence --model model.gguf --text book.txt --policy k8v4 --ctx 4096 --out runs/deep --json
     """
     programs = programs_folder(llama_bin)
     check_programs(programs)

@@ -16,16 +16,20 @@ from kvquant.cli.options import (
     shape_from_options,
     shape_options,
 )
-from kvquant.policy import policy_document
+from kvquant.errors import UsageError
+from kvquant.policy import policy_document, preset_text
+from kvquant.policy.grammar import ABOUT
 
 
 @click.command()
-@click.argument("text", metavar="POLICY|@FILE", type=POLICY)
+@click.argument("text", metavar="POLICY|@FILE", type=POLICY, required=False)
+@click.option("--list", "listed", is_flag=True, help="List the presets, and what real models say of them.")
 @shape_options
 @default_options
 @json_option
 def policy(
-    text: str,
+    text: str | None,
+    listed: bool,
     model: Path | None,
     shape: str | None,
     default: str | None,
@@ -42,9 +46,15 @@ def policy(
 
     \b
     Example:
+      kvquant policy --list
       kvquant policy 11-31:q4_0,0-10:q8_0
       kvquant policy first1:q8_0,last1:q8_0,rest:q4_0 --shape qwen3.5-2b
     """
+    if listed:
+        _list(as_json)
+        return
+    if text is None:
+        raise UsageError("no POLICY; give one such as k8v4, or --list")
     choice = PolicyChoice(text, *default_types(default, k_type, v_type))
     if model is None and shape is None:
         click.echo(json.dumps({"policy": str(choice.policy)}) if as_json else str(choice.policy))
@@ -57,3 +67,14 @@ def policy(
     click.echo(f"{'layer':>6}{'kv':>5}  {'K':<10} V")
     for layer in resolved.layers:
         click.echo(f"{layer.layer:>6}{layer.kv_index:>5}  {layer.k_type:<10} {layer.v_type}")
+
+
+def _list(as_json: bool) -> None:
+    rows = [(name, str(preset_text(name)), about) for name, about in ABOUT.items()]
+    if as_json:
+        found = [{"name": name, "policy": text, "about": about} for name, text, about in rows]
+        click.echo(json.dumps({"presets": found}, indent=1))
+        return
+    for name, text, about in rows:
+        click.echo(f"{name:<7}  {text:<21}  {about}")
+    click.echo("Any other type's name is a preset too (kvquant formats). What was measured: docs/claims.md.")

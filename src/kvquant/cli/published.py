@@ -22,7 +22,7 @@ def published(seed: int, as_json: bool) -> None:
     Each number is measured twice: under the convention that explains it best, and as what it means for
     llama.cpp: ggml's own blocks, against an fp16 cache. It is reproduced when the second value prints as
     published, and reproduced under its convention when only the first does. docs/published-numbers.md
-    explains each line.
+    explains each line. What is said of real language models is tested in docs/claims.md.
 
     \b
     Example:

@@ -83,7 +83,7 @@ def validate_policies(
 
     \b
     Example:
-      kvquant validate --policy f16 --policy q8_0 --policy q4_0 --policy hybrid --out runs/today
+      kvquant validate --policy f16 --policy q8_0 --policy k8v4 --policy q4_0 --out runs/today
       kvquant validate --model model.gguf --policy f16 --policy q8_0 --suite agent --out runs/agent
       kvquant compare runs/today
     """

@@ -30,6 +30,15 @@ NAMED = {
 }
 """Preset name to policy text, apart from the one preset per type."""
 
+ABOUT = {
+    "f16": "what the others are compared with",
+    "q8_0": "half the bytes; within the noise of float16 on some models, above it on others",
+    "k8v4": "the first to try below q8_0: keys keep their bits",
+    "hybrid": "often copied; on real models k8v4 is better at about the same bytes",
+    "q4_0": "a matter of the model: from usable to broken, measure before serving",
+}
+"""Presets to choose among, and what the records of real models say of them (eval/results/real)."""
+
 _BLANKS = " \t\r\n"
 _DIGITS = "0123456789"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
