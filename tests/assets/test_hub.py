@@ -148,5 +148,5 @@ def test_an_endpoint_that_is_gone_is_one_line(tmp_path: Path) -> None:
 
 def test_without_the_hubs_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(AssetError, match=r"need huggingface_hub; run: pip install 'kvquant\[hf\]'"):
+    with pytest.raises(AssetError, match=r"need huggingface_hub; run: pip install 'kvquant-llama\[hf\]'"):
         download_from_hub(HubFile(REPOSITORY, "main", FILE))

@@ -86,7 +86,7 @@ def torch_model(file: Path) -> Callable[[], list[Sides]]:
     """A pass of Torch's model in float32; gives K, V and Q of each layer, (n_tokens, heads, head_dim), with
     RoPE's pairs where ggml has them.
     """
-    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'kvquant[torch]')")
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'kvquant-llama[torch]')")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from transformers.models.llama import modeling_llama
 

@@ -86,7 +86,7 @@ def check_like_torch(capture: KVCapture, expected: KVCapture) -> None:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[KVCapture, KVCapture]:
     """A capture of the reference model by the program and one by Torch, of the same tokens."""
-    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'kvquant[torch]')")
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'kvquant-llama[torch]')")
     from reference_model.capture import capture as torch_capture
     from reference_model.gguf_file import load_gguf
 

@@ -35,7 +35,7 @@ def download_from_hub(wanted: HubFile, folder: Path | None = None) -> Path:
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise AssetError(
-            "files of Hugging Face need huggingface_hub; run: pip install 'kvquant[hf]'"
+            "files of Hugging Face need huggingface_hub; run: pip install 'kvquant-llama[hf]'"
         ) from error
     if not sys.stderr.isatty():
         disable_progress_bars()
