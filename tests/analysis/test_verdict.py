@@ -165,6 +165,23 @@ def test_few_layers_get_a_measured_suggestion() -> None:
     assert ": try 0-8:q4_0,9:q8_0 (0.30x, 9.5 %); " in text
 
 
+def test_keys_alone_are_upgraded_where_the_error_comes_through_them() -> None:
+    errors = [0.1] * 9 + [0.6]
+    total = summary("*:q4_0", 28, errors)
+    keys = summary("*:k=q8_0/v=q4_0", 41, [0.05] * 10)
+    baselines = {"q8_0": Q8_0, "k8v4": keys}
+    through_k = verdict(layers(errors, k=0.5, v=0.1), total, baselines, 4096, PROFILE)
+    assert ": try 0-8:q4_0,9:k=q8_0/v=q4_0 (0.29x, 9.6 %); " in through_k
+    for other in (
+        layers(errors, k=0.5, v=0.4),
+        [layer(i, e, 0.5, name="q5_0") for i, e in enumerate(errors)],
+    ):
+        assert "9:q8_0 (0.30x, 9.5 %); " in verdict(other, total, baselines, 4096, PROFILE)
+    # Where keys alone do not help, both sides are tried.
+    useless = {**baselines, "k8v4": summary("*:k=q8_0/v=q4_0", 41, errors)}
+    assert ": try 0-8:q4_0,9:q8_0 (" in verdict(layers(errors, k=0.5), total, useless, 4096, PROFILE)
+
+
 def test_spread_out_error_gets_no_suggestion() -> None:
     text = verdict(layers([0.1] * 32, v=0.1), summary("*:q4_0", 28, [0.1] * 32), {}, 4096, PROFILE)
     assert "the error is spread over the layers, nearly all of it through V" in text and "try" not in text

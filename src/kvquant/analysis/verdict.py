@@ -39,8 +39,10 @@ FEW_LAYERS = 0.125
 ONE_SIDE = 4.0
 """A side carries the error of a layer when its squared error is this many times the other's."""
 
-UPGRADE = "q8_0"
-"""The type suggested for the layers that carry the error."""
+UPGRADES = {"k8v4": ("q8_0", "q4_0"), "q8_0": ("q8_0", "q8_0")}
+"""What is suggested for the layers that carry the error: the baseline they are measured in, its K and V
+types. Keys alone where nearly all of the error comes through K and V has that type already.
+"""
 
 REFERENCES = ("q8_0", "q4_0")
 """Baselines whose numbers stand beside the policy's."""
@@ -110,9 +112,10 @@ def carriers(layers: Sequence[LayerResult]) -> tuple[tuple[int, ...], float]:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The policy with its worst layers in UPGRADE, and what that costs: measured, not guessed."""
+    """The policy with its worst layers in an upgrade, and what that costs: measured, not guessed."""
 
     policy: str
+    upgrade: str
     kv_bytes: int
     error: float
 
@@ -120,8 +123,17 @@ class Suggestion:
 def suggestion(
     layers: Sequence[LayerResult], total: Summary, worst: Sequence[int], baselines: Mapping[str, Summary]
 ) -> Suggestion | None:
-    """Return the policy with the layers at positions ``worst`` in UPGRADE, None where that would not help."""
-    upgraded = baselines.get(UPGRADE)
+    """Return the policy with the layers at positions ``worst`` upgraded, None where that would not help."""
+    chosen = [layers[index] for index in worst]
+    keys_alone = _carrier(chosen) == "K" and all(layer.v.type == UPGRADES["k8v4"][1] for layer in chosen)
+    names = tuple(UPGRADES) if keys_alone else ("q8_0",)
+    found = (_upgraded(layers, total, worst, name, baselines.get(name)) for name in names)
+    return next((better for better in found if better is not None), None)
+
+
+def _upgraded(
+    layers: Sequence[LayerResult], total: Summary, worst: Sequence[int], name: str, upgraded: Summary | None
+) -> Suggestion | None:
     if (
         upgraded is None
         or None in total.layer_attn_output_rel_error
@@ -138,10 +150,10 @@ def suggestion(
         return None
     n_bytes = sum((upgraded if index in worst else total).layer_bytes[index] for index in range(len(layers)))
     types = [
-        (layer.layer, UPGRADE, UPGRADE) if index in worst else (layer.layer, layer.k.type, layer.v.type)
+        (layer.layer, *(UPGRADES[name] if index in worst else (layer.k.type, layer.v.type)))
         for index, layer in enumerate(layers)
     ]
-    return Suggestion(str(policy_from_layers(types)), n_bytes, error)
+    return Suggestion(str(policy_from_layers(types)), name, n_bytes, error)
 
 
 def _is_better(one: Summary, other: Summary) -> bool:
@@ -209,19 +221,25 @@ def _advice(layers: Sequence[LayerResult], total: Summary, baselines: Mapping[st
     better = suggestion(layers, total, worst, baselines)
     if better is None:
         return found
-    what = better.policy if len(better.policy) <= _LONGEST_POLICY else f"{UPGRADE} there"
+    what = better.policy if len(better.policy) <= _LONGEST_POLICY else f"{better.upgrade} there"
     ratio = better.kv_bytes / total.kv_bytes_f16
     return f"{found}: try {what} ({ratio:.2f}x, {short_percent(better.error)})"
 
 
 def _side(layers: Sequence[LayerResult]) -> str:
     """Say which side carries the error of ``layers``, nothing when both have a part."""
+    carrier = _carrier(layers)
+    return f", nearly all of it through {carrier}" if carrier else ""
+
+
+def _carrier(layers: Sequence[LayerResult]) -> str:
+    """K or V, whichever carries the error of ``layers``; empty when both have a part."""
     k, v = (
         sum((getattr(layer, side).attn_output_rel_error or 0.0) ** 2 for layer in layers) for side in "kv"
     )
     if k >= ONE_SIDE * v and k > 0:
-        return ", nearly all of it through K"
-    return ", nearly all of it through V" if v >= ONE_SIDE * k and v > 0 else ""
+        return "K"
+    return "V" if v >= ONE_SIDE * k and v > 0 else ""
 
 
 def _trust(source: SourceInfo) -> str:
