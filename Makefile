@@ -48,6 +48,7 @@ test: lint ## Everything that must hold
 	source=$$($(BIN)/kvquant llama fetch); \
 	$(BIN)/python tools/build_libggml.py --source "$$source" > /dev/null; \
 	KVQUANT_LLAMA_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS)); \
+	$(BIN)/kvquant llama build --jobs $(JOBS) --program llama-kv-layers-memory > /dev/null; \
 	KVQUANT_STOCK_BIN=$$($(BIN)/kvquant llama build --jobs $(JOBS) --stock --program llama-server); \
 	KVQUANT_LLAMA_SOURCE=$$source; \
 	KVQUANT_CHROMIUM=$$($(BIN)/python tools/get_chromium.py || true); \

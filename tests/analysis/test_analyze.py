@@ -43,6 +43,21 @@ def test_layers_without_a_cache_are_not_listed() -> None:
     assert [(x.layer, x.kv_index) for x in analysis.layers] == [(0, 0), (2, 1)]
 
 
+def test_a_pruned_layer_keeps_its_number_and_costs_nothing() -> None:
+    """A layer without KV heads owns a cache of no rows, as DeciLM's layers without attention do."""
+    first, _, third, fourth = SMALL.layers
+    pruned = replace(SMALL, layers=(first, LayerShape(0, 0, 64, 64), third, fourth))
+    analysis = analyze("kv2-:q4_0", shape=pruned, default_k="q8_0", default_v="q8_0", sampling=FEW)
+    assert [(x.layer, x.kv_index, x.k.type) for x in analysis.layers] == [
+        (0, 0, "q8_0"),
+        (2, 2, "q4_0"),
+        (3, 3, "q4_0"),
+    ]
+    memory = kv_bytes(pruned, parse_policy("kv2-:q4_0").resolve(pruned, "q8_0", "q8_0"), n_ctx=4096)
+    assert analysis.total.kv_bytes == memory.kv_bytes
+    assert analysis.total.layer_bytes == tuple(x.n_bytes for x in memory.layers if x.n_bytes)
+
+
 def test_the_policy_equals_its_own_baseline() -> None:
     analysis = analyze("q4_0", shape=SMALL, sampling=FEW)
     assert replace(analysis.baselines["q4_0"]) == analysis.total
@@ -95,6 +110,14 @@ def test_progress_counts_layers() -> None:
 def test_policy_warnings_are_passed_on() -> None:
     (warning,) = analyze("2-9:q8_0", shape=SMALL, baselines=(), sampling=FEW).warnings
     assert "past the end" in warning
+
+
+def test_heads_that_are_not_rotated_are_named() -> None:
+    odd = replace(SMALL, layers=(LayerShape(4, 2, 96, 64),) * 2)
+    (warning,) = analyze("q8_0", shape=odd, baselines=(), sampling=FEW).warnings
+    assert "layers 0-1: quantized K stored without rotation, heads of 96" in warning
+    assert analyze("q8_0", shape=odd, baselines=(), rotation="off", sampling=FEW).warnings == ()
+    assert analyze("f16", shape=odd, baselines=(), sampling=FEW).warnings == ()
 
 
 def test_a_type_that_cannot_store_the_heads() -> None:

@@ -26,11 +26,11 @@ from kvquant.analysis.sources import Sampling, open_source
 from kvquant.analysis.verdict import verdict
 from kvquant.errors import FormatError, UsageError
 from kvquant.formats.registry import CACHE_TYPES, get_format
-from kvquant.memory import KVMemory, kv_bytes
+from kvquant.memory import KVMemory, kv_bytes, not_rotated
 from kvquant.memory.document import DefaultTypes
 from kvquant.model.capture import KVCapture
 from kvquant.model.shape import ModelShape
-from kvquant.policy import Policy, ResolvedLayer, parse_policy
+from kvquant.policy import Policy, ResolvedLayer, ResolvedPolicy, parse_policy
 
 DEFAULT_N_CTX = 4096
 """Tokens of context that bytes are counted for when none is asked for."""
@@ -52,9 +52,16 @@ class _Candidate:
 
     name: str
     policy: Policy
-    layers: tuple[ResolvedLayer, ...]
+    resolved: ResolvedPolicy
     memory: KVMemory
-    warnings: tuple[str, ...]
+
+    @property
+    def layers(self) -> tuple[ResolvedLayer, ...]:
+        return self.resolved.layers
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(map(str, self.resolved.warnings))
 
     @property
     def kv_bytes(self) -> int:
@@ -99,18 +106,27 @@ def analyze(
         raise UsageError(f"rotation {rotation!r} is unknown; known: {', '.join(get_args(Rotation))}")
     source = open_source(shape, profile, capture, seed, sampling)
     wanted = _candidate("policy", policy, source.shape, n_ctx, default_k, default_v)
+    plain = not_rotated(source.shape, wanted.resolved) if rotation != "off" else ""
     in_f16 = _candidate("f16", "*:f16", source.shape, n_ctx).kv_bytes
     rivals, left_out = _rivals(baselines, source.shape, n_ctx)
     candidates = [wanted, *rivals]
     on = rotation != "off"
     as_asked = _measure_layers(source, candidates, on, rotation == "both", progress)
 
+    filled = source.shape.filled_kv_indices
     totals = [
-        _summary(candidate, in_f16, [layer[i][0] for layer in as_asked], [layer[i][1] for layer in as_asked])
+        _summary(
+            candidate,
+            filled,
+            in_f16,
+            [layer[i][0] for layer in as_asked],
+            [layer[i][1] for layer in as_asked],
+        )
         for i, candidate in enumerate(candidates)
     ]
     layers = tuple(
-        _layer_result(wanted, i, source.shape, on, *measured[0]) for i, measured in enumerate(as_asked)
+        _layer_result(wanted, i, source.shape, on, *measured[0])
+        for i, measured in zip(filled, as_asked, strict=True)
     )
     by_name = {rival.name: total for rival, total in zip(rivals, totals[1:], strict=True)}
     return Analysis(
@@ -124,7 +140,7 @@ def analyze(
         total=totals[0],
         baselines=by_name,
         verdict=verdict(layers, totals[0], by_name, wanted.n_ctx, source.info),
-        warnings=(*wanted.warnings, *left_out),
+        warnings=(*wanted.warnings, *([plain] if plain else []), *left_out),
     )
 
 
@@ -139,7 +155,7 @@ def _candidate(
     parsed = policy if isinstance(policy, Policy) else parse_policy(policy)
     resolved = parsed.resolve(shape, default_k, default_v)
     memory = kv_bytes(shape, resolved, n_ctx=n_ctx)
-    return _Candidate(name, parsed, resolved.layers, memory, tuple(map(str, resolved.warnings)))
+    return _Candidate(name, parsed, resolved, memory)
 
 
 def _rivals(names: Sequence[str], shape: ModelShape, n_ctx: int) -> tuple[list[_Candidate], list[str]]:
@@ -163,7 +179,7 @@ def _measure_layers(
     also_unrotated: bool,
     progress: Callable[[int, int], None] | None,
 ) -> list[list[_Measured]]:
-    """For each cached layer and candidate: its errors, and those without rotation where wanted."""
+    """For each layer that fills a cache and each candidate: errors, and those without rotation if wanted."""
 
     def measure(meter: LayerMeter, kv_index: int) -> list[_Measured]:
         measured: list[_Measured] = []
@@ -181,21 +197,22 @@ def map_layers(
     measure: Callable[[LayerMeter, int], _T],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[_T]:
-    """Return ``measure(meter, kv_index)`` for every layer of ``source`` that keeps a cache, in order.
+    """Return ``measure(meter, kv_index)`` for each of ``source``'s `ModelShape.filled_kv_indices`, in order.
 
     ``measure`` runs in several threads at once, one layer each. progress: as in `analyze`.
     """
-    layers = source.shape.kv_layers
+    filled = source.shape.filled_kv_indices
 
-    def measured(kv_index: int) -> _T:
-        layer = layers[kv_index]
+    def measured(index: int) -> _T:
+        kv_index = filled[index]
+        layer = source.shape.kv_layers[kv_index]
         return measure(LayerMeter(source.layer(layer), rotatable_sides(source.shape, layer)), kv_index)
 
     results = []
-    for result in _in_order(measured, len(layers)):
+    for result in _in_order(measured, len(filled)):
         results.append(result)
         if progress is not None:
-            progress(len(results), len(layers))
+            progress(len(results), len(filled))
     return results
 
 
@@ -216,7 +233,11 @@ def _in_order(function: Callable[[int], _T], n: int) -> Iterator[_T]:
 
 
 def _summary(
-    candidate: _Candidate, in_f16: int, errors: list[LayerErrors], unrotated: list[LayerErrors | None]
+    candidate: _Candidate,
+    filled: tuple[int, ...],
+    in_f16: int,
+    errors: list[LayerErrors],
+    unrotated: list[LayerErrors | None],
 ) -> Summary:
     known = [layer for layer in unrotated if layer is not None]
     means = MeanErrors.over(errors)
@@ -228,7 +249,7 @@ def _summary(
         kv_bytes_f16=in_f16,
         unrotated=MeanErrors.over(known) if known else None,
         layer_attn_output_rel_error=tuple(layer.attn_output_rel_error for layer in errors),
-        layer_bytes=tuple(layer.n_bytes for layer in candidate.memory.layers),
+        layer_bytes=tuple(candidate.memory.layers[i].n_bytes for i in filled),
     )
 
 

@@ -23,31 +23,16 @@ from kvquant.analysis.sample import LayerSample
 from kvquant.formats.base import Float32Array, Format
 from kvquant.formats.hadamard import Rotated, llama_block
 from kvquant.formats.registry import CACHE_TYPES, cache_format
+from kvquant.memory.fit import NOT_QUANTIZED, rotated_layers
 from kvquant.model.shape import ModelShape
 
 Side = Literal["k", "v"]
 
-UNROTATED_TYPES = frozenset({"f32", "f16", "bf16"})
-"""The cache types ggml does not count as quantized; llama.cpp never rotates them."""
-
 
 def rotatable_sides(shape: ModelShape, layer: int) -> frozenset[Side]:
-    """Return the sides of ``layer`` that llama.cpp rotates when their type is quantized.
-
-    A side's head dim must be a multiple of 64 and the same in all layers of its cache; sliding-window layers
-    have a cache of their own (constructor of llama_kv_cache, src/llama-kv-cache.cpp at the pin).
-    """
-    this = shape.layers[layer]
-    cache = [shape.layers[i] for i in shape.kv_layers if (shape.layers[i].window > 0) == (this.window > 0)]
-    widths: dict[Side, set[int]] = {
-        "k": {other.head_dim_k for other in cache},
-        "v": {other.head_dim_v for other in cache},
-    }
-    return frozenset(
-        side
-        for side, found in widths.items()
-        if len(found) == 1 and all(llama_block(width, side) is not None for width in found)
-    )
+    """Return the sides of ``layer`` that llama.cpp rotates when their type is quantized."""
+    sides: tuple[Side, Side] = ("k", "v")
+    return frozenset(side for side in sides if layer in rotated_layers(shape, side.upper()))
 
 
 def is_rotated(type_name: str, side: Side, rotatable: frozenset[Side]) -> bool:
@@ -55,7 +40,7 @@ def is_rotated(type_name: str, side: Side, rotatable: frozenset[Side]) -> bool:
 
     Research formats are no llama.cpp cache types; those that need a rotation bring their own.
     """
-    return side in rotatable and type_name in CACHE_TYPES and type_name not in UNROTATED_TYPES
+    return side in rotatable and type_name in CACHE_TYPES and type_name not in NOT_QUANTIZED
 
 
 def stored_format(type_name: str, head_dim: int, side: Side, rotatable: frozenset[Side]) -> Format:

@@ -100,7 +100,7 @@ class ProfileSource:
                 f"{self.shape.name} caches a latent K and no V (MLA), which no profile imitates; "
                 "kvquant memory counts its bytes"
             )
-        if not self.shape.kv_layers:
+        if not self.shape.filled_kv_indices:
             raise ShapeError(
                 f"{self.shape.name} has no layer that keeps a cache; there is nothing to analyse"
             )
@@ -108,7 +108,7 @@ class ProfileSource:
     @property
     def info(self) -> SourceInfo:
         """Where the data come from and how much is sampled."""
-        first = self.shape.layers[self.shape.kv_layers[0]]
+        first = self.shape.layers[self.shape.kv_layers[self.shape.filled_kv_indices[0]]]
         n_head_kv = len(_spread(first.n_head_kv, self.sampling.n_head_kv))
         return SourceInfo(
             kind="profile",
@@ -251,10 +251,11 @@ def capture_shape(capture: KVCapture) -> ModelShape:
 
 def _check_capture_fits(capture: KVCapture, shape: ModelShape) -> None:
     captured = {entry.axes.layer: entry.axes for entry in capture.layers}
-    if tuple(captured) != shape.kv_layers:
+    filled = tuple(shape.kv_layers[i] for i in shape.filled_kv_indices)
+    if tuple(captured) != filled:
         raise CaptureError(
             f"capture has layers {_listed(tuple(captured))}, {shape.name} keeps a cache in "
-            f"{_listed(shape.kv_layers)}; capture this model"
+            f"{_listed(filled)}; capture this model"
         )
     for layer, axes in captured.items():
         expected = shape.layers[layer]

@@ -19,6 +19,7 @@ from kvquant.cli.options import (
     model_option,
     policy_text,
     programs_folder,
+    rotation_line,
     threads_option,
 )
 from kvquant.cli.progress import progress_bar
@@ -36,6 +37,7 @@ from kvquant.evals.variations import UNROTATED, UNTRANSFORMED, split_variations
 from kvquant.model.architectures import shape_of
 from kvquant.model.gguf_file import open_model
 from kvquant.model.shape import ModelShape
+from kvquant.policy import parse_policy
 from kvquant.results.divergence import DivergenceResult, PolicyDivergence
 from kvquant.units import format_n_bytes
 
@@ -157,6 +159,10 @@ def divergence(
         n_threads=threads,
         n_jobs=jobs,
     )
+    rotated = [planned.setup.policy for planned in plan.policies if planned.setup.rotation]
+    resolved = [parse_policy(text).resolve(shape) for text in rotated]
+    for line in dict.fromkeys(line for one in resolved for line in rotation_line(shape, one)):
+        click.echo(f"kvquant: warning: {line}", err=True)
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvquant-")))
         progress = stack.enter_context(progress_bar("chunks"))

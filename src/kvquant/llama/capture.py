@@ -102,7 +102,7 @@ def captured(
     model = open_model(request.model)
     model.require_loadable()
     shape = request.shape or shape_as_if_plain(model)
-    if not shape.kv_layers:
+    if not shape.filled_kv_indices:
         raise CaptureError(f"{model.shown}: no layer keeps a K/V cache; there is nothing to capture")
     if shape.mla:
         raise CaptureError(f"{model.shown}: latent attention stores no V; there is nothing to capture")
@@ -177,8 +177,9 @@ def _assemble(
                 ),
             )
         )
-    if tuple(layer.axes.layer for layer in layers) != shape.kv_layers:
-        raise LlamaError(f"{PROGRAM} did not give every layer that keeps a cache by the file's header")
+    filled = tuple(shape.kv_layers[i] for i in shape.filled_kv_indices)
+    if tuple(layer.axes.layer for layer in layers) != filled:
+        raise LlamaError(f"{PROGRAM} did not give every layer that fills a cache by the file's header")
     of_text = "" if start.n_tokens == start.n_text_tokens else f" of {start.n_text_tokens}"
     return KVCapture(
         model=shape.name,

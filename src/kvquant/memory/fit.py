@@ -24,12 +24,14 @@ def check_types(shape: ModelShape, policy: ResolvedPolicy) -> None:
     """Raise FormatError, one line for every command, where a cache type's block does not divide a head."""
     for side in "KV":
         entries = [
-            entry for entry in policy.layers if not _fits(_type(entry, side), _head_dim(shape, entry, side))
+            entry
+            for entry in policy.layers
+            if not _fits(_type(entry, side), _head_dim(shape, entry.layer, side))
         ]
         if not entries:
             continue
-        head_dim = _head_dim(shape, entries[0], side)
-        alike = [entry for entry in entries if _head_dim(shape, entry, side) == head_dim]
+        head_dim = _head_dim(shape, entries[0].layer, side)
+        alike = [entry for entry in entries if _head_dim(shape, entry.layer, side) == head_dim]
         names = sorted({_type(entry, side) for entry in alike})
         block = _block(names[0])
         usable = [name for name in CACHE_TYPES if _fits(name, head_dim)]
@@ -51,7 +53,7 @@ def not_rotated(shape: ModelShape, policy: ResolvedPolicy, *, disabled: bool = F
     if not found:
         return ""
     entries = sorted({*sides["K"], *sides["V"]}, key=lambda entry: entry.layer)
-    dims = sorted({_head_dim(shape, entry, side) for side in found for entry in sides[side]})
+    dims = sorted({_head_dim(shape, entry.layer, side) for side in found for entry in sides[side]})
     reason = f"heads of {_listed(dims)} values are not rotated (no multiple of {ROTATED_MULTIPLE}, or mixed)"
     if disabled:
         reason = "LLAMA_ATTN_ROT_DISABLE is set"
@@ -74,31 +76,49 @@ def layers_text(layers: Iterable[int]) -> str:
     return f"layer{'' if one else 's'} {', '.join(parts)}"
 
 
+def rotated_layers(shape: ModelShape, side: str) -> frozenset[int]:
+    """Return the layers whose K or V llama.cpp rotates where a quantized type stores it.
+
+    A cache rotates all its layers or none: their head dims must be one, and 64 must divide the head dim of
+    the model's first layer, whichever cache that is in; sliding-window layers have a cache of their own
+    (constructor of llama_kv_cache, src/llama-kv-cache.cpp at the pin). side: "K" or "V".
+    """
+    if side == "V" and shape.mla:
+        return frozenset()
+    found: set[int] = set()
+    for windowed in (False, True):
+        cache = [layer for layer in shape.kv_layers if (shape.layers[layer].window > 0) is windowed]
+        dims = {_head_dim(shape, layer, side) for layer in cache}
+        first = _head_dim(shape, 0, side)
+        if len(dims) == 1 and (first or max(dims)) % ROTATED_MULTIPLE == 0:
+            found.update(cache)
+    return frozenset(found)
+
+
 def _unrotated(
     shape: ModelShape, policy: ResolvedPolicy, side: str, *, disabled: bool
 ) -> Sequence[ResolvedLayer]:
-    """The quantized layers that are not rotated. A cache rotates all its quantized layers or none."""
+    """The layers that fill a cache with a quantized type without rotation."""
     if side == "V" and shape.mla:
         return ()
-    found: list[ResolvedLayer] = []
-    for windowed in (False, True):
-        cache = [entry for entry in policy.layers if (shape.layers[entry.layer].window > 0) is windowed]
-        dims = {_head_dim(shape, entry, side) for entry in cache}
-        # llama.cpp looks at the head dim of the model's first layer, whichever cache that is in.
-        first = shape.layers[0].head_dim_k if side == "K" else shape.layers[0].head_dim_v
-        rotates = len(dims) == 1 and (first or max(dims)) % ROTATED_MULTIPLE == 0 and not disabled
-        if not rotates:
-            found += [entry for entry in cache if _type(entry, side) not in NOT_QUANTIZED]
-    return [entry for entry in found if shape.layers[entry.layer].n_head_kv]
+    rotated = frozenset[int]() if disabled else rotated_layers(shape, side)
+    return [
+        entry
+        for entry in policy.layers
+        if shape.layers[entry.layer].n_head_kv
+        and entry.layer not in rotated
+        and _type(entry, side) in CACHE_TYPES
+        and _type(entry, side) not in NOT_QUANTIZED
+    ]
 
 
 def _type(entry: ResolvedLayer, side: str) -> str:
     return entry.k_type if side == "K" else entry.v_type
 
 
-def _head_dim(shape: ModelShape, entry: ResolvedLayer, side: str) -> int:
-    layer = shape.layers[entry.layer]
-    return layer.head_dim_k if side == "K" else layer.head_dim_v
+def _head_dim(shape: ModelShape, layer: int, side: str) -> int:
+    sizes = shape.layers[layer]
+    return sizes.head_dim_k if side == "K" else sizes.head_dim_v
 
 
 def _fits(type_name: str, head_dim: int) -> bool:

@@ -153,6 +153,11 @@ class ModelShape:
         """Global indices of the layers that own a cache, in order; a kv_index is a position here."""
         return tuple(index for index, layer in enumerate(self.layers) if layer.keeps_cache)
 
+    @cached_property
+    def filled_kv_indices(self) -> tuple[int, ...]:
+        """kv indices of the layers that write rows; a pruned layer may own a cache and have no KV head."""
+        return tuple(i for i, layer in enumerate(self.kv_layers) if self.layers[layer].n_head_kv)
+
     @property
     def window(self) -> int:
         """Tokens a sliding-window layer attends to, 0 when the model has none."""

@@ -119,14 +119,15 @@ def search(
     in_f16 = sum(_layer_bytes(source.shape, "f16", "f16", n_ctx))
     limit = budget if isinstance(budget, int) else int(budget * in_f16)
 
+    filled = source.shape.filled_kv_indices
     measured = map_layers(source, lambda meter, _: _errors(meter, pairs, rotation), progress)
     layers = [
         [
             (sizes[pair][kv_index], errors.attn_output_rel_error**2, pair)
-            for pair, errors in zip(pairs, measured[kv_index], strict=True)
+            for pair, errors in zip(pairs, of_layer, strict=True)
             if errors.attn_output_rel_error is not None
         ]
-        for kv_index in range(len(source.shape.kv_layers))
+        for kv_index, of_layer in zip(filled, measured, strict=True)
     ]
     if not all(layers):
         raise UsageError(
@@ -136,8 +137,8 @@ def search(
     chosen = [options[taken][2] for options, taken in zip(layers, choice.options, strict=True)]
     return Found(
         policy=policy_from_layers(
-            (layer, k_type, v_type)
-            for layer, (k_type, v_type) in zip(source.shape.kv_layers, chosen, strict=True)
+            (source.shape.kv_layers[kv_index], k_type, v_type)
+            for kv_index, (k_type, v_type) in zip(filled, chosen, strict=True)
         ),
         kv_bytes=choice.n_bytes,
         kv_bytes_f16=in_f16,
