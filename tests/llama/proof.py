@@ -26,7 +26,8 @@ PROMPT = (
 )
 """About 280 bytes; the random models' tokenizers make a token of most of them."""
 
-# Small, but with what the patch has to get right: biases, windows, recurrent layers, shared caches, latent K.
+# Small, but with what the patch has to get right: biases, windows, recurrent layers, shared caches, layers
+# without attention, latent K.
 MODELS = {
     "llama": RandomModel(arch="llama", n_layer=5, n_ff=128),
     "qwen2": RandomModel(arch="qwen2", n_layer=4, n_ff=128),
@@ -36,6 +37,7 @@ MODELS = {
         arch="gemma4", n_layer=8, n_shared_kv=4, window=64, kv_heads=(2, 2, 2, 1, 2, 2, 2, 1)
     ),
     "qwen35": RandomModel(arch="qwen35", n_layer=9, n_nextn=1, n_ff=128),
+    "deci": RandomModel(arch="deci", kv_heads=(2, 0, 1, 2), n_ff=128),
     "deepseek2": RandomModel(arch="deepseek2", n_layer=3, n_ff=128),
 }
 WITH_V = tuple(arch for arch in MODELS if arch != "deepseek2")

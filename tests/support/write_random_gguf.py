@@ -150,14 +150,20 @@ def add_tokenizer(b: Builder) -> None:
     b.writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def add_common(b: Builder, *, layer_norm: bool = False, kv_heads: Sequence[int] | None = None) -> None:
+def add_common(
+    b: Builder,
+    *,
+    layer_norm: bool = False,
+    heads: Sequence[int] | None = None,
+    kv_heads: Sequence[int] | None = None,
+) -> None:
     """The keys every architecture reads, and the embedding."""
     m = b.model
     b.writer.add_name(f"random {m.arch}, seed {m.seed}")
     b.set("context_length", m.n_ctx_train)
     b.set("embedding_length", m.n_embd)
     b.set("block_count", m.n_layer)
-    b.set("attention.head_count", m.n_head)
+    b.set("attention.head_count", heads or m.n_head)
     b.set("attention.head_count_kv", kv_heads or m.kv_heads or m.n_head_kv)
     b.set(f"attention.layer_norm_{'' if layer_norm else 'rms_'}epsilon", 1e-5)
     if m.n_nextn:
@@ -333,6 +339,23 @@ class Dense:
             )
         if il >= m.n_trunk:
             add_nextn(b, il)
+
+
+def write_deci(b: Builder) -> None:
+    """A pruned model: a layer without KV heads has no attention, and a cache of no rows."""
+    m = b.model
+    kv_heads = [m.head_kv(il) for il in range(m.n_layer)]
+    add_common(b, heads=[m.n_head if n else 0 for n in kv_heads], kv_heads=kv_heads)
+    b.set("feed_forward_length", m.n_ff)
+    b.set("attention.key_length", m.head_dim)
+    b.set("attention.value_length", m.head_dim)
+    for il in range(m.n_layer):
+        if kv_heads[il]:
+            b.norm(f"blk.{il}.attn_norm.weight", m.n_embd)
+            add_attention(b, il)
+        b.norm(f"blk.{il}.ffn_norm.weight", m.n_embd)
+        add_ffn(b, il)
+    b.norm("output_norm.weight", m.n_embd)
 
 
 def write_deepseek2(b: Builder) -> None:
@@ -667,6 +690,7 @@ ARCHITECTURES: dict[str, Callable[[Builder], None]] = {
     "gemma3": Dense(post_norms=_GEMMA_POST_NORMS, qk_norm="head", window="period"),
     "gemma3n": write_gemma3n,
     "gemma4": write_gemma4,
+    "deci": write_deci,
     "deepseek2": write_deepseek2,
     "qwen3next": lambda b: write_qwen_linear(b, experts=True, legacy_ba=True),
     "qwen35": lambda b: write_qwen_linear(b, experts=False),
