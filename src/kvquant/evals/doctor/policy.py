@@ -46,6 +46,15 @@ def check_policy(shape: ModelShape, policy: ResolvedPolicy, unrotated: Sequence[
         coarse = any({layer.k_type, layer.v_type} & set(COARSE_TYPES) for layer in policy.layers)
         severity, fix = (Severity.WARNING, "use q8_0 or f16 there") if coarse else (Severity.NOTE, "")
         findings.append(Finding(severity, "policy", line, fix))
+    coarse_keys = [layer for layer in policy.layers if layer.k_type in COARSE_TYPES]
+    if coarse_keys:
+        what = (
+            f"K has fewer than 8 bits in {len(coarse_keys)} of {len(policy.layers)} layers: on real models "
+            "that costs from a hundredth of a nat to a broken model (docs/claims.md)"
+        )
+        findings.append(
+            Finding(Severity.NOTE, "policy", what, "measure it with kvquant divergence, beside k8v4")
+        )
     slow = [layer for layer in policy.layers if _is_slow(layer.k_type, layer.v_type)]
     if slow:
         what = (
