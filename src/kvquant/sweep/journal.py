@@ -10,6 +10,7 @@ written whenever the sweep is started or resumed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -113,6 +114,10 @@ def start_of(plan: SweepPlan, boards: Sequence[Board], argv: Sequence[str]) -> S
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "kvquant_version": VERSION,
             "git_commit": None if root is None else tree_commit(root),
+            # How threads wait for each other, which matters most where other programs run.
+            "openmp": {
+                name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))
+            },
         },
     )
 
