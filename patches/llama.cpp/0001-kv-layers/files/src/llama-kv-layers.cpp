@@ -69,6 +69,12 @@ bool llama_kv_layers_prepare(llama_context_params & params) {
     return true;
 }
 
+// newer trees count the layers of extra heads apart
+template <typename hparams_t>
+static auto layers_of(const hparams_t & hparams, int) -> decltype(uint32_t(hparams.n_layer_all)) { return hparams.n_layer_all; }
+template <typename hparams_t>
+static uint32_t layers_of(const hparams_t & hparams, long) { return hparams.n_layer; }
+
 // a context of a kind of its own, such as the one for multi-token prediction; older trees have none
 template <typename params_t>
 static auto is_special(const params_t & params, int) -> decltype(params.ctx_type != 0) { return params.ctx_type != 0; }
@@ -128,12 +134,6 @@ llama_memory_i * llama_kv_layers_create_memory(
 
     return memory.release();
 }
-
-// newer trees count the layers of extra heads apart
-template <typename hparams_t>
-static auto layers_of(const hparams_t & hparams, int) -> decltype(uint32_t(hparams.n_layer_all)) { return hparams.n_layer_all; }
-template <typename hparams_t>
-static uint32_t layers_of(const hparams_t & hparams, long) { return hparams.n_layer; }
 
 void llama_kv_layers_resolve(const llama_hparams & hparams, const llama_kv_filter & filter) {
     llama_kv_plan * plan = current_plan;
