@@ -35,7 +35,8 @@ MLA = ModelShape("mla", "deepseek2", 0, (LATENT,) * 2)
 
 @dataclass
 class SavedSequence:
-    """What to write. types: each layer's K and V type, else f16. rotations: of K and V.
+    """What to write. types: each layer's K and V type, else f16. rotations: of K and V. transforms: digests
+    of what K of a layer went through.
 
     n_streams: all but the last are empty.
     """
@@ -45,6 +46,7 @@ class SavedSequence:
     types: dict[int, tuple[str, str]] = field(default_factory=dict)
     version: int = 4
     rotations: tuple[int, int] = (64, 64)
+    transforms: dict[int, int] = field(default_factory=dict)
     packed_tokens: bool = True
     extended_cells: bool = False
     transposed: bool = False
@@ -101,6 +103,9 @@ class SavedSequence:
             element = rows.shape[1] // width
             data = rows.reshape(n_cells, width, element).transpose(1, 0, 2)
             return struct.pack("<iII", TYPE_NUMBERS[name], element, width) + data.tobytes()
+        if side == "k" and layer in self.transforms:
+            marked = struct.pack("<iQ", TYPE_NUMBERS[name] | 1 << 17, self.transforms[layer])
+            return marked + struct.pack("<Q", rows.shape[1]) + rows.tobytes()
         return struct.pack("<iQ", TYPE_NUMBERS[name], rows.shape[1]) + rows.tobytes()
 
     def _recurrent(self) -> bytes:

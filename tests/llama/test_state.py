@@ -24,6 +24,8 @@ LAYOUTS = {
     "version 2": SavedSequence(PLAIN, version=2, packed_tokens=False),
     "version 3": SavedSequence(PLAIN, version=3, types=MIXED),
     "without rotation": SavedSequence(PLAIN, types=MIXED, rotations=(0, 0)),
+    "transformed": SavedSequence(PLAIN, types=MIXED, transforms={0: 7, 2: 2**64 - 1}),
+    "sliding, transformed": SavedSequence(SLIDING, transforms={0: 1}),
     "extended cells": SavedSequence(PLAIN, extended_cells=True),
     "extended cells of version 2": SavedSequence(PLAIN, extended_cells=True, version=2, packed_tokens=False),
     "transposed": SavedSequence(PLAIN, transposed=True, types={0: ("q8_0", "f32")}),
@@ -52,6 +54,7 @@ def check_read_as_written(state: SequenceState, saved: SavedSequence) -> None:
             assert cache.positions.tolist() == seen
             types = saved.types.get(layer.layer, ("f16", "f16"))
             assert layer.k.type == types[0] and layer.k.width == axes.n_embd_k
+            assert layer.k.transform == saved.transforms.get(layer.layer)
             np.testing.assert_array_equal(layer.k.rows, saved.written[layer.layer, "k"])
             if axes.stores_v:
                 assert layer.v is not None and layer.v.type == types[1] and layer.v.width == axes.n_embd_v
@@ -187,6 +190,14 @@ def test_since_version_4_the_file_says_what_is_not_rotated() -> None:
     assert first.k.marked_unrotated and first.v is not None and first.v.marked_unrotated
     assert not second.k.marked_unrotated and not third.k.marked_unrotated  # f32 and bf16
     assert not parse_state(LAYOUTS["mixed"].to_bytes(), PLAIN).layers[0].k.marked_unrotated
+
+
+def test_only_keys_can_be_marked_as_transformed() -> None:
+    data = bytearray(SavedSequence(PLAIN, packed_tokens=False).to_bytes())
+    v_type = len(data) - 3 * (12 + 64 * 5 * 2)
+    struct.pack_into("<i", data, v_type, TYPE_NUMBERS["f16"] | 1 << 17)
+    with pytest.raises(CaptureError, match="V of layer 0: ggml type 131073 is no cache type"):
+        parse_state(bytes(data), PLAIN)
 
 
 def test_quantized_v_cannot_be_transposed() -> None:

@@ -8,7 +8,7 @@
             u32 n_cells; the rest of the stream only when that is not 0
             n_cells x { i32 position, u32 1, [cell extension], i32 sequence }
             u32 v_trans, u32 n_layer, and since version 4 u32 n_rot_k, u32 n_rot_v
-            K: n_layer x { i32 type, u64 row bytes, n_cells rows }
+            K: n_layer x { i32 type, [u64 digest of the transform], u64 row bytes, n_cells rows }
             V: n_layer x { i32 type, u64 row bytes, n_cells rows }, nothing under MLA, or with v_trans
                n_layer x { i32 type, u32 element bytes, u32 n_embd_v, n_embd_v x n_cells elements }
     for a model with recurrent layers:
@@ -50,6 +50,10 @@ _UNROTATED = 1 << 16
 """Added, before version 4, to a type by a patched build under a mixed policy with LLAMA_ATTN_ROT_DISABLE set,
 so that a cache with rotation refuses the file; llama-kv-layers.cpp of patch 0001-kv-layers."""
 
+_TRANSFORMED = 1 << 17
+"""Added to K's type by a patched build under --kv-transform; a digest of the layer's transform follows.
+llama-kv-transform.h of patch 0005-kv-transform."""
+
 _ROTATION_VERSION = 4
 """From which on a file says by what a cache's quantized rows are rotated."""
 
@@ -74,7 +78,7 @@ class StoredRows:
     type: the type's name. width: values per token. data: uint8 (n_cells, n_bytes), one packed row per token,
     or under a transposed V cache uint8 (width, n_cells, element bytes). marked_unrotated: the file says that
     quantized rows are stored without rotation; before version 4, only patched builds under a mixed policy say
-    so.
+    so. transform: digest of the exact change (--kv-transform) that K's rows went through, None for none.
     """
 
     type: str
@@ -82,6 +86,7 @@ class StoredRows:
     data: Uint8Array
     transposed: bool = False
     marked_unrotated: bool = False
+    transform: int | None = None
 
     @property
     def rows(self) -> Uint8Array:
@@ -286,7 +291,7 @@ def _stream(
     rotation_k = _rotation(cursor, "K") if version >= _ROTATION_VERSION else None
     rotation_v = _rotation(cursor, "V") if version >= _ROTATION_VERSION else None
     k_rows = {
-        layer: _rows(cursor, f"K of layer {layer}", shape.layers[layer].n_embd_k, n_cells, rotation_k)
+        layer: _keys(cursor, f"K of layer {layer}", shape.layers[layer].n_embd_k, n_cells, rotation_k)
         for layer in layers
     }
     read_v = _transposed_rows if transposed else _rows
@@ -310,19 +315,27 @@ def _rotation(cursor: _Cursor, side: str) -> int:
     return size
 
 
-def _rows(cursor: _Cursor, what: str, width: int, n_cells: int, rotation: int | None) -> StoredRows:
-    name, unrotated = _type(cursor, what)
-    unrotated |= rotation == 0 and name not in ("f32", "f16", "bf16")
+def _keys(cursor: _Cursor, what: str, width: int, n_cells: int, rotation: int | None) -> StoredRows:
+    return _rows(cursor, what, width, n_cells, rotation, _UNROTATED | _TRANSFORMED)
+
+
+def _rows(
+    cursor: _Cursor, what: str, width: int, n_cells: int, rotation: int | None, marks: int = _UNROTATED
+) -> StoredRows:
+    name, marked = _type(cursor, what, marks)
+    unrotated = bool(marked & _UNROTATED) or (rotation == 0 and name not in ("f32", "f16", "bf16"))
+    transformed = marked & _TRANSFORMED
+    transform = int(cursor.array("<u8", 1, f"{what}: transform")[0]) if transformed else None
     n_bytes = _row_n_bytes(cursor, name, width, what)
     cursor.expect("<u8", n_bytes, f"{what}: row size")
     data = cursor.array(np.uint8, n_cells * n_bytes, what).reshape(n_cells, n_bytes)
-    return StoredRows(name, width, data, marked_unrotated=unrotated)
+    return StoredRows(name, width, data, marked_unrotated=unrotated, transform=transform)
 
 
 def _transposed_rows(
     cursor: _Cursor, what: str, width: int, n_cells: int, _rotation: int | None
 ) -> StoredRows:
-    name, _ = _type(cursor, what)
+    name, _ = _type(cursor, what, _UNROTATED)
     n_bytes = _row_n_bytes(cursor, name, width, what)
     if n_bytes % width:
         cursor.fail(f"{what}: type {name} cannot be stored transposed; the file is damaged or foreign")
@@ -333,15 +346,15 @@ def _transposed_rows(
     return StoredRows(name, width, data, transposed=True)
 
 
-def _type(cursor: _Cursor, what: str) -> tuple[str, bool]:
-    """The type's name, and whether it is marked as stored without rotation."""
+def _type(cursor: _Cursor, what: str, marks: int) -> tuple[str, int]:
+    """The type's name, and which of the marks it carries."""
     start = cursor.at
     number = int(cursor.array("<i4", 1, f"{what}: type")[0])
-    name = GGML_TYPE_NAMES.get(number & ~_UNROTATED)
+    name = GGML_TYPE_NAMES.get(number & ~marks)
     if name is None:
         cursor.at = start
         cursor.fail(f"{what}: ggml type {number} is no cache type; the file is damaged or foreign")
-    return name, bool(number & _UNROTATED)
+    return name, number & marks
 
 
 def _row_n_bytes(cursor: _Cursor, name: str, width: int, what: str) -> int:
