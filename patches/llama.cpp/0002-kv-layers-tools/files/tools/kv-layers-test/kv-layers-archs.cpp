@@ -8,39 +8,10 @@
 // usage: llama-kv-layers-archs [ARCH]
 // exit:  0 all hold, 1 some do not
 
-// for the models: the functions of that test are static
-int upstream_main(int argc, char ** argv);
-#define main upstream_main
-#include "../../tests/test-llama-archs.cpp"
-#undef main
+#include "archs.h"
 
-static const size_t SEED   = 1234;
 static const float  STDEV  = 0.01f; // of the weights
 static const double MARGIN = 4.0;   // errors of layers can add up either way
-
-static std::string last_error; // of the library's log
-
-static void fill_tensor(ggml_tensor * tensor, void * /*user_data*/) {
-    std::mt19937 gen(SEED ^ std::hash<std::string>()(tensor->name));
-    std::normal_distribution<float> dis(0.0f, STDEV);
-
-    // a state must decay
-    const bool negative = strstr(tensor->name, "ssm_a") != nullptr;
-
-    std::vector<float> values(ggml_nelements(tensor));
-    for (float & value : values) {
-        value = negative ? -fabsf(dis(gen)) : dis(gen);
-    }
-
-    std::vector<uint8_t> data(ggml_nbytes(tensor));
-    if (tensor->type == GGML_TYPE_F32) {
-        memcpy(data.data(), values.data(), data.size());
-    } else {
-        GGML_ASSERT(tensor->type == GGML_TYPE_F16);
-        ggml_fp32_to_fp16_row(values.data(), (ggml_fp16_t *) data.data(), values.size());
-    }
-    ggml_backend_tensor_set(tensor, data.data(), 0, data.size());
-}
 
 struct run_config {
     const char * kv_layers; // null: no policy
@@ -49,14 +20,10 @@ struct run_config {
 
 // the logits of all tokens; empty when the context is refused, last_error says why
 static std::vector<float> run(llama_model * model, const run_config & config, bool encode) {
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx           = 0;
-    params.n_ubatch        = encode ? params.n_ubatch : 64;
-    params.n_threads       = 1; // the models are tiny
-    params.n_threads_batch = 1;
-    params.type_k          = config.type;
-    params.type_v          = config.type;
-    params.kv_layers       = config.kv_layers;
+    llama_context_params params = small_params(encode);
+    params.type_k    = config.type;
+    params.type_v    = config.type;
+    params.kv_layers = config.kv_layers;
 
     last_error.clear();
 
@@ -73,35 +40,15 @@ static bool same(const std::vector<float> & a, const std::vector<float> & b) {
     return a.size() == b.size() && (a.empty() || memcmp(a.data(), b.data(), a.size()*sizeof(float)) == 0);
 }
 
-static bool has_nan(const std::vector<float> & values) {
-    for (const float value : values) {
-        if (std::isnan(value)) {
-            return true;
-        }
-    }
-
-    return false;
-}
-
 // prints one line, returns whether everything held
 static bool check_arch(llm_arch arch) {
-    gguf_context_ptr meta = get_gguf_ctx(arch, moe_mandatory(arch));
-    gguf_remove_key(meta.get(), "bailingmoe3.kda.safe_gate"); // as upstream's test does
-
-    ggml_backend_dev_t no_devices[] = { nullptr };
-
-    llama_model_params params = llama_model_default_params();
-    params.progress_callback = silent_model_load_progress;
-    params.devices           = no_devices;
-
-    llama_model_ptr model(llama_model_init_from_user(meta.get(), fill_tensor, nullptr, params));
+    llama_model_ptr model = make_model(arch, STDEV);
     if (!model) {
         printf("%-20s no model\n", llm_arch_name(arch));
         return true;
     }
 
-    const bool encode = arch == LLM_ARCH_DREAM || arch == LLM_ARCH_LLADA || arch == LLM_ARCH_LLADA_MOE ||
-                        arch == LLM_ARCH_RND1;
+    const bool encode = encodes(arch);
 
     run(model.get(), { "*:f16", GGML_TYPE_F16 }, encode);
     if (last_error.find("--kv-layers is not supported here") != std::string::npos) {
@@ -156,33 +103,5 @@ static bool check_arch(llm_arch arch) {
 }
 
 int main(int argc, char ** argv) {
-    llama_log_set([](ggml_log_level level, const char * text, void *) {
-        if (level == GGML_LOG_LEVEL_ERROR) {
-            last_error += text;
-        }
-    }, nullptr);
-
-    ggml_backend_load_all();
-
-    size_t n_run    = 0;
-    size_t n_failed = 0;
-
-    for (const llm_arch arch : llm_arch_all()) {
-        const std::string name = llm_arch_name(arch);
-
-        // upstream's test makes no complete models of these; T5 computes garbage from any quantized V cache, and aborts
-        const bool skipped = name == "gemma4" || name == "gemma4-assistant" || name == "eagle3" || name == "dflash" || name == "t5";
-
-        if (arch == LLM_ARCH_UNKNOWN || skipped || !arch_supported(arch) || (argc > 1 && name != argv[1])) {
-            continue;
-        }
-
-        ++n_run;
-        n_failed += !check_arch(arch);
-        fflush(stdout);
-    }
-
-    printf("%zu architectures, %zu failed\n", n_run, n_failed);
-
-    return n_run > 0 && n_failed == 0 ? 0 : 1;
+    return check_archs(argc, argv, check_arch);
 }
