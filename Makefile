@@ -70,9 +70,11 @@ walk: $(VENV)/run.stamp ## Hold the patches to the range of llama.cpp tags in PI
 		$(foreach tag,b9093 b9637 b10142 b10724 b11434,--compile $(tag) --build $(tag))
 
 .PHONY: archs
-archs: $(VENV)/run.stamp ## Hold every architecture upstream's tests can make to its results without a policy
-	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program llama-kv-layers-archs) && \
-		$$bin/llama-kv-layers-archs > benchmarks/results/kv-layers-archs.txt
+archs: $(VENV)/run.stamp ## Hold every architecture upstream's tests can make to its results without a policy or transform
+	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program llama-kv-layers-archs \
+		--program llama-kv-transform-archs) && \
+		$$bin/llama-kv-layers-archs > benchmarks/results/kv-layers-archs.txt && \
+		$$bin/llama-kv-transform-archs > benchmarks/results/kv-transform-archs.txt
 
 .PHONY: backend-ops
 backend-ops: $(VENV)/run.stamp ## Hold the patched tree's CPU backend to upstream's own test of every operation
@@ -119,7 +121,7 @@ real: $(VENV)/run.stamp ## Measure policies on real language models, for hours; 
 	done
 
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
-SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-attention-op
+SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-moments llama-kv-attention-op
 SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer
 REPORTS := $(CURDIR)/.cache/sanitize
 
