@@ -1,8 +1,10 @@
 """Proof: an exact change of K (--kv-transform) changes what is stored and nothing that is computed.
 
-Caches are float32 and flash attention, which rounds such keys to float16, is off, so that what remains is
-float32 rounding. The proofs compare log probabilities of the whole vocabulary, and the keys in the saved slot
-with what `kvquant.transform`, which knows nothing of llama.cpp, makes of those without the change.
+Factors that are powers of two round nothing: not a bit of a result may change, in a float32 cache as in a
+float16 one. Other kinds are used with a float32 cache, without flash attention, which rounds such keys to
+float16; what remains is float32 rounding. The proofs compare log probabilities of the whole vocabulary, and
+the keys in the saved slot with what `kvquant.transform`, which knows nothing of llama.cpp, makes of those
+without the change.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from kvquant.llama.state import SequenceState, load_state
 from kvquant.model.architectures import read_shape
 from kvquant.transform import KVTransform
 from llama.proof import PATCHED, PROMPT, WITH_V, Outcome, generate, needs_patched, run, small
-from llama.transforms import KINDS, with_wrong_inverse, write_random
+from llama.transforms import KINDS, POWERS, with_wrong_inverse, write_random
 
 Model = Callable[[str], Path]
 
@@ -87,6 +89,33 @@ def test_what_is_stored_changes_and_what_is_computed_does_not(
     changed = run(PATCHED, exact(model, tmp_path / "transform.gguf"))
     assert difference(plain.answer, changed.answer) < ROUNDING
     check_stored(model, transform, plain, changed)
+
+
+@needs_patched
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"k_type": "f32", "v_type": "f32", "extra": ("--flash-attn", "off")},
+        {"k_type": "f16", "v_type": "f16"},
+        {"kv_layers": "*:k=f16/v=q8_0", "kv_attention": False},
+    ],
+    ids=["f32", "f16", "f16 and q8_0"],
+)
+@pytest.mark.parametrize("arch", WITH_V)
+def test_powers_of_two_change_no_bit(
+    arch: str, changes: dict[str, Any], proof_model: Model, tmp_path: Path
+) -> None:
+    model = proof_model(arch)
+    shape = read_shape(model)
+    write_random(tmp_path / "transform.gguf", model, POWERS)
+    named = ("--kv-transform", str(tmp_path / "transform.gguf"))
+    plain = run(PATCHED, small(model, **changes))
+    changed = run(PATCHED, small(model, **{**changes, "extra": (*changes.get("extra", ()), *named)}))
+    assert changed.probabilities == plain.probabilities
+    for before, after in zip(plain.state(shape).layers, changed.state(shape).layers, strict=True):
+        assert before.v is not None and after.v is not None
+        np.testing.assert_array_equal(before.v.data, after.v.data)
+        assert not np.array_equal(before.k.data, after.k.data)
 
 
 @needs_patched

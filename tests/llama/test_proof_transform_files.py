@@ -49,10 +49,10 @@ def nan(path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "missing": (Path.unlink, "cannot be read as a GGUF file"),
-    "empty": (lambda path: path.write_bytes(b"") and None, "cannot be read as a GGUF file"),
-    "text": (lambda path: path.write_text("no") and None, "cannot be read as a GGUF file"),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-4000]) and None, "is cut short|cannot be read"),
+    "missing": (Path.unlink, "cannot be opened"),
+    "empty": (lambda path: path.write_bytes(b"") and None, "is no GGUF file"),
+    "text": (lambda path: path.write_text("no") and None, "is no GGUF file"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-4000]) and None, "is cut short"),
     "something else": (
         lambda path: change_file(path, keys={"general.architecture": "llama"}),
         "is a GGUF file of something else",

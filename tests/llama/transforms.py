@@ -17,6 +17,9 @@ from kvquant.transform.for_model import model_id
 
 KINDS = ("centre", "diagonal", "centre and diagonal", "matrix", "centre and matrix")
 
+POWERS = "powers of two"
+"""A diagonal that rounds nothing, in no place, so that every bit of a result must stay."""
+
 
 def random_transform(
     model: Path, kind: str, *, layers: Iterable[int] | None = None, seed: int = 0
@@ -34,7 +37,9 @@ def random_transform(
         size = (axes.n_head_kv, axes.head_dim_k)
         centre = rng.standard_normal(size) * ("centre" in kind)
         forward: npt.NDArray[Any] | None = None
-        if "diagonal" in kind:
+        if kind == POWERS:
+            forward = np.exp2(rng.integers(-3, 4, size))
+        elif "diagonal" in kind:
             forward = np.exp(0.7 * rng.standard_normal(size))
         elif "matrix" in kind:
             noise = rng.standard_normal((*size, size[1])) * (0.4 / np.sqrt(size[1]))

@@ -31,12 +31,16 @@ namespace {
 class transform_file {
 public:
     explicit transform_file(const std::string & path) : path(path), file(ggml_fopen(path.c_str(), "rb"), close) {
-        ggml_context * ctx = nullptr;
+        char magic[4] = {};
+        if (!file || fread(magic, 1, sizeof(magic), file.get()) != sizeof(magic) || memcmp(magic, GGUF_MAGIC, sizeof(magic)) != 0) {
+            fail(file ? "is no GGUF file" : "cannot be opened");
+        }
 
-        gguf.reset(file ? gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ &ctx }) : nullptr);
+        ggml_context * ctx = nullptr;
+        gguf.reset(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ &ctx }));
         meta.reset(ctx);
         if (!gguf) {
-            fail("cannot be read as a GGUF file");
+            fail("is a damaged GGUF file");
         }
     }
 

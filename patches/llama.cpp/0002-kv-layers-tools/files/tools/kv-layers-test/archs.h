@@ -13,9 +13,16 @@ static const size_t SEED = 1234;
 
 static std::string last_error; // of the library's log
 
+struct random_weights {
+    float stdev;
+    float norm; // mean of the weights of norms; that of others is 0
+};
+
 static void fill_tensor(ggml_tensor * tensor, void * user_data) {
+    const auto & weights = *(const random_weights *) user_data;
+
     std::mt19937 gen(SEED ^ std::hash<std::string>()(tensor->name));
-    std::normal_distribution<float> dis(0.0f, *(const float *) user_data);
+    std::normal_distribution<float> dis(strstr(tensor->name, "norm.weight") ? weights.norm : 0.0f, weights.stdev);
 
     // a state must decay
     const bool negative = strstr(tensor->name, "ssm_a") != nullptr;
@@ -35,8 +42,8 @@ static void fill_tensor(ggml_tensor * tensor, void * user_data) {
     ggml_backend_tensor_set(tensor, data.data(), 0, data.size());
 }
 
-// stdev: of the weights; null when there is no model of this architecture
-static llama_model_ptr make_model(llm_arch arch, float stdev) {
+// null when there is no model of this architecture
+static llama_model_ptr make_model(llm_arch arch, random_weights weights) {
     gguf_context_ptr meta = get_gguf_ctx(arch, moe_mandatory(arch));
     gguf_remove_key(meta.get(), "bailingmoe3.kda.safe_gate"); // as upstream's test does
 
@@ -46,7 +53,7 @@ static llama_model_ptr make_model(llm_arch arch, float stdev) {
     params.progress_callback = silent_model_load_progress;
     params.devices           = no_devices;
 
-    return llama_model_ptr(llama_model_init_from_user(meta.get(), fill_tensor, &stdev, params));
+    return llama_model_ptr(llama_model_init_from_user(meta.get(), fill_tensor, &weights, params));
 }
 
 // the model's tokens go through its encoder

@@ -10,8 +10,9 @@
 
 #include "archs.h"
 
-static const float  STDEV  = 0.01f; // of the weights
-static const double MARGIN = 4.0;   // errors of layers can add up either way
+static const random_weights WEIGHTS = { /*.stdev =*/ 0.01f, /*.norm =*/ 0.0f };
+
+static const double MARGIN = 4.0; // errors of layers can add up either way
 
 struct run_config {
     const char * kv_layers; // null: no policy
@@ -42,7 +43,7 @@ static bool same(const std::vector<float> & a, const std::vector<float> & b) {
 
 // prints one line, returns whether everything held
 static bool check_arch(llm_arch arch) {
-    llama_model_ptr model = make_model(arch, STDEV);
+    llama_model_ptr model = make_model(arch, WEIGHTS);
     if (!model) {
         printf("%-20s no model\n", llm_arch_name(arch));
         return true;
