@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,26 @@ from gguf import GGUFReader, GGUFWriter
 
 from kvquant.model.architectures import read_shape
 from kvquant.model.gguf_file import open_model
+from kvquant.processes.background import clean_environment
 from kvquant.transform import KVTransform, LayerTransform, write_transform
 from kvquant.transform.for_model import model_id
+from llama.proof import PATCHED
 
 KINDS = ("centre", "diagonal", "centre and diagonal", "matrix", "centre and matrix")
 
 POWERS = "powers of two"
 """A diagonal that rounds nothing, in no place, so that every bit of a result must stay."""
+
+
+def with_float_weights(model: Path) -> Path:
+    """The same model with float32 weights: float16 ones round activations to float16 before each product,
+    which would be all that a comparison shows.
+    """
+    path = model.with_name(f"{model.stem}-f32.gguf")
+    if not path.exists():
+        argv = [f"{PATCHED}/llama-quantize", str(model), str(path), "F32"]
+        subprocess.run(argv, check=True, capture_output=True, env=clean_environment())
+    return path
 
 
 def random_transform(
