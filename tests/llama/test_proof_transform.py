@@ -185,7 +185,7 @@ def shifted(model: Path, transform: Path | None, policy: str | None) -> Sequence
 def test_a_shift_turns_keys_and_not_what_is_stored(
     arch: str, policy: str | None, nmse: float, kind: str, proof_model: Model, tmp_path: Path
 ) -> None:
-    """Keys of layer 0 do not depend on other layers' rounding. Random transforms, undone, spread that of q8_0."""
+    """Layer 0 does not depend on other layers' rounding. Random transforms, undone, spread that of q8_0."""
     model = proof_model(arch)
     of_layer = write_random(tmp_path / "transform.gguf", model, kind).of(0)
     assert of_layer is not None
