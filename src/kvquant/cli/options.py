@@ -14,7 +14,7 @@ import click
 
 from kvquant.cli.names import fetched_model, fetched_text
 from kvquant.errors import PolicyError, UsageError
-from kvquant.units import parse_budget, parse_n_tokens
+from kvquant.units import parse_budget, parse_n_bytes, parse_n_tokens
 
 # kvquant llama builds on boards that have no more than the standard library and click: what needs numpy is
 # imported where it is used.
@@ -321,6 +321,7 @@ def _types_of(option: str, side: str, text: str) -> tuple[str | None, str | None
 # ---- numbers ----
 
 BUDGET = _Words("budget", parse_budget)
+N_BYTES = _Words("size", parse_n_bytes)
 
 
 def _tokens(least: int, text: str) -> int:

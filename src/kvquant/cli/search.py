@@ -1,4 +1,4 @@
-"""`kvquant search`: the most accurate policy within a number of bytes."""
+"""`kvquant search`: the best policy within a number of bytes, by measured KL or by a capture."""
 
 from __future__ import annotations
 
@@ -7,50 +7,200 @@ from pathlib import Path
 import click
 
 from kvquant.analysis import DEFAULT_N_CTX, PROFILES
-from kvquant.cli.options import budget_option, ctx_option, json_option, shape_from_options, shape_options
+from kvquant.cli.options import (
+    N_BYTES,
+    budget_option,
+    ctx_option,
+    json_option,
+    llama_bin_option,
+    shape_from_options,
+    shape_options,
+    threads_option,
+)
 from kvquant.cli.progress import progress_bar
 from kvquant.documents import to_json
+from kvquant.errors import UsageError
 from kvquant.search import TYPES
 from kvquant.search import search as run_search
 
 
 @click.command()
-@budget_option("Bytes, such as 256MiB, or a share of f16: 0.35x.", required=True)
+@budget_option("Bytes of K and V, such as 256MiB, or a share of f16: 0.35x.")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="NATS",
+    help="The fewest bytes that lose at most so much, nats a token on the fitting text.",
+)
+@click.option(
+    "--ram", type=N_BYTES, metavar="SIZE", help="What fits beside the weights in so much memory, at --ctx."
+)
+@ctx_option("Tokens to count bytes for.", default=str(DEFAULT_N_CTX), show_default=True)
 @click.option(
     "--types", default=",".join(TYPES), show_default=True, metavar="NAMES", help="The types that may be used."
 )
 @shape_options
+@click.option(
+    "--text",
+    metavar="NAME|FILE",
+    help="Measure on this text; of a known one (kvquant texts) its calibration part.",
+)
+@click.option(
+    "--held-out",
+    metavar="NAME|FILE",
+    help="The text that policies are compared on.  [default: another kind, prose or code]",
+)
+@click.option(
+    "--chunk",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens of a chunk of text; all but its first quarter are scored.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Score at least N on the fitting text for each policy.",
+)
+@click.option(
+    "--side-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The same for one side of one layer.  [default: as --tokens]",
+)
+@click.option(
+    "--held-out-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The same on the held-out text.  [default: as --tokens]",
+)
+@click.option(
+    "--random",
+    "n_random",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    metavar="N",
+    help="Random policies of the same bytes to compare with.",
+)
+@click.option(
+    "--quick", is_flag=True, help="Choose by a capture instead of measuring each side; needs --capture."
+)
 @click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture).")
-@click.option("--profile", type=click.Choice(tuple(PROFILES)), help="Synthetic K and V to use.")
-@ctx_option("Tokens to count bytes for.", default=DEFAULT_N_CTX, show_default=True)
-@click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything synthetic.")
+@click.option(
+    "--profile", type=click.Choice(tuple(PROFILES)), help="Without a text: synthetic K and V to use."
+)
+@click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything random.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep every measurement there, the result and a page; the same command again goes on.",
+)
+@click.option(
+    "--preset-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the policy as a preset of llama-server's router (--models-preset).",
+)
+@llama_bin_option
+@threads_option("Threads of the program.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Policies at the same time, each with its part of the threads.",
+)
 @json_option
 def search(
-    budget: int | float,
+    budget: int | float | None,
+    max_kl: float | None,
+    ram: int | None,
+    ctx: int,
     types: str,
     model: Path | None,
     shape: str | None,
+    text: str | None,
+    held_out: str | None,
+    chunk: int,
+    tokens: int,
+    side_tokens: int | None,
+    held_out_tokens: int | None,
+    n_random: int,
+    quick: bool,
     capture: str | None,
     profile: str | None,
-    ctx: int,
     seed: int,
+    out: Path | None,
+    preset_file: Path | None,
+    llama_bin: Path | None,
+    threads: int | None,
+    jobs: int,
     as_json: bool,
 ) -> None:
-    """Find the policy with the least attention-output error within a budget, and print its text.
+    """Find the best policy within a budget, and print its text.
 
-    Every pair of types is measured in every layer; the best combination is then found exactly. The policy is
-    only as good as the data: search on a capture of the model, then run `kvquant validate`.
+    With --text: one side of one layer at a time is measured in llama.cpp (KL divergence from f16), the best
+    combination in exact bytes is found, candidates are measured whole, and the best is compared with simple
+    rules on held-out text. That takes minutes to hours; --out keeps all of it.
+
+    Without: every pair of types is measured in every layer of a capture or of synthetic K and V, in seconds.
+    The policy is then only as good as that proxy. docs/search.md says how both work.
 
     \b
     Example:
-      kvquant search --budget 0.35x
+      kvquant search --model smollm2-135m --text prose --budget 0.35x --out runs/search
+      kvquant search --model model.gguf --text book.txt --max-kl 0.02 --ctx 16k
+      kvquant search --model model.gguf --text prose --ram 6GiB --ctx 64k --preset-file presets.ini
       kvquant search --budget 160MiB --capture kv.npz --types q8_0,q4_0
-      kvquant analyze --policy "$(kvquant search --budget 0.35x)"
     """
+    names = tuple(dict.fromkeys(name for name in types.split(",") if name))
+    if sum(given is not None for given in (budget, max_kl, ram)) != 1:
+        raise UsageError("give one of --budget SIZE|SHARE, --max-kl NATS and --ram SIZE")
+    if text is not None:
+        from kvquant.cli.search_measured import Asked, measured_search
+
+        asked = Asked(
+            budget,
+            max_kl,
+            ram,
+            ctx,
+            names,
+            model,
+            shape,
+            text,
+            held_out,
+            chunk,
+            tokens,
+            side_tokens or tokens,
+            held_out_tokens or tokens,
+            n_random,
+            quick,
+            capture,
+            seed,
+            out,
+            preset_file,
+            llama_bin,
+            threads,
+            jobs,
+            as_json,
+        )
+        measured_search(asked)
+        return
+    if budget is None or quick or out is not None or preset_file is not None:
+        raise UsageError(
+            "without --text there is only --budget: what it loses is not measured; add --text NAME"
+        )
     with progress_bar("layers") as progress:
         found = run_search(
             budget,
-            types=[name for name in types.split(",") if name],
+            types=names,
             shape=None if model is None and shape is None else shape_from_options(model, shape),
             profile=profile,
             capture=capture,

@@ -191,8 +191,8 @@ def start_of(plan: DivergencePlan) -> Start:
     build = read_info(plan.programs.parent)
     return Start(
         SCHEMA_VERSION,
-        FileUsed(plan.model.path.name, plan.model.sha256()),
-        tuple(_file_used(text) for text in plan.texts),
+        file_used(plan.model.path, plan.model.sha256()),
+        tuple(file_used(text) for text in plan.texts),
         plan.path,
         plan.n_ctx,
         plan.n_tokens,
@@ -298,7 +298,10 @@ def _log_path(folder: Path, name: str, path: FeedPath) -> Path:
     return folder / "tokens" / f"{name}.{path}.jsonl"
 
 
-def _file_used(path: Path) -> FileUsed:
+def file_used(path: Path, sha256: str | None = None) -> FileUsed:
+    """Describe a file; sha256 where it is known. Raises KVQuantError for one that cannot be read."""
+    if sha256 is not None:
+        return FileUsed(path.name, sha256)
     try:
         with path.open("rb") as file:
             return FileUsed(path.name, hashlib.file_digest(file, "sha256").hexdigest())

@@ -50,6 +50,31 @@ def choose(layers: Sequence[Sequence[tuple[int, float]]], budget: int) -> Choice
             f"a budget of {format_n_bytes(budget)} is below {format_n_bytes(sum(smallest))}, the least these "
             "types take; raise it, shorten the context, or allow smaller types"
         )
+    fronts, exact = _fronts(layers, smallest, budget)
+    return _traced(fronts, len(fronts[-1].error) - 1, exact)
+
+
+def choose_within_error(layers: Sequence[Sequence[tuple[int, float]]], most_error: float) -> Choice:
+    """Return the options with the fewest bytes whose errors sum up to at most ``most_error``.
+
+    Raises UsageError when even the most accurate options exceed it.
+    """
+    smallest = [min(n_bytes for n_bytes, _ in options) for options in layers]
+    largest = sum(max(n_bytes for n_bytes, _ in options) for options in layers)
+    fronts, exact = _fronts(layers, smallest, largest)
+    fitting = np.flatnonzero(fronts[-1].error <= most_error)
+    if not len(fitting):
+        raise UsageError(
+            f"an error of {most_error:.3g} is below {fronts[-1].error[-1]:.3g}, the least of these types; "
+            "raise it, or allow larger types"
+        )
+    return _traced(fronts, int(fitting[0]), exact)
+
+
+def _fronts(
+    layers: Sequence[Sequence[tuple[int, float]]], smallest: Sequence[int], budget: int
+) -> tuple[list[_Front], bool]:
+    """The front after each layer, the empty one first, and whether nothing was thinned."""
     fronts = [_Front(np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))]
     exact = True
     to_come = sum(smallest)
@@ -60,7 +85,7 @@ def choose(layers: Sequence[Sequence[tuple[int, float]]], budget: int) -> Choice
             exact = False
             front = _thinned(front)
         fronts.append(front)
-    return _traced(fronts, exact)
+    return fronts, exact
 
 
 def _extended(front: _Front, options: Sequence[tuple[int, float]], limit: int) -> _Front:
@@ -82,9 +107,8 @@ def _thinned(front: _Front) -> _Front:
     return _Front(front.n_bytes[kept], front.error[kept], front.previous[kept], front.option[kept])
 
 
-def _traced(fronts: Sequence[_Front], exact: bool) -> Choice:
-    """Follow the most accurate state, the last of the final front, back to the first layer."""
-    state = len(fronts[-1].error) - 1
+def _traced(fronts: Sequence[_Front], state: int, exact: bool) -> Choice:
+    """Follow a state of the final front back to the first layer."""
     last = fronts[-1]
     options = []
     at = state

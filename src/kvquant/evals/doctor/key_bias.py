@@ -63,6 +63,12 @@ def _norms(file: BinaryIO, tensors: Iterable[TensorInfo]) -> Iterator[tuple[int,
             yield int(match[1]), float(np.linalg.norm(_decoded(data, tensor.type_name)))
 
 
+def layers_that_stand_out(norms: Mapping[int, float]) -> list[int]:
+    """Return the layers whose norm is above both limits, ascending. norms: of at least one layer."""
+    limit = max(LEAST_NORM, OUTLIER_RATIO * median(norms.values()))
+    return sorted(layer for layer, norm in norms.items() if norm > limit)
+
+
 def check_key_bias(norms: Mapping[int, float], policy: ResolvedPolicy | None, subject: str) -> list[Finding]:
     """Find the layers whose bias stands out; a policy that stores their K coarsely must be changed."""
     if not norms:
@@ -72,8 +78,7 @@ def check_key_bias(norms: Mapping[int, float], policy: ResolvedPolicy | None, su
         what = f"attn_k.bias of layer {_listed(broken)} is not finite"
         return [Finding(Severity.FIX, subject, what, "convert the model again")]
     usual = median(norms.values())
-    limit = max(LEAST_NORM, OUTLIER_RATIO * usual)
-    layers = sorted(layer for layer, norm in norms.items() if norm > limit)
+    layers = layers_that_stand_out(norms)
     if not layers:
         return []
     largest = max(norms[layer] for layer in layers)

@@ -1,0 +1,115 @@
+"""From single measurements to what each type on each side costs: above the floor, and without their noise.
+
+A single change moves a model's predictions in two ways. It rounds, which is what is looked for; and it sends
+every later sum down another path, which costs about the same whatever was changed: the floor. Costs are what
+is above the floor, so that they can be added up.
+
+Near the floor a measurement is mostly noise, and a choice among hundreds of noisy numbers picks the luckiest.
+So the measured costs of a side's kind are drawn towards their mean by as much as their noise explains their
+spread (James and Stein 1961, with the variances estimated from the data).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+
+import numpy as np
+
+from kvquant.formats.registry import get_format
+from kvquant.results.search import Kl
+from kvquant.search.sides import EXACT, Side
+
+Z = 1.96
+LEAST_SHARE = 0.05
+"""Of the mean cost of its kind, what a side costs at least: no measurement shows that one is free."""
+
+N_VALUES = 32768
+
+
+@dataclass(frozen=True)
+class Cost:
+    """nats above the floor, the standard error of that, and whether it was measured or scaled."""
+
+    nats: float
+    error: float
+    measured: bool
+
+
+@cache
+def format_noise(type_name: str) -> float:
+    """Return the squared error of a type, relative to the values' own square, on normal values.
+
+    What llama.cpp rotates is close to normal. Deterministic: the same values every time.
+    """
+    values = np.random.default_rng(0).standard_normal((N_VALUES // 128, 1, 128)).astype(np.float32)
+    format_ = get_format(type_name)
+    error = np.asarray(format_.dequantize(format_.quantize(values), values.shape[-1])) - values
+    return float(np.mean(error.astype(np.float64) ** 2) / np.mean(values.astype(np.float64) ** 2))
+
+
+def coarsest(types: Sequence[str]) -> str:
+    """Return the type with the largest error: the one whose cost shows best above the floor."""
+    return max(types, key=format_noise)
+
+
+def is_clear(found: Kl, floor: Kl) -> bool:
+    """Whether a measurement is above the floor beyond its interval: finer types are worth measuring there."""
+    return found.interval is not None and found.interval.low > floor.mean
+
+
+def side_costs(
+    measured: Mapping[tuple[Side, str], Kl], floor: Kl, sides: Sequence[Side], types: Sequence[str]
+) -> dict[tuple[Side, str], Cost]:
+    """Return the cost of every type on every side.
+
+    measured: holds at least the coarsest type of every side. A finer type that was not measured gets the cost
+    of the coarsest times the ratio of the formats' squared errors: KL grows with the square of an error.
+    """
+    reference = coarsest(types)
+    costs: dict[tuple[Side, str], Cost] = {}
+    for kind in dict.fromkeys(place.side for place in sides):
+        alike = [place for place in sides if place.side == kind]
+        for place, cost in zip(alike, _shrunk([measured[p, reference] for p in alike], floor), strict=True):
+            costs[place, reference] = cost
+    for place in sides:
+        base = costs[place, reference]
+        for name in types:
+            if name in (reference, EXACT):
+                continue
+            ratio = format_noise(name) / format_noise(reference)
+            scaled = Cost(base.nats * ratio, base.error * ratio, measured=False)
+            found = measured.get((place, name))
+            costs[place, name] = scaled if found is None else _between(found, floor, scaled, base)
+        costs[place, EXACT] = Cost(0.0, 0.0, measured=False)
+    return costs
+
+
+def _shrunk(found: Sequence[Kl], floor: Kl) -> list[Cost]:
+    above = [kl.mean - floor.mean for kl in found]
+    errors = [_standard_error(kl) for kl in found]
+    noise = fmean(error**2 for error in errors)
+    # A mean below the floor is noise too; what its own error allows is the least that can be said.
+    mean = max(fmean(above), math.sqrt(noise / len(above)))
+    spread = max(0.0, fmean((value - mean) ** 2 for value in above) - noise)
+    costs = []
+    for value, error in zip(above, errors, strict=True):
+        weight = spread / (spread + error**2) if spread else 0.0
+        nats = max(weight * value + (1 - weight) * mean, LEAST_SHARE * mean)
+        costs.append(Cost(nats, math.sqrt(weight) * error, measured=True))
+    return costs
+
+
+def _between(found: Kl, floor: Kl, scaled: Cost, coarsest_cost: Cost) -> Cost:
+    """A finer type's own measurement where it shows, kept between what it can be at least and at most."""
+    error = _standard_error(found)
+    nats = found.mean - floor.mean if is_clear(found, floor) else scaled.nats
+    nats = min(nats, found.mean - floor.mean + Z * error, coarsest_cost.nats)
+    return Cost(max(nats, LEAST_SHARE * scaled.nats), error, measured=True)
+
+
+def _standard_error(kl: Kl) -> float:
+    return 0.0 if kl.interval is None else (kl.interval.high - kl.interval.low) / (2 * Z)

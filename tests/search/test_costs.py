@@ -1,0 +1,98 @@
+"""From noisy single measurements to costs: above the floor, drawn together, never free, never negative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvquant.results.comparison import Interval
+from kvquant.results.search import Kl
+from kvquant.search.costs import LEAST_SHARE, Cost, coarsest, format_noise, is_clear, side_costs
+from kvquant.search.sides import Side
+
+TYPES = ("f16", "q8_0", "q5_0", "q4_0")
+SIDES = tuple(Side(layer, side) for layer in range(12) for side in "kv")
+FLOOR = Kl(0.003, Interval(0.0028, 0.0032), 191)
+
+
+def kl(mean: float, error: float) -> Kl:
+    return Kl(mean, Interval(mean - 1.96 * error, mean + 1.96 * error), 191)
+
+
+def measured(values: Mapping[Side, float], error: float) -> dict[tuple[Side, str], Kl]:
+    return {(place, "q4_0"): kl(FLOOR.mean + value, error) for place, value in values.items()}
+
+
+def test_the_coarsest_type_is_the_one_with_the_largest_error() -> None:
+    assert coarsest(TYPES) == "q4_0"
+    assert coarsest(("q8_0", "iq4_nl", "q4_0")) == "q4_0"
+    noises = [format_noise(name) for name in ("f16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")]
+    assert noises == sorted(noises) and noises[0] < 1e-6
+
+
+@given(st.lists(st.floats(-0.01, 1.0), min_size=len(SIDES), max_size=len(SIDES)), st.floats(1e-6, 0.1))
+def test_costs_are_positive_and_no_finer_type_costs_more(values: list[float], error: float) -> None:
+    found = side_costs(measured(dict(zip(SIDES, values, strict=True)), error), FLOOR, SIDES, TYPES)
+    check_costs(found)
+
+
+def check_costs(found: Mapping[tuple[Side, str], Cost]) -> None:
+    """Every side has a price in every quantized type, and a finer type is never dearer."""
+    for place in SIDES:
+        fine, mid, coarse = (found[place, name].nats for name in ("q8_0", "q5_0", "q4_0"))
+        assert 0 < fine < mid < coarse, place
+        assert found[place, "f16"].nats == 0
+
+
+def test_the_check_notices_a_free_side() -> None:
+    free = {(place, name): Cost(0.0, 0.0, True) for place in SIDES for name in TYPES}
+    with pytest.raises(AssertionError):
+        check_costs(free)
+
+
+def test_noise_alone_gives_equal_costs() -> None:
+    rng = np.random.default_rng(0)
+    noisy = {place: float(0.001 + rng.normal(0, 0.001)) for place in SIDES}
+    found = side_costs(measured(noisy, 0.001), FLOOR, SIDES, TYPES)
+    costs = [found[place, "q4_0"].nats for place in SIDES if place.side == "k"]
+    raw = [noisy[place] for place in SIDES if place.side == "k"]
+    assert np.std(costs) < 0.5 * np.std(raw)
+    assert fmean(costs) == pytest.approx(fmean(raw), rel=0.3)
+
+
+def test_what_is_far_above_the_noise_stays_as_it_was_measured() -> None:
+    values = {place: 0.001 if place != Side(3, "k") else 0.5 for place in SIDES}
+    found = side_costs(measured(values, 1e-4), FLOOR, SIDES, TYPES)
+    assert found[Side(3, "k"), "q4_0"].nats == pytest.approx(0.5, rel=0.01)
+    assert found[Side(3, "v"), "q4_0"].nats == pytest.approx(0.001, rel=0.05)
+
+
+def test_a_side_measured_below_the_floor_costs_a_little_all_the_same() -> None:
+    values = {place: 0.1 if place.layer else -0.002 for place in SIDES}
+    found = side_costs(measured(values, 1e-4), FLOOR, SIDES, TYPES)
+    assert found[Side(0, "k"), "q4_0"].nats >= LEAST_SHARE * 0.05
+
+
+def test_a_finer_type_counts_as_measured_where_it_shows_and_as_scaled_where_it_does_not() -> None:
+    values = dict.fromkeys(SIDES, 0.1)
+    given_ = measured(values, 1e-3)
+    shows, hidden = Side(2, "k"), Side(4, "k")
+    given_[shows, "q5_0"] = kl(FLOOR.mean + 0.06, 1e-3)
+    given_[hidden, "q5_0"] = kl(FLOOR.mean + 1e-4, 1e-3)
+    found = side_costs(given_, FLOOR, SIDES, TYPES)
+    assert found[shows, "q5_0"].nats == pytest.approx(0.06) and found[shows, "q5_0"].measured
+    scaled = found[Side(6, "k"), "q5_0"].nats
+    assert scaled == pytest.approx(0.1 * format_noise("q5_0") / format_noise("q4_0"), rel=0.01)
+    # What was measured bounds it: 0.0001 and two standard errors, below the scaled 0.025.
+    assert found[hidden, "q5_0"].nats == pytest.approx(1e-4 + 1.96e-3, rel=0.01)
+
+
+def test_clear_is_beyond_the_interval_and_unknown_is_not() -> None:
+    assert is_clear(kl(0.01, 1e-3), FLOOR)
+    assert not is_clear(kl(0.004, 1e-3), FLOOR)
+    assert not is_clear(Kl(1.0, None, 8), FLOOR)

@@ -1,0 +1,204 @@
+"""The stages of a search on a meter that knows the truth: costs that add up, or do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from kvquant.errors import UsageError
+from kvquant.memory import ContextOptions
+from kvquant.model.presets import load_shape
+from kvquant.policy import parse_policy
+from kvquant.results.comparison import Interval
+from kvquant.results.divergence import FileUsed
+from kvquant.results.search import Kl, SearchStart
+from kvquant.search.costs import format_noise
+from kvquant.search.outcome import compare, document
+from kvquant.search.rivals import Hints, random_policies, rivals_within
+from kvquant.search.sides import Side, assignment_of, sides_of
+from kvquant.search.staged import Part, Problem, Search
+
+SHAPE = load_shape("qwen2.5-0.5b")
+TYPES = ("f16", "q8_0", "q5_0", "q4_0")
+SIDES = sides_of(SHAPE)
+HEAVY = {Side(0, "k"): 0.5, Side(7, "k"): 0.2, Side(23, "v"): 0.1}
+FLOOR = 0.003
+START = SearchStart(
+    1, FileUsed("m.gguf", "0"), FileUsed("a", "1"), FileUsed("b", "2"), 256, 64, True, None, None
+)
+
+
+class TrueMeter:
+    """KL is the floor and a sum of costs; joint: what a pair of sides costs besides."""
+
+    def __init__(self, joint: dict[frozenset[Side], float] | None = None) -> None:
+        self.joint = joint or {}
+        self.asked: list[tuple[Part, str, int]] = []
+
+    def truth(self, policy: str) -> float:
+        types = assignment_of(parse_policy(policy), SHAPE)
+        low = format_noise("q4_0")
+        total = sum(HEAVY.get(side, 0.0005) * format_noise(name) / low for side, name in types.items())
+        coarse = {side for side, name in types.items() if name in ("q4_0", "q5_0")}
+        total += sum(cost for pair, cost in self.joint.items() if pair <= coarse)
+        return FLOOR + total
+
+    def floor(self) -> Kl:
+        return Kl(FLOOR, Interval(FLOOR * 0.99, FLOOR * 1.01), 191)
+
+    def measure(self, part: Part, policies: Sequence[str], n_chunks: int) -> dict[str, Kl]:
+        self.asked += [(part, policy, n_chunks) for policy in policies]
+        found = {policy: self.truth(policy) for policy in policies}
+        return {
+            policy: Kl(kl, Interval(kl - 1e-4, kl + 1e-4), 191 * n_chunks) for policy, kl in found.items()
+        }
+
+    def difference(self, _part: Part, policy: str, other: str) -> tuple[float, Interval]:
+        found = self.truth(policy) - self.truth(other)
+        return found, Interval(found - 1e-5, found + 1e-5)
+
+
+def problem(share: float | None = 0.3, **settings: object) -> Problem:
+    options = ContextOptions(4096, 1)
+    search = Search(Problem(SHAPE, TYPES, options, None, 0.1), TrueMeter(), Hints())
+    budget = None if share is None else int(share * search.kv_bytes_f16)
+    return replace(Problem(SHAPE, TYPES, options, budget, None), **settings)  # type: ignore[arg-type]
+
+
+def types_of(policy: str) -> dict[Side, str]:
+    return assignment_of(parse_policy(policy), SHAPE)
+
+
+def test_the_sides_that_cost_get_the_bytes() -> None:
+    meter = TrueMeter()
+    search = Search(problem(), meter, Hints())
+    costs = search.costs()
+    room = search.room(search.problem.budget or 0)
+    rivals, _ = rivals_within(room, Hints(), SHAPE.n_layer)
+    best = search.verify(costs, room, rivals).best
+    assert room.n_bytes(types_of(best.policy)) <= room.budget
+    assert {types_of(best.policy)[side] for side in HEAVY} == {"q8_0"}
+    assert all(meter.truth(rival.policy) > 2 * meter.truth(best.policy) for rival in rivals)
+
+
+def test_finer_types_are_measured_only_where_the_coarsest_shows() -> None:
+    meter = TrueMeter()
+    Search(problem(), meter, Hints()).costs()
+    asked = [policy for _, policy, _ in meter.asked]
+    assert len(asked) == len(set(asked)) == len(SIDES) + 2 * len(SIDES)
+    hidden = TrueMeter()
+    hidden.truth = lambda _policy: FLOOR + 1e-5  # type: ignore[method-assign]
+    Search(problem(), hidden, Hints()).costs()
+    assert len(hidden.asked) == len(SIDES)
+
+
+def test_a_swap_finds_what_single_costs_do_not_show() -> None:
+    """Two sides that are cheap by themselves and dear together: only measuring whole policies can tell."""
+    single = TrueMeter()
+    search = Search(problem(), single, Hints())
+    costs = search.costs()
+    room = search.room(search.problem.budget or 0)
+    blind = search.verify(costs, room, ()).best.policy
+    coarse = [side for side, name in types_of(blind).items() if name == "q4_0"]
+    pair = frozenset({next(side for side in coarse if side.side == "v"), coarse[-1]})
+    meter = TrueMeter({pair: 0.01})
+    sighted = Search(problem(), meter, Hints())
+    best = sighted.verify(sighted.costs(), room, ()).best.policy
+    assert meter.truth(best) <= meter.truth(blind)
+
+
+def test_a_rule_that_is_best_is_what_is_returned_and_said() -> None:
+    class Flat(TrueMeter):
+        def truth(self, policy: str) -> float:
+            return FLOOR + (0.001 if policy == "0-23:q4_0" else 0.5)
+
+    meter = Flat()
+    search = Search(problem(0.3), meter, Hints())
+    costs, room = search.costs(), search.room(search.problem.budget or 0)
+    rivals, out = rivals_within(room, Hints(), SHAPE.n_layer)
+    found = compare(search, meter, costs, room, rivals, out, n_random=0)
+    result = document(search, meter, found, Hints(), START, {})
+    assert result.simple == "q4_0" and result.random is None
+    assert "it is a simple rule, q4_0: the search found nothing better" in result.sentence
+
+
+def test_the_document_compares_on_the_held_out_text_only() -> None:
+    meter = TrueMeter()
+    hints = Hints(k_bias_layers=[0], weight_norms={side: float(side.layer) for side in SIDES})
+    search = Search(problem(0.35, n_held_out_chunks=3), meter, hints)
+    costs, room = search.costs(), search.room(search.problem.budget or 0)
+    rivals, out = rivals_within(room, hints, SHAPE.n_layer)
+    result = document(
+        search, meter, compare(search, meter, costs, room, rivals, out, n_random=5), hints, START, {}
+    )
+    held_out = {policy for part, policy, _ in meter.asked if part == "held-out"}
+    assert {rival.policy for rival in result.rivals} | {result.policy} <= held_out
+    assert result.against is not None and result.against.verdict == "better"
+    assert [rival.kl_held_out.mean for rival in result.rivals if rival.kl_held_out] == sorted(
+        rival.kl_held_out.mean for rival in result.rivals if rival.kl_held_out
+    )
+    assert {"q5_0", "weight norms", "K bias"} <= {rival.name for rival in result.rivals}
+    assert result.additivity.ratio == pytest.approx(1, abs=0.2)
+    assert result.additivity.rank_correlation == pytest.approx(1, abs=0.1)
+    assert result.random is not None and result.random.n == 5 and result.random.n_tokens == 191
+    assert result.kv_bytes <= (result.budget_bytes or 0)
+
+
+def test_the_fewest_bytes_under_a_loss() -> None:
+    meter = TrueMeter()
+    search = Search(problem(None, max_kl=0.05), meter, Hints())
+    costs = search.costs()
+    room = search.smallest_within(costs, 0.05)
+    assert meter.truth(search.verify(costs, room, ()).best.policy) <= 0.05
+    larger = search.smallest_within(costs, 0.01)
+    assert larger.budget > room.budget
+    with pytest.raises(UsageError, match=r"--max-kl 0\.002 is below 0\.003, what a float16 cache differs"):
+        search.smallest_within(costs, 0.002)
+
+
+def test_too_little_is_refused_before_anything_is_measured() -> None:
+    meter = TrueMeter()
+    with pytest.raises(UsageError, match=r"budget of .* is below .*, the least these types take"):
+        Search(problem(0.25), meter, Hints())
+    assert not meter.asked
+
+
+def test_quick_measures_no_side_and_says_what_its_order_is_worth() -> None:
+    low = format_noise("q4_0")
+    proxy = {
+        (side, name): HEAVY.get(side, 0.0005) * format_noise(name) / low for side in SIDES for name in TYPES
+    }
+    meter, hints = TrueMeter(), Hints(proxy=proxy)
+    search = Search(problem(proxy=True), meter, hints)
+    costs, room = search.costs(), search.room(search.problem.budget or 0)
+    assert len(meter.asked) == 1
+    rivals, out = rivals_within(room, hints, SHAPE.n_layer)
+    result = document(
+        search, meter, compare(search, meter, costs, room, rivals, out, n_random=0), hints, START, {}
+    )
+    assert result.costs_from == "capture" and all(side.kl is None for side in result.sides)
+    assert result.proxy_rank_correlation == pytest.approx(1, abs=0.1)
+    with pytest.raises(UsageError, match="give --capture FILE"):
+        Search(problem(proxy=True), meter, Hints()).costs()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.35, 0.5])
+def test_rules_and_random_policies_fill_the_same_bytes(share: float) -> None:
+    search = Search(problem(share), TrueMeter(), Hints())
+    room = search.room(search.problem.budget or 0)
+    rivals, left_out = rivals_within(room, Hints(k_bias_layers=[0, 5]), SHAPE.n_layer)
+    assert len({rival.policy for rival in rivals}) == len(rivals) > 2
+    for rival in rivals:
+        assert room.fits(types_of(rival.policy)), rival
+    assert all(entry.why for entry in left_out)
+    drawn = random_policies(room, n=10)
+    assert drawn == random_policies(room, n=10) and drawn != random_policies(room, seed=1, n=10)
+    smallest = min(room.sizes[SIDES[0], name] for name in ("q4_0",))
+    for policy in drawn:
+        left = room.budget - room.n_bytes(types_of(policy))
+        assert 0 <= left < smallest
+    grown = next(rival for rival in rivals if rival.name.startswith("first ") and "and" not in rival.name)
+    n = int(grown.name.split()[1])
+    assert not room.fits(room.fine_layers(room.layers[: n + 1]))
