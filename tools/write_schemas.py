@@ -18,6 +18,7 @@ from kvquant.evals.validation.records import Start
 from kvquant.files import write_atomic
 from kvquant.memory.document import MemoryDocument
 from kvquant.results import comparison, validation
+from kvquant.results.search import SearchResult
 from kvquant.results.sweep import CellRecord, ProbeRecord, SweepResult
 from kvquant.search.search import SearchDocument
 
@@ -30,7 +31,8 @@ DOCUMENTS: dict[str, type[Any]] = {
     "ranking": comparison.Ranking,
     "run": RunInfo,
     "sample": SampleRecord,
-    "search": SearchDocument,
+    "search": SearchResult,
+    "search-proxy": SearchDocument,
     "sweep": SweepResult,
     "sweep-cell": CellRecord,
     "sweep-probe": ProbeRecord,

@@ -63,6 +63,8 @@ def arguments(programs: Path, *more: str, budget: str | None = "0.32x") -> list[
         "3",
         "--ctx",
         "1024",
+        "--types",
+        "q8_0,q4_0",
     ]
     return [*fixed, *([] if budget is None else ["--budget", budget]), *more]
 

@@ -37,6 +37,9 @@ class _PolicyGroup(click.Group):
             args = ["show", *args]
         return super().parse_args(ctx, args)
 
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self.commands["show"]
+
 
 @click.group(cls=_PolicyGroup, invoke_without_command=True)
 @click.option("--list", "as_list", is_flag=True, help="List the presets, and what real models say of them.")

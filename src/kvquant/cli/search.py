@@ -18,6 +18,7 @@ from kvquant.cli.options import (
     threads_option,
 )
 from kvquant.cli.progress import progress_bar
+from kvquant.cli.transforms import transform_option
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
 from kvquant.search import TYPES
@@ -107,6 +108,7 @@ from kvquant.search import search as run_search
     metavar="FILE",
     help="Write the policy as a preset of llama-server's router (--models-preset).",
 )
+@transform_option("Measure every policy with this exact change of K (kvquant calibrate).")
 @llama_bin_option
 @threads_option("Threads of the program.")
 @click.option(
@@ -139,6 +141,7 @@ def search(
     seed: int,
     out: Path | None,
     preset_file: Path | None,
+    transform: Path | None,
     llama_bin: Path | None,
     threads: int | None,
     jobs: int,
@@ -186,6 +189,7 @@ def search(
             seed,
             out,
             preset_file,
+            transform,
             llama_bin,
             threads,
             jobs,
@@ -193,7 +197,7 @@ def search(
         )
         measured_search(asked)
         return
-    if budget is None or quick or out is not None or preset_file is not None:
+    if budget is None or quick or any(given is not None for given in (out, preset_file, transform)):
         raise UsageError(
             "without --text there is only --budget: what it loses is not measured; add --text NAME"
         )

@@ -15,6 +15,7 @@ import click
 from kvquant.cli.names import fetched_text
 from kvquant.cli.options import programs_folder, shape_from_options
 from kvquant.cli.progress import progress_bar
+from kvquant.cli.transforms import checked_transform
 from kvquant.documents import to_document, to_json, write_json
 from kvquant.errors import UsageError
 from kvquant.evals.divergence_run import check_programs
@@ -71,6 +72,7 @@ class Asked:
     seed: int
     out: Path | None
     preset_file: Path | None
+    transform: Path | None
     llama_bin: Path | None
     threads: int | None
     jobs: int
@@ -97,6 +99,11 @@ def measured_search(asked: Asked) -> None:
         texts={"fit": fit, "held-out": held_out},
         n_ctx=asked.chunk,
         score_from=asked.chunk // 4,
+        transform=(
+            None
+            if asked.transform is None
+            else checked_transform(asked.transform, model, shape, asked.chunk, digest=True)
+        ),
         n_threads=asked.threads,
         n_jobs=asked.jobs,
     )
@@ -114,7 +121,7 @@ def measured_search(asked: Asked) -> None:
     )
     result = _run(asked, problem, plan, _hints(asked, model, shape, types))
     if asked.preset_file is not None:
-        write_atomic(asked.preset_file, preset_text(model, result))
+        write_atomic(asked.preset_file, router_preset(asked, model, result))
         click.echo(f"kvquant: wrote {asked.preset_file}", err=True)
     click.echo(to_json(result) if asked.as_json else search_text(result, terminal_width()))
 
@@ -212,13 +219,14 @@ def _hints(asked: Asked, model: GgufModel, shape: ModelShape, types: tuple[str, 
     )
 
 
-def preset_text(model: GgufModel, result: SearchResult) -> str:
+def router_preset(asked: Asked, model: GgufModel, result: SearchResult) -> str:
     """Return the policy as a section of the file that llama-server's --models-preset reads."""
+    transform = "" if asked.transform is None else f"kv-transform = {asked.transform.resolve()}\n"
     return (
         f"; {result.sentence}\n"
         f"[{model.path.stem}]\n"
         f"model = {model.path.resolve()}\n"
         f"ctx-size = {result.n_ctx}\n"
-        f"flash-attn = on\n"
-        f"kv-layers = {result.policy}\n"
+        "flash-attn = on\n"
+        f"kv-layers = {result.policy}\n{transform}"
     )

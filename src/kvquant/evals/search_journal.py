@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Journal:
 
     def chunks(self, setup: CacheSetup) -> Sequence[ChunkSums]:
         """Return what is known of a policy."""
-        return self._chunks.get(setup, ())
+        return self._chunks.get(_key(setup), ())
 
     def append(self, setup: CacheSetup, chunk: ChunkSums) -> None:
         """Keep the next chunk of a policy. Raises KVQuantError when it cannot be written."""
@@ -66,7 +66,12 @@ class Journal:
             },
             f"the {n_done} measurements before this are kept",
         )
-        self._chunks.setdefault(setup, []).append(chunk)
+        self._chunks.setdefault(_key(setup), []).append(chunk)
+
+
+def _key(setup: CacheSetup) -> CacheSetup:
+    """What tells policies apart in a folder, which knows one transform only."""
+    return replace(setup, transform=None, n_chunks=None)
 
 
 @contextmanager

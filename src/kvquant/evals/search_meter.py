@@ -26,6 +26,7 @@ from kvquant.llama.build import read_info
 from kvquant.model.gguf_file import GgufModel
 from kvquant.results.comparison import Interval
 from kvquant.results.search import SCHEMA_VERSION, Kl, SearchStart
+from kvquant.transform import TransformFile
 
 START = "start.json"
 PROGRAM_LOG = "program.log"
@@ -47,6 +48,7 @@ class MeterPlan:
     n_ctx: int
     score_from: int
     rotation: bool = True
+    transform: TransformFile | None = None
     n_threads: int | None = None
     n_jobs: int = 1
 
@@ -70,7 +72,7 @@ class MeterPlan:
             self.n_ctx,
             self.score_from,
             self.rotation,
-            None,
+            None if self.transform is None else self.transform.used,
             None if build is None else (build.commit, build.series_digest),
         )
 
@@ -102,7 +104,7 @@ class Meter:
 
         Raises LlamaError for a model that is so far from itself that no difference of caches shows.
         """
-        setup = self._setup("*:f16").on_the_other_path()
+        setup = self._baseline.on_the_other_path()
         self._fill("fit", [setup], 1)
         found = self._kl("fit", setup, 1)
         if found.mean > MOST_FLOOR:
@@ -138,8 +140,12 @@ class Meter:
             raise UsageError(f"{policy} and {other} were not measured on the same text")
         return math.fsum(sums) / sum(counts), bootstrap_blocks(sums, counts)
 
+    @property
+    def _baseline(self) -> CacheSetup:
+        return CacheSetup(rotation=self._plan.rotation)
+
     def _setup(self, policy: str) -> CacheSetup:
-        return CacheSetup(policy, rotation=self._plan.rotation)
+        return CacheSetup(policy, rotation=self._plan.rotation, transform=self._plan.transform)
 
     def _fill(self, part: Part, setups: Sequence[CacheSetup], n_chunks: int) -> None:
         journal = self._journals[part]
@@ -167,7 +173,7 @@ class Meter:
             model=plan.model.path,
             texts=(plan.texts[part],),
             policies=tuple(replace(setup, n_chunks=n_chunks) for setup in group),
-            baseline=self._setup("*:f16"),
+            baseline=self._baseline,
             n_ctx=plan.n_ctx,
             n_ubatch=min(512, plan.n_ctx),
             score_from=plan.score_from,

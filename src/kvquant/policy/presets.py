@@ -44,4 +44,4 @@ class MeasuredPreset:
 def measured_presets() -> tuple[MeasuredPreset, ...]:
     """Return the presets of the package, ordered by model and size."""
     text = resources.files(__package__ or "kvquant.policy").joinpath(FILE).read_text(encoding="utf-8")
-    return from_document(tuple[MeasuredPreset, ...], json.loads(text), FILE, error=PolicyError)  # type: ignore[arg-type]
+    return from_document(tuple[MeasuredPreset, ...], json.loads(text), FILE, error=PolicyError)

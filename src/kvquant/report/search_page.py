@@ -139,6 +139,7 @@ def _provenance(result: SearchResult) -> str:
         ("command", f"<code>{escape(' '.join(result.provenance.get('argv', ())))}</code>"),
         ("model", f"{escape(start.model.name)}, sha256 <code>{start.model.sha256[:16]}</code>"),
         ("texts", escape(f"{start.fit.name}, {start.held_out.name}")),
+        ("transform", escape("none" if start.transform is None else start.transform.name)),
         ("chunks", f"{start.n_ctx} tokens, scored from {start.score_from}"),
         ("llama.cpp", escape(f"{build[0] or '?'}, series {build[1] or '?'}")),
         ("seconds", f"{result.provenance.get('seconds', '?')}"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvquant.results.comparison import Interval
 from kvquant.results.divergence import FileUsed
+from kvquant.results.transform import TransformUsed
 
 SCHEMA_VERSION = 1
 
@@ -16,8 +17,8 @@ class SearchStart:
     """What a folder measures; the same for every start in it.
 
     fit, held_out: the text that policies are chosen on and the one that they are compared on. n_ctx: tokens
-    of a chunk. score_from: first position of a chunk that is scored. transform: the file of an exact change
-    of K that every policy is measured with, None without. build: commit and series digest of the programs.
+    of a chunk. score_from: first position of a chunk that is scored. transform: the exact change of K that
+    every policy is measured with, None without. build: commit and series digest of the programs.
     """
 
     schema_version: int
@@ -27,7 +28,7 @@ class SearchStart:
     n_ctx: int
     score_from: int
     rotation: bool
-    transform: FileUsed | None
+    transform: TransformUsed | None
     build: tuple[str | None, str | None] | None
 
 

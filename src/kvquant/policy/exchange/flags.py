@@ -67,15 +67,15 @@ def read_ik(text: str) -> Imported:
     rules: list[Rule] = []
     for end, counting in (("first", Counting.LAYERS), ("last", Counting.LAST)):
         found = {side: ends[side, end] for side in "kv" if (side, end) in ends}
-        counts = sorted({count for _, count in found.values()})
         start = 0
-        for count in counts:
+        for n_layers in sorted({n for _, n in found.values()}):
             k, v = (
-                found[side][0] if side in found and found[side][1] >= count else types[side] for side in "kv"
+                found[side][0] if side in found and found[side][1] >= n_layers else types[side]
+                for side in "kv"
             )
-            first, last = (start, count - 1) if counting is Counting.LAYERS else (start + 1, count)
+            first, last = (start, n_layers - 1) if counting is Counting.LAYERS else (start + 1, n_layers)
             rules.append(Rule(counting, first, last, k, v))
-            start = count
+            start = n_layers
     rest = Rule(Counting.REST if rules else Counting.LAYERS, 0, None, types["k"], types["v"])
     return Imported(Policy((*rules, rest)), "ik_llama.cpp", left(other))
 
