@@ -62,7 +62,7 @@ def test_what_an_earlier_version_wrote_is_valid() -> None:
     ("name", "arguments"),
     [
         ("memory", ["memory", "--shape", "deepseek-v3", "--ctx", "256"]),
-        ("search", ["search", "--budget", "0.5x", "--shape", "qwen3.5-2b", "--ctx", "256"]),
+        ("search-proxy", ["search", "--budget", "0.5x", "--shape", "qwen3.5-2b", "--ctx", "256"]),
         ("comparison", ["compare", *map(str, sorted((RESULTS / "tasks").glob("*"))[:2])]),
         ("ranking", ["rank", str(RESULTS)]),
         ("validation", ["compare", str(RESULTS)]),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
@@ -18,6 +19,7 @@ from kvquant.errors import KVQuantError, LlamaError, UsageError
 from kvquant.evals.divergence import CacheSetup
 from kvquant.evals.search_journal import ChunkSums, open_journal
 from kvquant.policy import parse_policy
+from kvquant.schemas import schema_text
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "eval/reference-model/kvquant-reference-f16.gguf"
@@ -86,6 +88,7 @@ def test_a_search_end_to_end(programs: Path, tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads(done.stdout)
     assert {"policy", "kv_bytes", "of_f16", "kl_fit", "kl_held_out", "rivals"} <= set(found)
     assert found == json.loads((out / "search.json").read_text())
+    jsonschema.validate(found, json.loads(schema_text("search")))
     assert "0:k=q8_0" in found["policy"] and found["of_f16"] <= 0.32
     assert found["against"]["verdict"] == "better" and found["simple"] is None
     assert found["floor"]["mean"] == pytest.approx(0.002, rel=0.01)
@@ -163,7 +166,13 @@ def test_a_program_that_dies_and_a_full_disk_keep_what_is_measured(
         ({}, ("--chunk", "128"), "0.3x", UsageError, "too few for an interval"),
         ({"floor": 0.3}, (), "0.3x", LlamaError, "is 0.3 nats a token from itself with a float16 cache"),
         ({}, ("--quick",), "0.3x", UsageError, "--quick chooses by a capture; give --capture FILE"),
-        ({}, ("--types", "q9_0,q4_0"), "0.3x", KVQuantError, "q9_0"),
+        (
+            {},
+            ("--types", "q9_0,q4_0"),
+            "0.3x",
+            UsageError,
+            "--types q9_0: no cache type of llama.cpp; known: f32",
+        ),
         ({}, ("--text", "/nonexistent.txt"), "0.3x", UsageError, "--text /nonexistent.txt: no such file"),
     ],
 )

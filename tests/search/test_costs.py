@@ -12,12 +12,22 @@ from hypothesis import strategies as st
 
 from kvquant.results.comparison import Interval
 from kvquant.results.search import Kl
-from kvquant.search.costs import LEAST_SHARE, Cost, coarsest, format_noise, is_clear, side_costs
+from kvquant.search.costs import (
+    LEAST_SHARE,
+    Cost,
+    Floor,
+    coarsest,
+    finest,
+    format_noise,
+    is_clear,
+    side_costs,
+)
 from kvquant.search.sides import Side
 
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")
 SIDES = tuple(Side(layer, side) for layer in range(12) for side in "kv")
-FLOOR = Kl(0.003, Interval(0.0028, 0.0032), 191)
+NATS = 0.003
+FLOOR = Floor(Kl(NATS, Interval(0.0028, 0.0032), 191), NATS, 0.0)
 
 
 def kl(mean: float, error: float) -> Kl:
@@ -25,12 +35,13 @@ def kl(mean: float, error: float) -> Kl:
 
 
 def measured(values: Mapping[Side, float], error: float) -> dict[tuple[Side, str], Kl]:
-    return {(place, "q4_0"): kl(FLOOR.mean + value, error) for place, value in values.items()}
+    return {(place, "q4_0"): kl(NATS + value, error) for place, value in values.items()}
 
 
 def test_the_coarsest_type_is_the_one_with_the_largest_error() -> None:
     assert coarsest(TYPES) == "q4_0"
     assert coarsest(("q8_0", "iq4_nl", "q4_0")) == "q4_0"
+    assert finest(TYPES) == "q8_0"
     noises = [format_noise(name) for name in ("f16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")]
     assert noises == sorted(noises) and noises[0] < 1e-6
 
@@ -82,8 +93,8 @@ def test_a_finer_type_counts_as_measured_where_it_shows_and_as_scaled_where_it_d
     values = dict.fromkeys(SIDES, 0.1)
     given_ = measured(values, 1e-3)
     shows, hidden = Side(2, "k"), Side(4, "k")
-    given_[shows, "q5_0"] = kl(FLOOR.mean + 0.06, 1e-3)
-    given_[hidden, "q5_0"] = kl(FLOOR.mean + 1e-4, 1e-3)
+    given_[shows, "q5_0"] = kl(NATS + 0.06, 1e-3)
+    given_[hidden, "q5_0"] = kl(NATS + 1e-4, 1e-3)
     found = side_costs(given_, FLOOR, SIDES, TYPES)
     assert found[shows, "q5_0"].nats == pytest.approx(0.06) and found[shows, "q5_0"].measured
     scaled = found[Side(6, "k"), "q5_0"].nats
@@ -93,6 +104,24 @@ def test_a_finer_type_counts_as_measured_where_it_shows_and_as_scaled_where_it_d
 
 
 def test_clear_is_beyond_the_interval_and_unknown_is_not() -> None:
-    assert is_clear(kl(0.01, 1e-3), FLOOR)
-    assert not is_clear(kl(0.004, 1e-3), FLOOR)
-    assert not is_clear(Kl(1.0, None, 8), FLOOR)
+    assert is_clear(kl(0.01, 1e-3), NATS)
+    assert not is_clear(kl(0.004, 1e-3), NATS)
+    assert not is_clear(Kl(1.0, None, 8), NATS)
+
+
+def test_the_floor_falls_with_the_layers_that_come_after_and_no_probe_alone_moves_it() -> None:
+    probes = {layer: kl(0.004 - 1e-4 * layer, 1e-4) for layer in (0, 7, 15, 22, 29)}
+    line = Floor.through(FLOOR.whole, {**probes, 15: kl(0.5, 1e-4)})
+    assert line.at(0) == pytest.approx(0.004) and line.at(29) == pytest.approx(0.0011)
+    assert line.at(100) == 0
+    rising = Floor.through(FLOOR.whole, {0: kl(0.001, 1e-4), 29: kl(0.002, 1e-4)})
+    assert rising.at(0) == rising.at(29) == pytest.approx(0.0015)
+    assert Floor.through(FLOOR.whole, {}).at(3) == NATS
+
+
+def test_late_layers_are_held_against_their_own_floor() -> None:
+    """The same measurement is a cost at the last layer and nothing at the first."""
+    line = Floor(FLOOR.whole, 0.004, -0.0003)
+    found = side_costs({(place, "q4_0"): kl(0.004, 1e-5) for place in SIDES}, line, SIDES, TYPES)
+    assert found[Side(11, "k"), "q4_0"].nats == pytest.approx(0.0033, rel=0.01)
+    assert found[Side(0, "k"), "q4_0"].nats < 0.0002

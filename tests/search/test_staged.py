@@ -10,8 +10,11 @@ from kvquant.search.costs import format_noise
 from kvquant.search.outcome import compare, document
 from kvquant.search.rivals import Hints, random_policies, rivals_within
 from kvquant.search.sides import Side, assignment_of
-from kvquant.search.staged import Search
+from kvquant.search.staged import N_PROBES, Search
 from search.true_meter import FLOOR, HEAVY, SHAPE, SIDES, START, TYPES, TrueMeter, problem
+
+
+PROBED = {f"{layer}:v" for layer in (0, 6, 12, 17, 23)}
 
 
 def types_of(policy: str) -> dict[Side, str]:
@@ -33,12 +36,16 @@ def test_the_sides_that_cost_get_the_bytes() -> None:
 def test_finer_types_are_measured_only_where_the_coarsest_shows() -> None:
     meter = TrueMeter()
     Search(problem(), meter, Hints()).costs()
-    asked = [policy for _, policy, _ in meter.asked]
-    assert len(asked) == len(set(asked)) == len(SIDES) + 2 * len(SIDES)
+    asked = {policy for _, policy, _ in meter.asked}
+    # q5_0 shows at a quarter of q4_0's cost; q8_0, at a 260th, where a side costs a hundred times the noise.
+    assert {f"{side.layer}:{side.side}=q5_0" for side in SIDES} <= asked
+    q8_0 = {policy for policy in asked if "q8_0" in policy}
+    assert {f"{side.layer}:{side.side}=q8_0" for side in HEAVY} <= q8_0
+    assert len(q8_0) == len({f"{side.layer}:{side.side}" for side in HEAVY} | PROBED)
     hidden = TrueMeter()
     hidden.truth = lambda _policy: FLOOR + 1e-5  # type: ignore[method-assign]
     Search(problem(), hidden, Hints()).costs()
-    assert len(hidden.asked) == len(SIDES)
+    assert len(hidden.asked) == len(SIDES) + N_PROBES
 
 
 def test_a_swap_finds_what_single_costs_do_not_show() -> None:

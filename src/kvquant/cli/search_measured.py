@@ -24,6 +24,7 @@ from kvquant.evals.machine import read_machine
 from kvquant.evals.search_meter import MeterPlan, open_meter
 from kvquant.evals.weight_norms import projection_norms
 from kvquant.files import write_atomic
+from kvquant.formats.registry import CACHE_TYPES
 from kvquant.memory import ContextOptions, memory_of
 from kvquant.model.gguf_file import GgufModel, open_model
 from kvquant.model.gguf_header import Array
@@ -85,6 +86,11 @@ def measured_search(asked: Asked) -> None:
         raise UsageError("--text measures a model; give --model NAME|FILE")
     if asked.quick and asked.capture is None:
         raise UsageError("--quick chooses by a capture; give --capture FILE (kvquant capture)")
+    unknown = [name for name in asked.types if name not in CACHE_TYPES]
+    if unknown:
+        raise UsageError(
+            f"--types {', '.join(unknown)}: no cache type of llama.cpp; known: {', '.join(CACHE_TYPES)}"
+        )
     programs = programs_folder(asked.llama_bin)
     check_programs(programs)
     model = open_model(asked.model)

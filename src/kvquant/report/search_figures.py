@@ -118,7 +118,7 @@ def additivity_svg(result: SearchResult, narrow: bool, prefix: str) -> str | Non
     pairs = additive_pairs(result)
     if not pairs:
         return None
-    with open_figure(NARROW if narrow else FigureSize(6.6, 4.8), PLACEHOLDERS) as figure:
+    with open_figure(NARROW if narrow else WIDE, PLACEHOLDERS) as figure:
         axes = figure.subplots()
         palette = PLACEHOLDERS
         values = [value for pair in pairs for value in pair]

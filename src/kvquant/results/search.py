@@ -127,9 +127,10 @@ class SearchResult:
     policy: canonical text; simple: the name of the rule where no choice by measurement was found to be better
     than it. n_ctx: tokens that bytes are counted for. budget_bytes: what it had to fit, null for a limit of
     KL. max_kl: the limit on the fitting text, nats. floor: how far a float16 cache is from itself when the
-    order of its sums changes. costs_from: measurement, or what stood in for it. proxy_rank_correlation:
-    Spearman's, of the attention-output error of a capture with the measured costs (sides) or, where these
-    were not measured, with the KL of the policies; null without a capture. sentence: the result in words.
+    order of its sums changes. floor_line: what a change at layer 0 costs of that, nats, and how that changes
+    with each layer. costs_from: measurement, or what stood in for it. proxy_rank_correlation: Spearman's, of
+    the attention-output error of a capture with the measured costs (sides) or, where these were not measured,
+    with the KL of the policies; null without a capture. sentence: the result in words.
     """
 
     schema_version: int
@@ -147,6 +148,7 @@ class SearchResult:
     kl_held_out: Kl | None
     against: Against | None
     floor: Kl
+    floor_line: tuple[float, float]
     costs_from: str
     proxy_rank_correlation: float | None
     sides: tuple[SideCost, ...]

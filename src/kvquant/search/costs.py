@@ -1,8 +1,9 @@
 """From single measurements to what each type on each side costs: above the floor, and without their noise.
 
 A single change moves a model's predictions in two ways. It rounds, which is what is looked for; and it sends
-every later sum down another path, which costs about the same whatever was changed: the floor. Costs are what
-is above the floor, so that they can be added up.
+every later sum down another path, which costs the same whatever was changed, and less the fewer layers come
+after it: the floor. It is taken from the finest type, whose own rounding is hundreds of times smaller, at a
+few layers. Costs are what is above the floor, so that they can be added up.
 
 Near the floor a measurement is mostly noise, and a choice among hundreds of noisy numbers picks the luckiest.
 So the measured costs of a side's kind are drawn towards their mean by as much as their noise explains their
@@ -15,7 +16,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import fmean
+from itertools import combinations
+from statistics import fmean, median
 
 import numpy as np
 
@@ -39,6 +41,31 @@ class Cost:
     measured: bool
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What a change of anything at a layer costs. whole: of every layer, as measured. base, slope: of a line
+    through what probes found, nats and nats a layer.
+    """
+
+    whole: Kl
+    base: float
+    slope: float
+
+    @classmethod
+    def through(cls, whole: Kl, probes: Mapping[int, Kl]) -> Floor:
+        """Return the line of the median slope through probes by layer (Theil and Sen); flat without two."""
+        layers = sorted(probes)
+        slopes = [(probes[b].mean - probes[a].mean) / (b - a) for a, b in combinations(layers, 2)]
+        if not slopes:
+            return cls(whole, probes[layers[0]].mean if layers else whole.mean, 0.0)
+        slope = min(0.0, median(slopes))
+        return cls(whole, median(probes[layer].mean - slope * layer for layer in layers), slope)
+
+    def at(self, layer: int) -> float:
+        """Return the floor of a change at ``layer``."""
+        return max(0.0, self.base + self.slope * layer)
+
+
 @cache
 def format_noise(type_name: str) -> float:
     """Return the squared error of a type, relative to the values' own square, on normal values.
@@ -56,13 +83,24 @@ def coarsest(types: Sequence[str]) -> str:
     return max(types, key=format_noise)
 
 
-def is_clear(found: Kl, floor: Kl) -> bool:
+def finest(types: Sequence[str]) -> str:
+    """Return the quantized type with the smallest error."""
+    return min((name for name in types if name != EXACT), key=format_noise)
+
+
+def is_clear(found: Kl, floor: float) -> bool:
     """Whether a measurement is above the floor beyond its interval: finer types are worth measuring there."""
-    return found.interval is not None and found.interval.low > floor.mean
+    return found.interval is not None and found.interval.low > floor
+
+
+def can_show(found: Kl, floor: float, type_name: str, reference: str) -> bool:
+    """Whether a finer type than ``reference``, the one measured, can be expected to show above the noise."""
+    ratio = format_noise(type_name) / format_noise(reference)
+    return is_clear(found, floor) and (found.mean - floor) * ratio > _standard_error(found)
 
 
 def side_costs(
-    measured: Mapping[tuple[Side, str], Kl], floor: Kl, sides: Sequence[Side], types: Sequence[str]
+    measured: Mapping[tuple[Side, str], Kl], floor: Floor, sides: Sequence[Side], types: Sequence[str]
 ) -> dict[tuple[Side, str], Cost]:
     """Return the cost of every type on every side.
 
@@ -73,7 +111,9 @@ def side_costs(
     costs: dict[tuple[Side, str], Cost] = {}
     for kind in dict.fromkeys(place.side for place in sides):
         alike = [place for place in sides if place.side == kind]
-        for place, cost in zip(alike, _shrunk([measured[p, reference] for p in alike], floor), strict=True):
+        above = [measured[place, reference].mean - floor.at(place.layer) for place in alike]
+        errors = [_standard_error(measured[place, reference]) for place in alike]
+        for place, cost in zip(alike, _shrunk(above, errors), strict=True):
             costs[place, reference] = cost
     for place in sides:
         base = costs[place, reference]
@@ -83,14 +123,15 @@ def side_costs(
             ratio = format_noise(name) / format_noise(reference)
             scaled = Cost(base.nats * ratio, base.error * ratio, measured=False)
             found = measured.get((place, name))
-            costs[place, name] = scaled if found is None else _between(found, floor, scaled, base)
+            costs[place, name] = (
+                scaled if found is None else _between(found, floor.at(place.layer), scaled, base)
+            )
         costs[place, EXACT] = Cost(0.0, 0.0, measured=False)
     return costs
 
 
-def _shrunk(found: Sequence[Kl], floor: Kl) -> list[Cost]:
-    above = [kl.mean - floor.mean for kl in found]
-    errors = [_standard_error(kl) for kl in found]
+def _shrunk(above: Sequence[float], errors: Sequence[float]) -> list[Cost]:
+    """Measurements above the floor, drawn towards their mean by as much as noise explains their spread."""
     noise = fmean(error**2 for error in errors)
     # A mean below the floor is noise too; what its own error allows is the least that can be said.
     mean = max(fmean(above), math.sqrt(noise / len(above)))
@@ -103,11 +144,11 @@ def _shrunk(found: Sequence[Kl], floor: Kl) -> list[Cost]:
     return costs
 
 
-def _between(found: Kl, floor: Kl, scaled: Cost, coarsest_cost: Cost) -> Cost:
+def _between(found: Kl, floor: float, scaled: Cost, coarsest_cost: Cost) -> Cost:
     """A finer type's own measurement where it shows, kept between what it can be at least and at most."""
     error = _standard_error(found)
-    nats = found.mean - floor.mean if is_clear(found, floor) else scaled.nats
-    nats = min(nats, found.mean - floor.mean + Z * error, coarsest_cost.nats)
+    above = found.mean - floor
+    nats = min(above if is_clear(found, floor) else scaled.nats, above + Z * error, coarsest_cost.nats)
     return Cost(max(nats, LEAST_SHARE * scaled.nats), error, measured=True)
 
 

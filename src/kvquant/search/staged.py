@@ -19,7 +19,7 @@ from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from kvquant.results.comparison import Interval
 from kvquant.results.search import Kl
-from kvquant.search.costs import Cost, coarsest, format_noise, is_clear, side_costs
+from kvquant.search.costs import Cost, Floor, can_show, coarsest, finest, format_noise, side_costs
 from kvquant.search.knapsack import choose, choose_within_error
 from kvquant.search.rivals import Hints, Rival, Room
 from kvquant.search.sides import EXACT, Assignment, Side, assignment_of, policy_of, side_bytes, sides_of
@@ -36,6 +36,9 @@ MOST_ROUNDS = 3
 
 MOST_STEPS = 6
 """Policies of growing size that are measured to find the smallest within a limit of KL."""
+
+N_PROBES = 5
+"""Layers, evenly spread, at which the floor of a change is measured."""
 
 FRONT_SHARES = (0.0, 0.12, 0.25, 0.5, 1.0)
 """Where the front is shown: shares of the way from the smallest policy to the finest type but f16."""
@@ -77,14 +80,15 @@ class Problem:
 class Costs:
     """What every type costs on every side, and the measurements behind that, empty where a proxy stood in."""
 
-    floor: Kl
+    floor: Floor
     measured: Mapping[tuple[Side, str], Kl]
     costs: Mapping[tuple[Side, str], Cost]
 
     def predict(self, types: Assignment) -> float:
-        """Return the KL of a policy if costs add up: their sum on top of the floor, nats."""
+        """Return the KL of a policy if costs add up: on top of the floor of the first change, nats."""
         total = sum(self.costs[place, name].nats for place, name in types.items())
-        return self.floor.mean + total if any(name != EXACT for name in types.values()) else 0.0
+        changed = [place.layer for place, name in types.items() if name != EXACT]
+        return self.floor.at(min(changed)) + total if changed else 0.0
 
 
 @dataclass(frozen=True)
@@ -148,22 +152,37 @@ class Search:
     # ---- measuring ----
 
     def costs(self) -> Costs:
-        """Measure every side in the coarsest type, then finer types where that shows above the floor.
+        """Measure every side in the coarsest type, then finer types where they can show above the noise.
 
         A side whose coarsest type is not to be told from the floor has nothing finer to show.
         """
-        floor = self._meter.floor()
+        whole = self._meter.floor()
         if self.problem.proxy:
-            return self._proxy_costs(floor)
-        low = coarsest(self.problem.types)
+            return self._proxy_costs(Floor.through(whole, {}))
+        low, high = coarsest(self.problem.types), finest(self.problem.types)
+        probes = self._probes() if high != low else ()
         self.say(f"{low} on one side at a time")
-        measured = self._single(dict.fromkeys(self.sides, (low,)))
-        finer = [name for name in self.problem.types if name not in (low, EXACT)]
-        clear = [place for place in self.sides if is_clear(measured[place, low], floor)]
-        if clear and finer:
-            self.say(f"{', '.join(finer)} where {low} shows")
-            measured |= self._single(dict.fromkeys(clear, tuple(finer)))
+        measured = self._single({place: (low, high) if place in probes else (low,) for place in self.sides})
+        floor = Floor.through(whole, {place.layer: measured[place, high] for place in probes})
+        finer = {
+            place: tuple(
+                name
+                for name in self.problem.types
+                if name not in (low, EXACT)
+                and can_show(measured[place, low], floor.at(place.layer), name, low)
+            )
+            for place in self.sides
+        }
+        if any(finer.values()):
+            self.say("finer types where they can show")
+            measured |= self._single(finer)
         return Costs(floor, measured, side_costs(measured, floor, self.sides, self.problem.types))
+
+    def _probes(self) -> tuple[Side, ...]:
+        """V of a few layers, which rounds less than K: where the finest type shows little but the floor."""
+        values = [place for place in self.sides if place.side != "k"]
+        picked = {round(index * (len(values) - 1) / (N_PROBES - 1)) for index in range(N_PROBES)}
+        return tuple(values[index] for index in sorted(picked))
 
     def _single(self, wanted: Mapping[Side, Sequence[str]]) -> dict[tuple[Side, str], Kl]:
         policies = {
@@ -172,7 +191,7 @@ class Search:
         found = self._meter.measure("fit", list(policies.values()), self.problem.n_side_chunks)
         return {key: found[policy] for key, policy in policies.items()}
 
-    def _proxy_costs(self, floor: Kl) -> Costs:
+    def _proxy_costs(self, floor: Floor) -> Costs:
         """Squared attention-output errors, in units that make all of the coarsest type cost what it does."""
         if self._hints.proxy is None:
             raise UsageError("--quick chooses by a capture; give --capture FILE (kvquant capture)")
@@ -180,7 +199,7 @@ class Search:
         uniform = str(policy_of(dict.fromkeys(self.sides, low)))
         measured = self._meter.measure("fit", [uniform], self.problem.n_chunks)[uniform]
         total = sum(self._hints.proxy[place, low] for place in self.sides)
-        unit = max(measured.mean - floor.mean, floor.mean) / total if total else 0.0
+        unit = max(measured.mean - floor.base, floor.base) / total if total else 0.0
         costs = {
             (place, name): Cost(self._hints.proxy[place, name] * unit, 0.0, measured=False)
             for place in self.sides
@@ -228,12 +247,13 @@ class Search:
         Predictions say where to begin; the measured KL says where to go on. Raises UsageError when not even
         the finest types get there.
         """
-        if max_kl <= costs.floor.mean:
+        floor = costs.floor.base
+        if max_kl <= floor:
             raise UsageError(
-                f"--max-kl {max_kl:g} is below {costs.floor.mean:.2g}, what a float16 cache differs from "
+                f"--max-kl {max_kl:g} is below {floor:.2g}, what a float16 cache differs from "
                 "itself by when only the order of its sums changes; give a larger limit"
             )
-        limit = max_kl - costs.floor.mean
+        limit = max_kl - floor
         options = self._options(costs)
         smallest: Room | None = None
         for _ in range(MOST_STEPS):
@@ -248,7 +268,7 @@ class Search:
                 smallest = room
                 break
             # Where predictions are too low, by as much as they were.
-            limit *= max(0.1, min(0.8, (max_kl - costs.floor.mean) / (measured - costs.floor.mean)))
+            limit *= max(0.1, min(0.8, (max_kl - floor) / (measured - floor)))
         if smallest is None:
             raise UsageError(
                 f"--max-kl {max_kl:g}: no policy of {', '.join(self.problem.types)} that was tried loses so "
