@@ -13,7 +13,6 @@ from kvquant.search.sides import Side, assignment_of
 from kvquant.search.staged import N_PROBES, Search
 from search.true_meter import FLOOR, HEAVY, SHAPE, SIDES, START, TYPES, TrueMeter, problem
 
-
 PROBED = {f"{layer}:v" for layer in (0, 6, 12, 17, 23)}
 
 
