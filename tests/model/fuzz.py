@@ -185,7 +185,8 @@ def problems(path: Path, text: str) -> Iterator[str]:
     # A policy's error shows the text with a mark below it, on lines of their own.
     if not line.replace("\n", "").isprintable():
         yield f"not printable: {line!r}"
-    unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line)) - OPTIONS
+    advice, *_shown = line.split("\n")
+    unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", advice)) - OPTIONS
     if unknown:
         yield f"advises {', '.join(sorted(unknown))}: {line}"
 
