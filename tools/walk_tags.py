@@ -15,6 +15,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import subprocess
 import sys
@@ -258,7 +259,9 @@ class Walk:
             self.record.edges.append(Edge(before.tag, after.tag, what))
 
     def _kept(self, tag: str) -> Path:
-        return cache_folder() / "llama.cpp" / "walk" / tag
+        """Where a tag's files are kept; a series that asks for others has a folder of its own."""
+        asked = hashlib.sha256("\n".join(sorted(asked_for(self.series))).encode()).hexdigest()[:12]
+        return cache_folder() / "llama.cpp" / "walk" / asked / tag
 
     def _files(self, tag: str) -> Path:
         """The files of a tag that the series asks for, taken from its distribution, which is not kept."""

@@ -76,6 +76,12 @@ static std::vector<double> transposed_inverse(std::vector<double> m, int64_t d) 
     return res;
 }
 
+// newer trees count the layers of extra heads apart
+template <typename hparams_t>
+static auto layers_of(const hparams_t & hparams, int) -> decltype(uint32_t(hparams.n_layer_all)) { return hparams.n_layer_all; }
+template <typename hparams_t>
+static uint32_t layers_of(const hparams_t & hparams, long) { return hparams.n_layer; }
+
 static void write_transform(const std::string & path, const llama_model & model, const recipe & how) {
     const auto & hparams = model.hparams;
 
@@ -89,7 +95,7 @@ static void write_transform(const std::string & path, const llama_model & model,
     gguf_set_val_u32(gguf.get(), "kv-transform.version",     1);
     gguf_set_val_str(gguf.get(), "kv-transform.model_arch",  llm_arch_name(model.arch));
     gguf_set_val_u64(gguf.get(), "kv-transform.model_bytes", llama_model_size(&model));
-    gguf_set_val_u32(gguf.get(), "kv-transform.n_layer",     hparams.n_layer_all);
+    gguf_set_val_u32(gguf.get(), "kv-transform.n_layer",     layers_of(hparams, 0));
     gguf_set_val_str(gguf.get(), "kv-transform.digest",      "random");
 
     const auto add = [&](uint32_t il, const char * what, const std::vector<double> & values, std::vector<int64_t> ne) {
@@ -101,7 +107,7 @@ static void write_transform(const std::string & path, const llama_model & model,
         gguf_add_tensor(gguf.get(), tensor);
     };
 
-    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+    for (uint32_t il = 0; il < layers_of(hparams, 0); ++il) {
         const int64_t d = hparams.n_embd_head_k(il), n = hparams.n_head_kv(il);
         if (n == 0 || how.left_out.count(il)) {
             continue;
@@ -150,12 +156,20 @@ static const std::pair<turn, const char *> TURNS[] = {
 };
 
 static bool decode(llama_context * ctx, const std::vector<llama_token> & tokens, int first, int last, int shift, llama_seq_id seq) {
-    common_batch batch(ctx);
+    llama_batch batch = llama_batch_init(last - first, 0, 1);
     for (int i = first; i < last; ++i) {
-        batch.add(tokens[i], i - shift, seq, true);
-    }
+        const int at = batch.n_tokens++;
 
-    return llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch.get()) == 0;
+        batch.token[at]     = tokens[i];
+        batch.pos[at]       = i - shift;
+        batch.n_seq_id[at]  = 1;
+        batch.seq_id[at][0] = seq;
+        batch.logits[at]    = true;
+    }
+    const bool done = llama_decode(ctx, batch) == 0;
+    llama_batch_free(batch);
+
+    return done;
 }
 
 // The logits of the tokens after the turn, or of all when there is none; empty when the model cannot take it, or when the
