@@ -30,6 +30,7 @@ LATENT = LayerShape(n_head=4, n_head_kv=1, head_dim_k=64, head_dim_v=32, stores_
 PLAIN = ModelShape("plain", "llama", 0, (ATTENTION,) * 3)
 SLIDING = ModelShape("sliding", "gemma3", 0, (WINDOWED, ATTENTION, WINDOWED), WindowKind.SLIDING)
 HYBRID = ModelShape("hybrid", "qwen35", 0, (RECURRENT, ATTENTION, RECURRENT), state=RecurrentState(8, 16))
+PRUNED = ModelShape("pruned", "deci", 0, (ATTENTION, LayerShape(4, 0, 32, 32), ATTENTION))
 MLA = ModelShape("mla", "deepseek2", 0, (LATENT,) * 2)
 
 
@@ -100,7 +101,7 @@ class SavedSequence:
         rows = get_format(name).quantize(values)
         self.written[layer, side] = rows
         if side == "v" and self.transposed:
-            element = rows.shape[1] // width
+            element = get_format(name).n_bytes(1)
             data = rows.reshape(n_cells, width, element).transpose(1, 0, 2)
             return struct.pack("<iII", TYPE_NUMBERS[name], element, width) + data.tobytes()
         if side == "k" and layer in self.transforms:

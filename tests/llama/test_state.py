@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvquant.errors import CaptureError
 from kvquant.llama.state import SequenceState, load_state, parse_state
 from kvquant.model.shape import LayerShape, ModelShape
-from llama.saved_sequences import HYBRID, MLA, PLAIN, SLIDING, TYPE_NUMBERS, SavedSequence
+from llama.saved_sequences import HYBRID, MLA, PLAIN, PRUNED, SLIDING, TYPE_NUMBERS, SavedSequence
 
 MIXED = {0: ("q8_0", "q4_0"), 1: ("f32", "iq4_nl"), 2: ("bf16", "q5_1")}
 
@@ -36,6 +36,8 @@ LAYOUTS = {
     "sliding": SavedSequence(SLIDING, types=MIXED),
     "hybrid": SavedSequence(HYBRID, extended_cells=True),
     "latent": SavedSequence(MLA),
+    "pruned": SavedSequence(PRUNED, transforms={0: 3}),
+    "pruned, transposed": SavedSequence(PRUNED, transposed=True),
 }
 
 

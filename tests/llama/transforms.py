@@ -13,6 +13,7 @@ from gguf import GGUFReader, GGUFWriter
 
 from kvquant.model.architectures import read_shape
 from kvquant.model.gguf_file import open_model
+from kvquant.model.shape import ModelShape
 from kvquant.processes.background import clean_environment
 from kvquant.transform import KVTransform, LayerTransform, write_transform
 from kvquant.transform.for_model import model_id
@@ -35,6 +36,11 @@ def with_float_weights(model: Path) -> Path:
     return path
 
 
+def layers_with_keys(shape: ModelShape) -> tuple[int, ...]:
+    """Those that keep a cache in which something lies; a pruned model has others."""
+    return tuple(layer for layer in shape.kv_layers if shape.layers[layer].n_head_kv)
+
+
 def random_transform(
     model: Path, kind: str, *, layers: Iterable[int] | None = None, seed: int = 0
 ) -> KVTransform:
@@ -46,7 +52,7 @@ def random_transform(
     shape = read_shape(model)
     rng = np.random.default_rng(seed)
     made = []
-    for layer in shape.kv_layers if layers is None else layers:
+    for layer in layers_with_keys(shape) if layers is None else layers:
         axes = shape.layers[layer]
         size = (axes.n_head_kv, axes.head_dim_k)
         centre = rng.standard_normal(size) * ("centre" in kind)

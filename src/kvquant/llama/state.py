@@ -70,6 +70,9 @@ GGML_TYPE_NAMES = {
 }
 """``enum ggml_type`` for the cache types, ggml/include/ggml.h."""
 
+_UNPACKED = ("f32", "f16", "bf16")
+"""Types of one value each: never rotated, and the only ones that V can have transposed."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
@@ -323,7 +326,7 @@ def _rows(
     cursor: _Cursor, what: str, width: int, n_cells: int, rotation: int | None, marks: int = _UNROTATED
 ) -> StoredRows:
     name, marked = _type(cursor, what, marks)
-    unrotated = bool(marked & _UNROTATED) or (rotation == 0 and name not in ("f32", "f16", "bf16"))
+    unrotated = bool(marked & _UNROTATED) or (rotation == 0 and name not in _UNPACKED)
     transformed = marked & _TRANSFORMED
     transform = int(cursor.array("<u8", 1, f"{what}: transform")[0]) if transformed else None
     n_bytes = _row_n_bytes(cursor, name, width, what)
@@ -337,9 +340,9 @@ def _transposed_rows(
 ) -> StoredRows:
     name, _ = _type(cursor, what, _UNROTATED)
     n_bytes = _row_n_bytes(cursor, name, width, what)
-    if n_bytes % width:
+    if name not in _UNPACKED:
         cursor.fail(f"{what}: type {name} cannot be stored transposed; the file is damaged or foreign")
-    element_n_bytes = n_bytes // width
+    element_n_bytes = get_format(name).n_bytes(1)
     cursor.expect("<u4", element_n_bytes, f"{what}: element size")
     cursor.expect("<u4", width, f"{what}: width")
     data = cursor.array(np.uint8, n_cells * n_bytes, what).reshape(width, n_cells, element_n_bytes)
