@@ -1,4 +1,4 @@
-"""The tables of docs/transform.md, from the record of transform_study.py.
+"""The tables of docs/transform.md, from the records of transform_study.py and transform_real.py.
 
 python benchmarks/transform_tables.py          # print them
 python benchmarks/transform_tables.py --write  # put them into the page, between its markers
@@ -9,12 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kvquant.documents import read_json
+from kvquant.results.calibration import CalibrationResult
+from kvquant.results.divergence import DivergenceResult
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks/results/transform-study.jsonl"
+REAL = ROOT / "benchmarks/results/transform"
 PAGE = ROOT / "docs/transform.md"
 
 MODELS = {
@@ -80,7 +86,83 @@ def tables(records: Records) -> dict[str, str]:
     for name, (head, rows) in by_model.items():
         cells = {row: [{"model": model, **key} for model in MODELS] for row, key in rows.items()}
         found[name] = _table(records, [head, *MODELS.values()], cells)
-    return found
+    return found | {"calibrations": _calibrations(), "real": _real()}
+
+
+def calibrations() -> dict[str, CalibrationResult]:
+    """Return the calibrations that are on record, by MODEL.CONTEXT."""
+    paths = sorted(REAL.glob("*.calibration.json"), key=_order)
+    return {path.name.removesuffix(".calibration.json"): read_json(CalibrationResult, path) for path in paths}
+
+
+def divergences() -> dict[str, DivergenceResult]:
+    """Return the measurements that are on record, by MODEL.CONTEXT[.fitted-CONTEXT].TEXT."""
+    paths = [path for path in REAL.glob("*.json") if not path.name.endswith(".calibration.json")]
+    return {path.stem: read_json(DivergenceResult, path) for path in sorted(paths, key=_order)}
+
+
+def _order(path: Path) -> tuple[int, int, str]:
+    model = next(name for name in MODELS if path.name.startswith(name))
+    n_ctx = int(path.name.removeprefix(f"{model}.").split(".")[0])
+    return list(MODELS).index(model), n_ctx, path.name
+
+
+def _model_words(name: str) -> str:
+    model = next(model for model in MODELS if name.startswith(model))
+    n_ctx, _, rest = name.removeprefix(f"{model}.").partition(".")
+    at = re.search(r"fitted-(\d+)", rest)
+    return f"{MODELS[model]}, {int(n_ctx):,}" + (f" (calibrated to {int(at[1]):,})" if at else "")
+
+
+def _calibrations() -> str:
+    head = [
+        "model, context",
+        "layers by what they take",
+        "held-out KL without",
+        "with",
+        "95 % of the difference",
+    ]
+    lines = [f"| {' | '.join([*head, 'minutes'])} |", f"|{'---|' * (len(head) + 1)}"]
+    for name, found in calibrations().items():
+        kinds = Counter(layer.kind for layer in found.layers)
+        judged = found.judgement
+        change = "" if judged.change is None else f"{judged.change.low:.2g} to {judged.change.high:.2g}"
+        cells = (
+            _model_words(name),
+            ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
+            digits(judged.kl_without),
+            digits(judged.kl_with),
+            change,
+            f"{sum(found.seconds.values()) / 60:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _real() -> str:
+    """One row for a model, context and policy; prose and code, each without and with."""
+    lines = [
+        "| model, context | policy | of f16 | prose without | with | code without | with |",
+        f"|{'---|' * 7}",
+    ]
+    found = divergences()
+    for name in dict.fromkeys(key.rpartition(".")[0] for key in found):
+        results = [found.get(f"{name}.{text}") for text in ("prose", "code")]
+        policies = {p.policy: p for result in results if result for p in result.policies}
+        for policy, one in policies.items():
+            cells = [cell for result in results for cell in _pair(result, policy)]
+            shown = policy.removeprefix("*:")
+            lines.append(f"| {_model_words(name)} | {shown} | {one.of_f16:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _pair(result: DivergenceResult | None, policy: str) -> tuple[str, str]:
+    if result is None:
+        return "", ""
+    of_policy = [found for found in result.policies if found.policy == policy]
+    kl = {found.transform is not None: found.kl_mean for found in of_policy}
+    without, calibrated = (kl.get(key) for key in (False, True))
+    return tuple("" if value is None else digits(value) for value in (without, calibrated))  # type: ignore[return-value]
 
 
 def _keys(records: Records, model: str) -> str:

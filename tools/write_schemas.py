@@ -17,7 +17,7 @@ from kvquant.evals.records import RunInfo, SampleRecord
 from kvquant.evals.validation.records import Start
 from kvquant.files import write_atomic
 from kvquant.memory.document import MemoryDocument
-from kvquant.results import comparison, validation
+from kvquant.results import calibration, comparison, validation
 from kvquant.results.search import SearchResult
 from kvquant.results.sweep import CellRecord, ProbeRecord, SweepResult
 from kvquant.search.search import SearchDocument
@@ -26,6 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "src" / "kvquant" / "schemas"
 
 DOCUMENTS: dict[str, type[Any]] = {
     "analysis": Analysis,
+    "calibration": calibration.CalibrationResult,
     "comparison": comparison.Comparison,
     "memory": MemoryDocument,
     "ranking": comparison.Ranking,

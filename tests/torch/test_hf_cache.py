@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from kvquant.errors import ShapeError  # noqa: E402
+from kvquant.errors import ShapeError, TransformError  # noqa: E402
 from kvquant.policy import parse_policy  # noqa: E402
-from kvquant.torch.hf_cache import QuantizedCache, shape_from_config  # noqa: E402
+from kvquant.torch.hf_cache import QuantizedCache, as_transformers_has_it, shape_from_config  # noqa: E402
 from kvquant.torch.writing import storage_format, stored  # noqa: E402
+from kvquant.transform import KINDS, KVTransform, LayerTransform, ModelId, fit_layer, measure  # noqa: E402
 
 N_LAYER = 3
 
@@ -118,3 +120,42 @@ def test_unknown_layer_kinds_are_named():
     other.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ShapeError, match="linear_attention"):
         shape_from_config(other)
+
+
+def transform_for(kind, arch="qwen3", layer=1):
+    rng = np.random.default_rng(7)
+    scale = np.exp(rng.standard_normal((2, 64)))
+    k, q = rng.standard_normal((200, 2, 64)) * scale + 1, rng.standard_normal((200, 4, 64))
+    return KVTransform(ModelId("", arch, N_LAYER, 1), (fit_layer(measure(layer, k, q), kind),))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transform_leaves_exact_types_as_they_are(model, config, tokens, kind):
+    plain = run(model, tokens, QuantizedCache(config, parse_policy("*:f32")))
+    policy, transform = parse_policy("*:f32"), transform_for(kind)
+    found = run(model, tokens, QuantizedCache(config, policy, transform=transform))
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    coarse = parse_policy("*:k=q4_0/v=f32")
+    with_it = run(model, tokens, QuantizedCache(config, coarse, transform=transform))
+    assert not torch.equal(with_it, run(model, tokens, QuantizedCache(config, coarse)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_are_moved_to_where_transformers_has_them(kind):
+    (layer,) = transform_for(kind, "llama").layers
+    (moved,) = as_transformers_has_it(transform_for(kind, "llama")).layers
+    k = np.random.default_rng(2).standard_normal((5, 2, 64)).astype(np.float32)
+    apart = np.concatenate([k[..., 0::2], k[..., 1::2]], axis=-1)
+    stored_apart = moved.apply_k(apart)
+    if kind != "balanced":  # a diagonal's stored channels move along, a matrix's are the same
+        stored_apart = np.stack([stored_apart[..., :32], stored_apart[..., 32:]], axis=-1).reshape(k.shape)
+    np.testing.assert_allclose(stored_apart, layer.apply_k(k), rtol=1e-4, atol=1e-4)
+    assert as_transformers_has_it(transform_for(kind)).digest == transform_for(kind).digest
+
+
+def test_a_transform_that_does_not_fit_is_refused(config):
+    with pytest.raises(TransformError, match="known of gemma"):
+        as_transformers_has_it(transform_for("centre", "mamba"))
+    other = KVTransform(ModelId("", "qwen3", N_LAYER, 1), (LayerTransform(0, np.ones((3, 64))),))
+    with pytest.raises(TransformError, match="3 KV heads of 64"):
+        QuantizedCache(config, parse_policy("*:q4_0"), transform=other)

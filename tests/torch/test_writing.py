@@ -14,6 +14,7 @@ from kvquant.model.shape import LayerShape, ModelShape  # noqa: E402
 from kvquant.policy import parse_policy  # noqa: E402
 from kvquant.torch import QuantizedKV, storage_format  # noqa: E402
 from kvquant.torch.writing import stored  # noqa: E402
+from kvquant.transform import KINDS, KVTransform, ModelId, fit_layer, measure  # noqa: E402
 
 
 def heads(seed: int = 1) -> torch.Tensor:
@@ -89,3 +90,31 @@ def test_packing_twice_changes_nothing_more():
 
 def test_other_float_types_keep_their_dtype():
     assert stored(heads().to(torch.bfloat16), get_format("q8_0")).dtype is torch.bfloat16
+
+
+def transform_for(kind: str, arch: str = "qwen3") -> KVTransform:
+    rng = np.random.default_rng(7)
+    scale = np.exp(rng.standard_normal((2, 64)))
+    moments = measure(1, rng.standard_normal((200, 2, 64)) * scale + 9, rng.standard_normal((200, 4, 64)))
+    return KVTransform(ModelId("", arch, 2, 1), (fit_layer(moments, kind),))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transform_is_done_before_packing_and_undone_after(kind):
+    transform, k = transform_for(kind), heads() + 9
+    write = QuantizedKV(parse_policy("*:q4_0").resolve(SHAPE), transform=transform)
+    found, v = write(1, k, k, k)
+    (layer,) = transform.layers
+    expected = layer.undo_k(stored(layer.apply_k(k), storage_format("q4_0", 64, "k")))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    plain = QuantizedKV(parse_policy("*:q4_0").resolve(SHAPE))
+    torch.testing.assert_close(v, plain(1, k, k, k)[1], rtol=0, atol=0)
+    assert (found - k).square().mean() < (plain(1, k, k, k)[0] - k).square().mean() / 4
+    torch.testing.assert_close(write(0, k, k, k), plain(0, k, k, k), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exact_type_keeps_keys_under_a_transform(kind):
+    k = heads() + 9
+    write = QuantizedKV(parse_policy("*:f32").resolve(SHAPE), transform=transform_for(kind))
+    torch.testing.assert_close(write(1, k, k, k)[0], k, rtol=1e-4, atol=1e-4)

@@ -24,13 +24,14 @@ from kvquant.analysis.result import (
 from kvquant.analysis.sample import Source
 from kvquant.analysis.sources import Sampling, open_source
 from kvquant.analysis.verdict import verdict
-from kvquant.errors import FormatError, UsageError
+from kvquant.errors import FormatError, TransformError, UsageError
 from kvquant.formats.registry import CACHE_TYPES, get_format
 from kvquant.memory import KVMemory, kv_bytes, not_rotated
 from kvquant.memory.document import DefaultTypes
 from kvquant.model.capture import KVCapture
 from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, ResolvedLayer, ResolvedPolicy, parse_policy
+from kvquant.transform import KVTransform, check_layers, read_transform, transform_file
 
 DEFAULT_N_CTX = 4096
 """Tokens of context that bytes are counted for when none is asked for."""
@@ -89,6 +90,7 @@ def analyze(
     rotation: Rotation = "both",
     seed: int = 0,
     sampling: Sampling | None = None,
+    transform: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Analysis:
     """Measure what ``policy`` costs and saves, per layer and in total, beside ``baselines`` on the same data.
@@ -96,11 +98,12 @@ def analyze(
     policy, baselines: policy text or preset names. shape, profile, capture, seed, sampling: `open_source`;
     without any, a 32-layer model with the default profile. n_ctx: tokens of context to count bytes for,
     rounded up as llama.cpp does. rotation: "on" measures as llama.cpp stores, "off" without its rotation,
-    "both" fills `unrotated` too. progress: called with (layers done, layers) as each layer ends, from this
-    thread.
+    "both" fills `unrotated` too. transform: a file of `kvquant calibrate` that K goes through under the
+    policy, not under the baselines; needs a capture of its model. progress: called with (layers done, layers)
+    as each layer ends, from this thread.
 
-    Raises PolicyError, UsageError, ShapeError, CaptureError, and FormatError when a type of the policy cannot
-    store the model's heads; a baseline that cannot is left out with a warning.
+    Raises PolicyError, UsageError, ShapeError, CaptureError, TransformError, and FormatError when a type of
+    the policy cannot store the model's heads; a baseline that cannot is left out with a warning.
     """
     if rotation not in get_args(Rotation):
         raise UsageError(f"rotation {rotation!r} is unknown; known: {', '.join(get_args(Rotation))}")
@@ -111,7 +114,8 @@ def analyze(
     rivals, left_out = _rivals(baselines, source.shape, n_ctx)
     candidates = [wanted, *rivals]
     on = rotation != "off"
-    as_asked = _measure_layers(source, candidates, on, rotation == "both", progress)
+    found = None if transform is None else _transform_for(Path(transform), source)
+    as_asked = _measure_layers(source, candidates, on, rotation == "both", found, progress)
 
     filled = source.shape.filled_kv_indices
     totals = [
@@ -141,6 +145,7 @@ def analyze(
         baselines=by_name,
         verdict=verdict(layers, totals[0], by_name, wanted.n_ctx, source.info),
         warnings=(*wanted.warnings, *([plain] if plain else []), *left_out),
+        transform=None if found is None else transform_file(Path(str(transform)), found).used,
     )
 
 
@@ -156,6 +161,20 @@ def _candidate(
     resolved = parsed.resolve(shape, default_k, default_v)
     memory = kv_bytes(shape, resolved, n_ctx=n_ctx)
     return _Candidate(name, parsed, resolved, memory)
+
+
+def _transform_for(path: Path, source: Source) -> KVTransform:
+    """Read a transform and hold it against the captured model."""
+    if source.info.kind != "capture":
+        raise UsageError("--transform: synthetic keys are no model's; give a capture of the model it is for")
+    transform, shape = read_transform(path), source.shape
+    if (transform.model.arch, transform.model.n_layer) != (shape.arch, shape.n_layer):
+        raise TransformError(
+            f"{path} was made for {transform.model.arch} of {transform.model.n_layer} layers; the capture is "
+            f"of {shape.arch} with {shape.n_layer}: calibrate that model"
+        )
+    check_layers(transform, shape, str(path))
+    return transform
 
 
 def _rivals(names: Sequence[str], shape: ModelShape, n_ctx: int) -> tuple[list[_Candidate], list[str]]:
@@ -177,36 +196,44 @@ def _measure_layers(
     candidates: Sequence[_Candidate],
     rotation: bool,
     also_unrotated: bool,
+    transform: KVTransform | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[list[_Measured]]:
-    """For each layer that fills a cache and each candidate: errors, and those without rotation if wanted."""
+    """For each layer that fills a cache and each candidate: errors, and those without rotation if wanted.
+
+    The first candidate's keys go through the transform.
+    """
 
     def measure(meter: LayerMeter, kv_index: int) -> list[_Measured]:
         measured: list[_Measured] = []
-        for candidate in candidates:
+        for index, candidate in enumerate(candidates):
             types = (candidate.layers[kv_index].k_type, candidate.layers[kv_index].v_type)
-            unrotated = meter.errors(*types, rotation=False) if also_unrotated else None
-            measured.append((meter.errors(*types, rotation=rotation), unrotated))
+            first = index == 0
+            unrotated = meter.errors(*types, rotation=False, transformed=first) if also_unrotated else None
+            measured.append((meter.errors(*types, rotation=rotation, transformed=first), unrotated))
         return measured
 
-    return map_layers(source, measure, progress)
+    return map_layers(source, measure, progress, transform)
 
 
 def map_layers(
     source: Source,
     measure: Callable[[LayerMeter, int], _T],
     progress: Callable[[int, int], None] | None = None,
+    transform: KVTransform | None = None,
 ) -> list[_T]:
     """Return ``measure(meter, kv_index)`` for each of ``source``'s `ModelShape.filled_kv_indices`, in order.
 
-    ``measure`` runs in several threads at once, one layer each. progress: as in `analyze`.
+    ``measure`` runs in several threads at once, one layer each. progress: as in `analyze`. transform: for the
+    meters, which use it where they are asked to.
     """
     filled = source.shape.filled_kv_indices
 
     def measured(index: int) -> _T:
         kv_index = filled[index]
         layer = source.shape.kv_layers[kv_index]
-        return measure(LayerMeter(source.layer(layer), rotatable_sides(source.shape, layer)), kv_index)
+        own = None if transform is None else transform.of(layer)
+        return measure(LayerMeter(source.layer(layer), rotatable_sides(source.shape, layer), own), kv_index)
 
     results = []
     for result in _in_order(measured, len(filled)):

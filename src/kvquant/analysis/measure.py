@@ -25,6 +25,7 @@ from kvquant.formats.hadamard import Rotated, llama_block
 from kvquant.formats.registry import CACHE_TYPES, cache_format
 from kvquant.memory.fit import NOT_QUANTIZED, rotated_layers
 from kvquant.model.shape import ModelShape
+from kvquant.transform import LayerTransform
 
 Side = Literal["k", "v"]
 
@@ -74,37 +75,47 @@ class _StoredValues:
 class LayerMeter:
     """Measures one layer. ``errors`` may be asked for many pairs; each type is quantized once per side.
 
-    rotatable: the sides llama.cpp rotates when their type is quantized, see `rotatable_sides`.
+    rotatable: the sides llama.cpp rotates when their type is quantized, see `rotatable_sides`. transform: of
+    all KV heads of the layer; None where K is stored as it is.
     """
 
-    def __init__(self, sample: LayerSample, rotatable: frozenset[Side]) -> None:
+    def __init__(
+        self, sample: LayerSample, rotatable: frozenset[Side], transform: LayerTransform | None = None
+    ) -> None:
         self._sample = sample
         self._rotatable = rotatable
+        if transform is not None and sample.heads is not None:
+            transform = transform.of_heads(sample.heads)
+        self._transform = transform
         self._visible = sample.visible
         self._logits = attention_logits(sample.q, sample.k, sample.logit_scale)
         self._log_p = log_softmax(self._logits, self._visible)
         self._p = np.exp(self._log_p)
         self._output = attend(self._p, sample.v)
-        self._keys: dict[Format, _StoredKeys] = {}
+        self._keys: dict[tuple[Format, bool], _StoredKeys] = {}
         self._values: dict[Format, _StoredValues] = {}
-        self._pairs: dict[tuple[Format, Format], LayerErrors] = {}
+        self._pairs: dict[tuple[Format, Format, bool], LayerErrors] = {}
 
-    def errors(self, k_type: str, v_type: str, rotation: bool = True) -> LayerErrors:
+    def errors(
+        self, k_type: str, v_type: str, rotation: bool = True, *, transformed: bool = False
+    ) -> LayerErrors:
         """Return the errors with K as ``k_type``, V as ``v_type``, rotated as llama.cpp does or not at all.
 
-        Raises FormatError for an unknown type or one that cannot store the layer's head dim.
+        transformed: K goes through the layer's transform before it is stored, where it has one. Raises
+        FormatError for an unknown type or one that cannot store the layer's head dim.
         """
         rotatable = self._rotatable if rotation else frozenset[Side]()
         k_format = stored_format(k_type, self._sample.k.shape[-1], "k", rotatable)
         v_format = stored_format(v_type, self._sample.v.shape[-1], "v", rotatable)
-        if (k_format, v_format) not in self._pairs:
+        key = (k_format, v_format, transformed and self._transform is not None)
+        if key not in self._pairs:
             # A type that overflows gives infinities, which end as None; that is an answer, not a mishap.
             with np.errstate(over="ignore", invalid="ignore"):
-                self._pairs[k_format, v_format] = self._measure(k_format, v_format)
-        return self._pairs[k_format, v_format]
+                self._pairs[key] = self._measure(*key)
+        return self._pairs[key]
 
-    def _measure(self, k_format: Format, v_format: Format) -> LayerErrors:
-        keys = self._stored_keys(k_format)
+    def _measure(self, k_format: Format, v_format: Format, transformed: bool) -> LayerErrors:
+        keys = self._stored_keys(k_format, transformed)
         values = self._stored_values(v_format)
         return LayerErrors(
             k=keys.errors,
@@ -114,21 +125,28 @@ class LayerMeter:
             attn_output_rel_error=relative_error(self._output, attend(keys.probabilities, values.values)),
         )
 
-    def _stored_keys(self, fmt: Format) -> _StoredKeys:
-        if fmt not in self._keys:
+    def _stored_keys(self, fmt: Format, transformed: bool) -> _StoredKeys:
+        if (fmt, transformed) not in self._keys:
             exact = self._sample.k
-            stored = round_trip(exact, fmt)
+            stored = self._kept_keys(exact, fmt, transformed)
             logits = attention_logits(self._sample.q, stored, self._sample.logit_scale)
             log_p = log_softmax(logits, self._visible)
             p = np.exp(log_p)
             output_error = relative_error(self._output, attend(p, self._sample.v))
-            self._keys[fmt] = _StoredKeys(
+            self._keys[fmt, transformed] = _StoredKeys(
                 SideErrors(mse(exact, stored), nmse(exact, stored), output_error),
                 logit_rmse(self._logits, logits, self._visible),
                 kl_divergence(self._log_p, log_p),
                 p,
             )
-        return self._keys[fmt]
+        return self._keys[fmt, transformed]
+
+    def _kept_keys(self, exact: Float32Array, fmt: Format, transformed: bool) -> Float32Array:
+        """What attention reads; with the transform undone, which is the same as changing the queries."""
+        transform = self._transform if transformed else None
+        if transform is None:
+            return round_trip(exact, fmt)
+        return np.asarray(transform.undo_k(round_trip(transform.apply_k(exact), fmt)), dtype=np.float32)
 
     def _stored_values(self, fmt: Format) -> _StoredValues:
         if fmt not in self._values:

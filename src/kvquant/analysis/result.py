@@ -16,6 +16,7 @@ from kvquant.analysis.sample import SourceInfo
 from kvquant.documents import from_document, parse_json, to_json
 from kvquant.errors import KVQuantError
 from kvquant.memory.document import DefaultTypes
+from kvquant.results.transform import TransformUsed
 
 SCHEMA_VERSION = 1
 
@@ -146,6 +147,7 @@ class Analysis:
     policy: canonical text. default: types of the layers no rule names. model: the shape's name. n_ctx:
     context for all byte counts, as llama.cpp rounds it. rotation: "on" (as llama.cpp), "off", or "both"
     (errors as llama.cpp, and ``unrotated`` filled). baselines: name to summary. verdict: for people.
+    transform: what K goes through under the policy, null for none.
     """
 
     policy: str
@@ -159,6 +161,7 @@ class Analysis:
     baselines: Mapping[str, Summary]
     verdict: str
     warnings: tuple[str, ...]
+    transform: TransformUsed | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -41,6 +41,7 @@ class LayerSample:
     query_positions: int64 (n_query,); a query sees the tokens at its position and before.
     logit_scale: what q·k is multiplied by before the softmax, 1/sqrt(head_dim_k) in most models.
     window: tokens a query sees at most, 0 for all (sliding-window attention).
+    heads: which KV heads of the layer these are; None for all.
 
     Raises CaptureError when the axes do not fit together, a value is not finite, or a query sees no token.
     """
@@ -52,6 +53,7 @@ class LayerSample:
     query_positions: PositionArray
     logit_scale: float
     window: int = 0
+    heads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, array in (("k", self.k), ("v", self.v), ("q", self.q)):

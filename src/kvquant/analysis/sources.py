@@ -192,6 +192,7 @@ class CaptureSource:
             query_positions=at.astype(np.int64),
             logit_scale=axes.logit_scale,
             window=axes.window,
+            heads=tuple(heads.tolist()),
         )
 
     def _query_rows(self, positions: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ from kvquant.cli.options import (
     shape_options,
 )
 from kvquant.cli.progress import progress_bar
+from kvquant.cli.transforms import transform_option
 from kvquant.errors import UsageError
 from kvquant.report.analysis import analysis_text
 from kvquant.tables import terminal_width
@@ -29,6 +30,9 @@ from kvquant.tables import terminal_width
 @click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture), or 'reference'.")
 @click.option("--profile", type=click.Choice(tuple(PROFILES)), help="Synthetic K and V to use.")
 @ctx_option("Tokens to count bytes for.", default=DEFAULT_N_CTX, show_default=True)
+@transform_option(
+    "Pass the policy's K through an exact change before it is stored (kvquant calibrate); needs --capture."
+)
 @click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything synthetic.")
 @click.option(
     "--rotation",
@@ -56,6 +60,7 @@ def analyze(
     capture: str | None,
     profile: str | None,
     ctx: int,
+    transform: Path | None,
     seed: int,
     rotation: Rotation,
     against: str,
@@ -93,6 +98,7 @@ def analyze(
             rotation=rotation,
             seed=seed,
             sampling=Sampling(**{name: limit for name, limit in limits.items() if limit is not None}),
+            transform=transform,
             progress=progress,
         )
     for warning in analysis.warnings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -13,17 +12,18 @@ import click
 
 from kvquant.cli.options import (
     TEXT,
+    VARIED_POLICY,
     ctx_option,
     json_option,
     llama_bin_option,
     model_option,
-    policy_text,
+    policy_option,
     programs_folder,
     rotation_line,
     threads_option,
 )
 from kvquant.cli.progress import progress_bar
-from kvquant.cli.transforms import checked_transform, transform_line, transform_option
+from kvquant.cli.transforms import checked_transform, transform_option
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
 from kvquant.evals.divergence import FeedPath
@@ -33,11 +33,12 @@ from kvquant.evals.divergence_run import (
     plan_policies,
     run_divergence,
 )
-from kvquant.evals.variations import UNROTATED, UNTRANSFORMED, split_variations
+from kvquant.evals.variations import UNROTATED, UNTRANSFORMED
 from kvquant.model.architectures import shape_of
 from kvquant.model.gguf_file import open_model
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
+from kvquant.report.transform import transform_line
 from kvquant.results.divergence import DivergenceResult, PolicyDivergence
 from kvquant.units import format_n_bytes
 
@@ -56,15 +57,12 @@ UNKNOWN = "-"
     metavar="NAME|FILE",
     help="A UTF-8 text (kvquant texts); give it again for more documents.",
 )
-@click.option(
-    "--policy",
-    "--layers",
-    "--kv-layers",
-    "policies",
+@policy_option(
+    f"A policy or preset, also with @{UNROTATED} or @{UNTRANSFORMED} behind it; give it once for each.",
+    name="policies",
+    type=VARIED_POLICY,
     multiple=True,
     required=True,
-    metavar="POLICY|@FILE",
-    help=f"A policy or preset, also with @{UNROTATED} or @{UNTRANSFORMED} behind it; give it once for each.",
 )
 @transform_option(
     "Change K exactly before it is stored (kvquant calibrate), under every policy but f16; give it again to "
@@ -149,7 +147,7 @@ def divergence(
         n_ctx=ctx,
         n_tokens=tokens,
         policies=plan_policies(
-            [_policy(text) for text in policies],
+            policies,
             shape,
             ctx,
             path,
@@ -171,12 +169,6 @@ def divergence(
         if policy.failure is not None:
             click.echo(f"kvquant: {policy.label}: failed: {policy.failure}", err=True)
     click.echo(to_json(result) if as_json else divergence_text(result))
-
-
-def _policy(value: str) -> str:
-    """Return a policy's text with its variations, what is in the file for @FILE."""
-    varied = split_variations(value)
-    return str(replace(varied, policy=policy_text(varied.policy)))
 
 
 def divergence_text(result: DivergenceResult) -> str:

@@ -19,6 +19,7 @@ from kvquant.cli.options import (
     shape_beside_option,
 )
 from kvquant.cli.passing_on import PassingOn
+from kvquant.cli.transforms import checked_transform, transform_option
 from kvquant.errors import UsageError
 from kvquant.llama.binary import describe_features, require_rk3588
 from kvquant.llama.build import PROGRAMS, Build, BuildRequest, build
@@ -166,6 +167,7 @@ def build_command(
 @model_option(required=True)
 @shape_beside_option
 @policy_options
+@transform_option()
 @ctx_option("Tokens for all sequences, such as 32k; 0: the training context.", least=0)
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, metavar="N", help="Port."
@@ -182,6 +184,7 @@ def serve(
     model: Path,
     shape: str | None,
     policy: PolicyChoice,
+    transform: Path | None,
     ctx: int | None,
     port: int,
     host: str,
@@ -195,12 +198,14 @@ def serve(
     \b
     Example:
       kvquant llama serve -m model.gguf --policy 0-10:q8_0,rest:q4_0 -c 16k -np 2
+      kvquant llama serve -m model.gguf --policy q4_0 --transform model.kvt.gguf -c 4096
     """
     # Only here: building needs nothing but the standard library and click, so that it also runs on a bare
     # board.
     from kvquant.formats.registry import CACHE_TYPES
     from kvquant.model.gguf_file import open_model
     from kvquant.policy import parse_policy
+    from kvquant.report.transform import transform_line
 
     opened = open_model(model)
     opened.require_loadable()
@@ -215,6 +220,11 @@ def serve(
             policy.on(known)
         if policy.text is not None:
             argv += ["--kv-layers", text]
+    if transform is not None:
+        depth = ctx or opened.header.number(f"{opened.arch}.context_length")
+        used = checked_transform(transform, opened, None, depth).used
+        _say(f"with transform {transform_line(used)}")
+        argv += ["--kv-transform", str(transform)]
     done = _default_build()
     server = str(done.program("llama-server"))
     _say_address(opened.shown, host, port)

@@ -16,6 +16,7 @@ from kvquant.shipped import VERSION
 # so that `kvquant policy` does not pay for matplotlib or scipy.
 COMMANDS = {
     "analyze": "kvquant.cli.analyze:analyze",
+    "calibrate": "kvquant.cli.calibrate:calibrate",
     "capture": "kvquant.cli.capture:capture",
     "compare": "kvquant.cli.compare:compare_runs",
     "divergence": "kvquant.cli.divergence:divergence",

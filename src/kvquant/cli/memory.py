@@ -17,6 +17,7 @@ from kvquant.cli.options import (
     shape_from_options,
     shape_options,
 )
+from kvquant.cli.transforms import checked_transform, transform_option
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
 from kvquant.memory import (
@@ -27,9 +28,13 @@ from kvquant.memory import (
     share_bytes,
 )
 from kvquant.memory.cells import DEFAULT_BATCH, DEFAULT_UBATCH, PADDING
+from kvquant.model.gguf_file import open_model
 from kvquant.model.shape import ModelShape
 from kvquant.report.memory import memory_text
+from kvquant.report.transform import transform_line
+from kvquant.results.transform import TransformUsed
 from kvquant.tables import terminal_width
+from kvquant.units import format_n_bytes
 
 
 @click.command()
@@ -38,6 +43,7 @@ from kvquant.tables import terminal_width
 @ctx_option("Tokens for all sequences, such as 32k; 0: the training context.", least=0)
 @budget_option("Find the longest context that fits 256MiB, or 0.35x of what f16 takes at --ctx.")
 @sequence_options
+@transform_option("Count an exact change of K as well (kvquant calibrate).")
 @click.option("--swa-full", is_flag=True, help="Full-size cache for sliding-window layers (--swa-full).")
 @click.option("--batch", default=DEFAULT_BATCH, show_default=True, metavar="B", help="Logical batch (-b).")
 @click.option(
@@ -53,6 +59,7 @@ def memory(
     budget: int | float | None,
     parallel: int | None,
     kv_unified: bool,
+    transform: Path | None,
     swa_full: bool,
     batch: int,
     ubatch: int,
@@ -88,17 +95,36 @@ def memory(
     n_bytes = share_bytes(the_shape, budget, options) if isinstance(budget, float) else budget
     if n_bytes is not None:
         options = replace(options, n_ctx=largest_context(the_shape, resolved, n_bytes, options))
+    used, transform_bytes = None, 0
+    if transform is not None:
+        used, transform_bytes = _transform(transform, model, the_shape, options.n_ctx)
     if as_json:
         default = (policy.k_default, policy.v_default)
-        click.echo(
-            to_json(memory_document(the_shape, resolved, str(policy.policy), options, default, n_bytes))
-        )
+        document = memory_document(the_shape, resolved, str(policy.policy), options, default, n_bytes)
+        click.echo(to_json(replace(document, transform=used, transform_bytes=transform_bytes)))
         return
     k_default, v_default = policy.k_default, policy.v_default
     default_text = k_default if k_default == v_default else f"k={k_default}/v={v_default}"
     found = memory_of(the_shape, resolved, options)
     types = f"policy {policy.policy}, default {default_text}"
     click.echo(memory_text(the_shape, found, types, options, n_bytes, terminal_width()))
+    if used is not None:
+        click.echo(f"transform {transform_line(used)}; {format_n_bytes(transform_bytes)} in memory")
+
+
+def _transform(path: Path, model: Path | None, shape: ModelShape, n_ctx: int) -> tuple[TransformUsed, int]:
+    """What is said of a transform, and the bytes that llama.cpp keeps of it; checked against a model's file
+    where there is one, else against the shape alone.
+    """
+    from kvquant.transform import check_layers, loaded_bytes, read_transform, transform_file
+
+    transform = read_transform(path)
+    if model is not None:
+        used = checked_transform(path, open_model(model), shape, n_ctx).used
+    else:
+        check_layers(transform, shape, str(path))
+        used = transform_file(path, transform).used
+    return used, loaded_bytes(transform, shape)
 
 
 def _training_context(shape: ModelShape) -> int:

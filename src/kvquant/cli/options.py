@@ -6,7 +6,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -237,14 +237,23 @@ def policy_text(value: str) -> str:
     return text
 
 
+def varied_policy_text(value: str) -> str:
+    """Return the same with the variations that stand behind a policy, such as @no-transform."""
+    from kvquant.evals.variations import split_variations
+
+    varied = split_variations(value)
+    return str(replace(varied, policy=policy_text(varied.policy)))
+
+
 POLICY = _Words("policy", policy_text)
+VARIED_POLICY = _Words("policy", varied_policy_text)
 
 
 def policy_option(help: str, **settings: Any) -> Callable[[Command], Command]:
     """Add --policy POLICY|@FILE, also known as --layers and --kv-layers; settings go to click."""
-    settings = {"name": "policy", **settings}
+    settings = {"name": "policy", "type": POLICY, **settings}
     names = ("--policy", "--layers", "--kv-layers", settings.pop("name"))
-    return click.option(*names, type=POLICY, metavar="POLICY|@FILE", help=help, **settings)
+    return click.option(*names, metavar="POLICY|@FILE", help=help, **settings)
 
 
 def policy_options(command: Command) -> Command:

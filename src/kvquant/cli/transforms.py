@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kvquant.units import format_n_bytes
-
 if TYPE_CHECKING:  # a transform needs numpy and gguf: what does not use one must not wait for them
     from kvquant.model.gguf_file import GgufModel
     from kvquant.model.shape import ModelShape
-    from kvquant.results.transform import TransformUsed
     from kvquant.transform import TransformFile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-SHORT_DIGEST = 12
 
 
 def transform_option(
@@ -43,12 +38,3 @@ def checked_transform(
     if warning is not None:
         click.echo(f"kvquant: warning: {warning}", err=True)
     return found
-
-
-def transform_line(used: TransformUsed) -> str:
-    """Return what a command says of a transform: its name, layers, bytes, depth and digest."""
-    depth = "unknown depth" if used.n_ctx is None else f"calibrated to {used.n_ctx} tokens"
-    return (
-        f"{used.name}: {used.n_layer} layers, {format_n_bytes(used.n_bytes)}, {depth}, digest "
-        f"{used.digest[:SHORT_DIGEST]}"
-    )

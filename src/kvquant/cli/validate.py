@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from kvquant.cli.options import (
+    VARIED_POLICY,
     ctx_option,
     json_option,
     llama_bin_option,
@@ -23,6 +24,7 @@ from kvquant.cli.options import (
     threads_option,
     timeout_option,
 )
+from kvquant.cli.transforms import checked_transform, transform_option
 from kvquant.documents import to_json
 from kvquant.errors import CheckFailed, KVQuantError
 from kvquant.evals.suite import load_suite
@@ -30,6 +32,7 @@ from kvquant.evals.validation.engine import validate
 from kvquant.evals.validation.estimate import Countdown, plan_text
 from kvquant.evals.validation.plan import Plan, Settings, Step, make_plan
 from kvquant.evals.validation.records import Folder
+from kvquant.evals.variations import UNTRANSFORMED
 from kvquant.model.gguf_file import open_model
 from kvquant.report.validation_text import validation_text
 from kvquant.results.comparison import Verdict
@@ -44,8 +47,13 @@ from kvquant.tables import terminal_width
 @policy_option(
     "A policy or preset; give it once for each. The baseline is f16, else the first.",
     name="policies",
+    type=VARIED_POLICY,
     multiple=True,
     required=True,
+)
+@transform_option(
+    f"Change K exactly before it is stored (kvquant calibrate), under every policy but f16; @{UNTRANSFORMED} "
+    "behind a policy leaves it out."
 )
 @click.option("--suite", default="standard", show_default=True, metavar="NAME|FILE", help="What is measured.")
 @out_option
@@ -63,6 +71,7 @@ def validate_policies(
     model: Path | None,
     shape: str | None,
     policies: tuple[str, ...],
+    transform: Path | None,
     suite: str,
     out: Path,
     llama_bin: Path | None,
@@ -85,6 +94,8 @@ def validate_policies(
     Example:
       kvquant validate --policy f16 --policy q8_0 --policy k8v4 --policy q4_0 --out runs/today
       kvquant validate --model model.gguf --policy f16 --policy q8_0 --suite agent --out runs/agent
+      kvquant validate --model model.gguf --policy f16 --policy q4_0 --policy q4_0@no-transform
+          --transform model.kvt.gguf --out runs/calibrated
       kvquant compare runs/today
     """
     the_suite = load_suite(suite)
@@ -92,7 +103,10 @@ def validate_policies(
     file = model or reference_model()
     opened = open_model(file)
     known = runnable_shape(opened, shape)
-    plan = make_plan(programs_folder(llama_bin), opened, known, the_suite, policies, settings)
+    used = None
+    if transform is not None:
+        used = checked_transform(transform, opened, known, settings.n_ctx, digest=True)
+    plan = make_plan(programs_folder(llama_bin), opened, known, the_suite, policies, settings, used)
     for policy in plan.policies:
         if known is not None and policy.resolved is not None:
             say_warnings(policy.resolved, known)

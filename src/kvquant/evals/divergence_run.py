@@ -94,18 +94,23 @@ class DivergencePlan:
             n_tokens=self.n_tokens,
             n_threads=self.n_threads,
             n_jobs=self.n_jobs,
-            n_contexts=self._n_contexts(len(setups)),
+            n_contexts=contexts_kept(
+                self.model, self.n_ctx, max((plan.kv_bytes for plan in self.policies), default=0), len(setups)
+            ),
         )
 
-    def _n_contexts(self, n_policies: int) -> int:
-        """All where their memory is there, else none: one that is made for each chunk costs little."""
-        available = read_machine().available_n_bytes
-        tokens = self.model.header.values.get("tokenizer.ggml.tokens")
-        n_vocab = tokens.n if isinstance(tokens, Array) else 0
-        # The logits of a batch, once where they are computed and once where they are given out.
-        logits = 2 * 4 * n_vocab * min(self.n_ctx, 512)
-        each = max((plan.kv_bytes for plan in self.policies), default=0) + logits
-        return n_policies if available is not None and n_policies * each < MEMORY_SHARE * available else 0
+
+def contexts_kept(model: GgufModel, n_ctx: int, kv_bytes: int, n_policies: int) -> int:
+    """Return how many policies may keep their contexts from chunk to chunk, each a cache of ``kv_bytes``.
+
+    All where their memory is there, else none: one that is made for each chunk costs little.
+    """
+    available = read_machine().available_n_bytes
+    tokens = model.header.values.get("tokenizer.ggml.tokens")
+    n_vocab = tokens.n if isinstance(tokens, Array) else 0
+    # The logits of a batch, once where they are computed and once where they are given out.
+    each = kv_bytes + 2 * 4 * n_vocab * min(n_ctx, 512)
+    return n_policies if available is not None and n_policies * each < MEMORY_SHARE * available else 0
 
 
 def plan_policies(

@@ -22,6 +22,7 @@ from kvquant.llama.server import LlamaServer
 from kvquant.policy import Policy, parse_policy
 from kvquant.processes.background import BackgroundProgram, clean_environment
 from kvquant.results.validation import Chat, Speed
+from kvquant.transform import TransformFile, cache_key
 
 Phase = Literal["prefill", "decode"]
 
@@ -82,7 +83,9 @@ class SpeedPoint:
 
 @dataclass(frozen=True)
 class SpeedRound:
-    """One run of llama-bench. index: which round of its policy, from 0. started: UTC, ISO 8601."""
+    """One run of llama-bench. index: which round of its policy, from 0. policy: canonical text, and which
+    transform goes with it. started: UTC, ISO 8601.
+    """
 
     label: str
     index: int
@@ -108,12 +111,14 @@ def run_rounds(
     on_round: Callable[[SpeedRound], None],
     on_failure: Callable[[str, LlamaError, Path], None],
     finished: Collection[tuple[int, str]] = (),
+    transforms: Mapping[str, TransformFile] | None = None,
 ) -> None:
     """Measure every policy, by label, ``n_rounds`` times, each finished round handed to ``on_round`` at once.
 
-    folder: where logs go, one per run. finished: (round, label) of earlier runs, which are passed over. A
-    policy whose run fails is given to ``on_failure``, with the error and the log, and left out from then on;
-    the others go on. Raises LlamaError when there is no llama-bench.
+    folder: where logs go, one per run. finished: (round, label) of earlier runs, which are passed over.
+    transforms: of K, by the label of the policy each goes with. A policy whose run fails is given to
+    ``on_failure``, with the error and the log, and left out from then on; the others go on. Raises LlamaError
+    when there is no llama-bench.
     """
     check_programs(programs)
     numbers = {label: number for number, label in enumerate(policies)}
@@ -123,7 +128,8 @@ def run_rounds(
             continue
         log = folder / f"llama-bench-{numbers[label]}-{index}.log"
         try:
-            measured = run_round(programs, options, label, policies[label], index, log)
+            transform = (transforms or {}).get(label)
+            measured = run_round(programs, options, label, policies[label], index, log, transform)
         except LlamaError as error:
             failed.add(label)
             on_failure(label, error, log)
@@ -138,13 +144,20 @@ def check_programs(programs: Path) -> None:
 
 
 def run_round(
-    programs: Path, options: BenchOptions, label: str, policy: Policy, index: int, log: Path
+    programs: Path,
+    options: BenchOptions,
+    label: str,
+    policy: Policy,
+    index: int,
+    log: Path,
+    transform: TransformFile | None = None,
 ) -> SpeedRound:
     """Run llama-bench once with its output in ``log``.
 
     Raises LlamaError, one line, when it fails, hangs, or answers something else than was asked.
     """
     argv = [str(programs / "llama-bench"), *options.arguments(policy)]
+    argv += [] if transform is None else ["--kv-transform", str(transform.path)]
     started = datetime.now(UTC).isoformat(timespec="seconds")
     start = time.monotonic()
     with BackgroundProgram(argv, log, env=clean_environment()) as program:
@@ -159,7 +172,9 @@ def run_round(
     expected = {(phase, depth) for depth in options.depths for phase in ("prefill", "decode")}
     if {(point.phase, point.depth) for point in points} != expected:
         raise LlamaError(f"llama-bench gave {len(points)} of {len(expected)} results")
-    return SpeedRound(label, index, str(policy), started, round(wall_seconds, 3), points)
+    return SpeedRound(
+        label, index, cache_key(str(policy), transform), started, round(wall_seconds, 3), points
+    )
 
 
 def parse_bench(text: str, policy: Policy) -> tuple[SpeedPoint, ...]:

@@ -39,7 +39,8 @@ class MomentsRequest:
 
     programs: the folder of llama-kv-moments. text: a file, read as it is. n_ctx: tokens of a chunk, so the
     positions that are seen; 0 for as many as the model was trained on. n_tokens: of the text at most, None
-    for all. n_threads: None leaves it to the program.
+    for all. n_threads: None leaves it to the program. n_skipped: tokens that are left out before those, so
+    that a text can be summed in parts.
     """
 
     programs: Path
@@ -48,11 +49,13 @@ class MomentsRequest:
     n_ctx: int = 512
     n_tokens: int | None = None
     n_threads: int | None = None
+    n_skipped: int = 0
 
     def arguments(self, output: Path) -> list[str]:
         """Return the command line after the program's name. output: the file for the sums."""
         arguments = ["--model", str(self.model), "--file", str(self.text), "--output", str(output)]
         arguments += ["--ctx-size", str(self.n_ctx), "--n-tokens", str(self.n_tokens or 0)]
+        arguments += ["--skip-tokens", str(self.n_skipped)] if self.n_skipped else []
         return arguments if self.n_threads is None else [*arguments, "--threads", str(self.n_threads)]
 
 

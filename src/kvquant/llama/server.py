@@ -36,8 +36,8 @@ class ServerOptions:
     kv_layers: a policy, which needs a patched build; k_type and v_type are then the types of unnamed layers.
     rotation: False stores quantized K and V without the Hadamard rotation. kv_attention: False computes
     attention on the CPU with llama.cpp's own code, which is all that a stock build has. n_threads: None
-    leaves it to llama.cpp. extra: further arguments as they are. prefix: a command that becomes the server,
-    such as taskset -c 4-7.
+    leaves it to llama.cpp. kv_transform: a file of kvquant calibrate. extra: further arguments as they are.
+    prefix: a command that becomes the server, such as taskset -c 4-7.
     """
 
     model: Path
@@ -49,6 +49,7 @@ class ServerOptions:
     rotation: bool = True
     kv_attention: bool = True
     n_threads: int | None = None
+    kv_transform: Path | None = None
     extra: tuple[str, ...] = ()
     prefix: tuple[str, ...] = ()
 
@@ -63,6 +64,8 @@ class ServerOptions:
         arguments += ["--cache-type-k", self.k_type, "--cache-type-v", self.v_type]
         if self.kv_layers is not None:
             arguments += ["--kv-layers", self.kv_layers]
+        if self.kv_transform is not None:
+            arguments += ["--kv-transform", str(self.kv_transform)]
         if self.n_threads is not None:
             arguments += ["--threads", str(self.n_threads)]
         arguments += ["--cache-ram", "0", "--ctx-checkpoints", "0", "--fit", "off", "--no-warmup"]

@@ -11,6 +11,7 @@ from kvquant.memory.cells import ContextOptions
 from kvquant.memory.kv import KVMemory, LayerMemory, memory_of
 from kvquant.model.shape import LayerShape, ModelShape
 from kvquant.policy import ResolvedPolicy, parse_policy
+from kvquant.results.transform import TransformUsed
 
 BASELINES = ("f16", "q8_0", "q4_0")
 
@@ -84,6 +85,7 @@ class MemoryDocument:
 
     policy: canonical text. n_ctx: tokens for all sequences, as llama.cpp rounds them. baselines: uniform
     types that llama.cpp would take here. budget_bytes: what the context was to fit into, None for none.
+    transform: of K, None for none; transform_bytes: what llama.cpp keeps of it beside the cache.
     """
 
     model: str
@@ -96,6 +98,8 @@ class MemoryDocument:
     total: PolicyBytes
     baselines: Mapping[str, BytesBesideF16]
     warnings: tuple[str, ...]
+    transform: TransformUsed | None = None
+    transform_bytes: int = 0
 
 
 def uniform_memory(shape: ModelShape, type_name: str, options: ContextOptions) -> KVMemory:

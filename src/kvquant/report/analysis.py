@@ -11,6 +11,7 @@ from kvquant.files import write_atomic
 from kvquant.report.analysis_figures import THIS_POLICY, front_svg, layers_svg
 from kvquant.report.drawing import FigureSize
 from kvquant.report.html import bullets, figure, folded, pairs, tiles, whole_page
+from kvquant.report.transform import transform_line
 from kvquant.shipped import VERSION
 from kvquant.tables import Table, class_attribute, decibels, html_table, printable, share, small, text
 from kvquant.tables import escape_html as escape
@@ -36,11 +37,13 @@ def analysis_text(analysis: Analysis, width: int | None = None) -> str:
 
 
 def header(analysis: Analysis) -> str:
-    """Three lines: the question, the data, what was sampled."""
+    """The question, the data, what was sampled, a line each; with a transform, what it is."""
     source = analysis.source
     seed = "" if source.seed is None else f", seed {source.seed}"
+    transform = analysis.transform
+    through = "" if transform is None else f"K through transform {transform_line(transform)}\n"
     return (
-        f"{analysis.policy} on {analysis.model}, bytes at {analysis.n_ctx} tokens\n"
+        f"{analysis.policy} on {analysis.model}, bytes at {analysis.n_ctx} tokens\n{through}"
         f"data: {source.kind} {source.name}{seed}: {source.description}\n"
         f"sampled per layer: {source.n_tokens} tokens, {source.n_query} {source.queries} queries, "
         f"{source.n_head_kv} KV heads, {source.n_head} query heads"
@@ -174,6 +177,7 @@ def command_line(analysis: Analysis) -> str:
     if source.seed is not None:
         words += ["--seed", str(source.seed)]
     words += ["--rotation", analysis.rotation]
+    words += [] if analysis.transform is None else ["--transform", quote(analysis.transform.name)]
     return " ".join(words)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvquant.report import validation_tables as tables
+from kvquant.report.transform import transform_line
 from kvquant.results.comparison import Verdict, total_row
 from kvquant.results.validation import Failure, PolicyResult, ValidationResult
 from kvquant.tables import UNKNOWN, Table, escape_markdown, markdown, printable, text, times
@@ -35,6 +36,7 @@ def validation_text(result: ValidationResult, width: int | None = None) -> str:
     for policy in result.policies:
         lines.append(f"{policy.label}: {policy.verdict}")
         lines += [f"  {reason}" for reason in policy.reasons]
+    lines += [f"transform {line}" for line in transform_lines(result)]
     rules = ", ".join(f"{name} {value:g}" for name, value in result.suite.rules.items())
     return printable("\n".join([*lines, "", f"rules: {rules}"]))
 
@@ -104,6 +106,12 @@ def sure_lines(result: ValidationResult) -> list[str]:
     return [*_noise(result), *_detectable(result)]
 
 
+def transform_lines(result: ValidationResult) -> list[str]:
+    """The K transforms that policies were measured with, a line each."""
+    used = dict.fromkeys(policy.transform for policy in result.policies if policy.transform is not None)
+    return [transform_line(transform) for transform in used if transform is not None]
+
+
 def memory_findings(result: ValidationResult) -> list[str]:
     """Where the sources of a cache's size disagree."""
     return [
@@ -152,6 +160,7 @@ def provenance_pairs(result: ValidationResult) -> list[tuple[str, str]]:
         ("suite", f"{suite.name}, version {suite.digest}"),
         ("rules", ", ".join(f"{name} {value}" for name, value in suite.rules.items())),
     ]
+    given += [("K transform", line) for line in transform_lines(result)]
     return given + list(_flat(result.provenance, ""))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from kvquant.documents import from_document, parse_json
 from kvquant.errors import KVQuantError
 from kvquant.results.comparison import Estimate, Interval, TaskRow, Verdict, total_row
+from kvquant.results.transform import TransformUsed
 
 SCHEMA_VERSION = 1
 
@@ -163,8 +164,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """Everything about one policy. policy: canonical text. repeat: the baseline asked a second time, paired
-    with its first time; empty for the others.
+    """Everything about one policy. policy: canonical text, and behind an @ the beginning of the digest of its
+    transform. repeat: the baseline asked a second time, paired with its first time; empty for the others.
+    transform: of K before it is stored, null for none.
     """
 
     label: str
@@ -178,6 +180,7 @@ class PolicyResult:
     speed: tuple[Speed, ...] = ()
     chat: Chat | None = None
     failures: tuple[Failure, ...] = ()
+    transform: TransformUsed | None = None
 
     @property
     def total(self) -> TaskRow | None:

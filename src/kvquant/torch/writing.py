@@ -10,6 +10,7 @@ from kvquant.formats.base import Format
 from kvquant.formats.hadamard import Rotated, llama_block
 from kvquant.formats.registry import CACHE_TYPES, cache_format
 from kvquant.policy import ResolvedPolicy
+from kvquant.transform import KVTransform
 
 _FLOATS = ("f32", "f16", "bf16")
 
@@ -41,22 +42,32 @@ class QuantizedKV:
     """Replaces the K and V a layer writes by what its cache types keep of them; call it as (layer, q, k, v).
 
     policy: a policy resolved for the model. Layers it does not name keep K and V as they are.
-    rotate: whether llama.cpp's rotation is on.
+    rotate: whether llama.cpp's rotation is on. transform: of K before it is stored; what attention reads has
+    it undone, which in exact arithmetic is the same as changing Q.
     """
 
-    def __init__(self, policy: ResolvedPolicy, *, rotate: bool = True) -> None:
+    def __init__(
+        self, policy: ResolvedPolicy, *, rotate: bool = True, transform: KVTransform | None = None
+    ) -> None:
         self._types = {layer.layer: (layer.k_type, layer.v_type) for layer in policy.layers}
         self._rotate = rotate
+        self._transforms = {layer.layer: layer for layer in transform.layers} if transform else {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and V, any shape (..., head_dim), as ``layer``'s cache gives them back; ``q`` is not
-        read.
+        read. With a transform K has to be (..., n_head_kv, head_dim).
         """
         del q
         if layer not in self._types:
             return k, v
         k_type, v_type = self._types[layer]
-        return (
-            stored(k, storage_format(k_type, k.shape[-1], "k", rotate=self._rotate)),
-            stored(v, storage_format(v_type, v.shape[-1], "v", rotate=self._rotate)),
-        )
+        k_format = storage_format(k_type, k.shape[-1], "k", rotate=self._rotate)
+        v_format = storage_format(v_type, v.shape[-1], "v", rotate=self._rotate)
+        return self._stored_keys(layer, k, k_format), stored(v, v_format)
+
+    def _stored_keys(self, layer: int, k: Tensor, storage: Format) -> Tensor:
+        transform = self._transforms.get(layer)
+        if transform is None:
+            return stored(k, storage)
+        kept: Tensor = transform.undo_k(stored(transform.apply_k(k.float()), storage))
+        return kept.to(k.dtype)

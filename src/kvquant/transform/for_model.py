@@ -103,5 +103,20 @@ def check_layers(transform: KVTransform, shape: ModelShape, where: str) -> None:
             )
 
 
+def loaded_bytes(transform: KVTransform, shape: ModelShape) -> int:
+    """Return what llama.cpp keeps of a transform beside the cache, in bytes: centre, M, M⁻ᵀ, M⁻¹ as float32.
+
+    M⁻ᵀ of a diagonal is there once for every query head (llama_kv_transform of patch 0005).
+    """
+    n_values = 0
+    for layer in transform.layers:
+        n_values += layer.centre.size
+        if layer.kind == "diagonal":
+            n_values += 2 * layer.centre.size + layer.head_dim * shape.layers[layer.layer].n_head
+        elif layer.forward is not None:
+            n_values += 3 * layer.forward.size
+    return 4 * n_values
+
+
 def _words(model: ModelId) -> str:
     return f"{model.arch or 'unknown'} of {model.n_layer} layers and {model.weight_bytes} bytes of weights"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -71,6 +71,12 @@ class LayerTransform:
     def head_dim(self) -> int:
         """Values of one key."""
         return int(self.centre.shape[1])
+
+    def of_heads(self, heads: Sequence[int]) -> LayerTransform:
+        """Return the transform of some of the KV heads, in this order."""
+        chosen = list(heads)
+        forward = None if self.forward is None else self.forward[chosen]
+        return LayerTransform(self.layer, self.centre[chosen], forward, self.gain_db)
 
     def apply_k(self, k: Any) -> Any:
         """Return M (k − c) for k (..., n_head_kv, head_dim): what is quantized. NumPy or Torch as given."""

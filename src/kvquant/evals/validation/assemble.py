@@ -101,6 +101,7 @@ def _measured(journal: Journal, policy: NamedPolicy, baseline: str) -> PolicyRes
     return PolicyResult(
         label=policy.label,
         policy=text,
+        transform=policy.transform,
         verdict=Verdict.CANNOT_TELL,
         reasons=(),
         memory=None if memory is None else from_document(Memory, memory, f"{text}: memory"),

@@ -19,12 +19,12 @@ def request_for(
     plan: Plan, part: DivergencePart, texts: Texts, policies: Sequence[PlannedPolicy], path: FeedPath
 ) -> DivergenceRequest:
     """Return what is asked of the program; the baseline is measured against itself, which is the floor."""
-    baseline = CacheSetup(plan.baseline.text, path=path)
+    baseline = _setup(plan.baseline, path)
     return DivergenceRequest(
         model=plan.model,
         texts=texts.files,
         policies=tuple(
-            baseline.on_the_other_path() if policy == plan.baseline else CacheSetup(policy.text, path=path)
+            baseline.on_the_other_path() if policy == plan.baseline else _setup(policy, path)
             for policy in policies
         ),
         baseline=baseline,
@@ -32,6 +32,10 @@ def request_for(
         parse_special=texts.parse_special,
         n_threads=plan.settings.n_threads,
     )
+
+
+def _setup(policy: PlannedPolicy, path: FeedPath) -> CacheSetup:
+    return CacheSetup(policy.kv_layers, path=path, transform=policy.transform)
 
 
 def run_divergence(

@@ -73,7 +73,10 @@ def start_of(plan: Plan, argv: Sequence[str]) -> Start:
         seed=settings.seed,
         n_ctx=settings.n_ctx,
         n_threads=settings.n_threads,
-        policies=tuple(NamedPolicy(policy.label, policy.text) for policy in plan.policies),
+        policies=tuple(
+            NamedPolicy(policy.label, policy.text, policy.transform.used if policy.transform else None)
+            for policy in plan.policies
+        ),
         build=None if plan.build is None else _build(plan.build),
         provenance={
             "argv": list(argv),
@@ -137,6 +140,7 @@ class _Engine:
     def _bench(self, policies: Sequence[PlannedPolicy]) -> None:
         speed = self.plan.suite.parts.speed
         chosen = {policy.text: policy.policy for policy in policies if not self._has_failed(policy)}
+        transforms = {policy.text: policy.transform for policy in policies if policy.transform is not None}
         if speed is None or not chosen:
             return
         folder = self.folder.logs / SPEED
@@ -159,7 +163,15 @@ class _Engine:
         )
         finished = {(measured.index, measured.policy) for measured in self.journal.rounds}
         run_rounds(
-            self.plan.programs, options, chosen, speed.n_rounds, folder, on_round, on_failure, finished
+            self.plan.programs,
+            options,
+            chosen,
+            speed.n_rounds,
+            folder,
+            on_round,
+            on_failure,
+            finished,
+            transforms,
         )
         if not any(policy in self.journal.failed_now for policy in chosen):
             shutil.rmtree(folder)

@@ -128,7 +128,7 @@ def tried(plan: Plan) -> dict[str, float]:
     options = ServerOptions(
         plan.model,
         n_ctx=plan.settings.n_ctx,
-        kv_layers=plan.baseline.text,
+        kv_layers=plan.baseline.kv_layers,
         n_threads=plan.settings.n_threads,
     )
     with LlamaServer(plan.programs, options) as server:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from kvquant.errors import LlamaError, PolicyError, UsageError
 from kvquant.evals.suite import Sample, Suite, samples
 from kvquant.evals.suite_parts import REFERENCE_TEXT, DivergencePart
 from kvquant.evals.validation.records import Records
+from kvquant.evals.variations import split_variations
 from kvquant.files import write_atomic
 from kvquant.llama.build import BuildInfo, read_info
 from kvquant.memory import ContextOptions, memory_of
@@ -19,6 +20,7 @@ from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, ResolvedPolicy, parse_policy, preset_text
 from kvquant.reference.tasks import Size, Split, held_out_documents
 from kvquant.results.validation import ModelFile
+from kvquant.transform import TransformFile, cache_key
 
 BASELINE = "*:f16"
 """The policy the others are compared with, where it is among them; else it is the first one."""
@@ -29,16 +31,25 @@ CHAT_TEMPLATE = "tokenizer.chat_template"
 
 @dataclass(frozen=True)
 class PlannedPolicy:
-    """A policy as it is shown, as it was read, and layer by layer for this model, None without a shape."""
+    """A policy as it is shown, as it was read, and layer by layer for this model, None without a shape.
+
+    transform: of K before it is stored, None for none.
+    """
 
     label: str
     policy: Policy
     resolved: ResolvedPolicy | None
+    transform: TransformFile | None = None
+
+    @property
+    def kv_layers(self) -> str:
+        """The canonical text."""
+        return str(self.policy)
 
     @property
     def text(self) -> str:
-        """The canonical text, which names the policy in every record."""
-        return str(self.policy)
+        """What names it in every record: the canonical text, and which transform goes with it, if any."""
+        return cache_key(self.kv_layers, self.transform)
 
 
 @dataclass(frozen=True)
@@ -103,10 +114,12 @@ def make_plan(
     suite: Suite,
     policy_texts: Sequence[str],
     settings: Settings,
+    transform: TransformFile | None = None,
 ) -> Plan:
     """Check everything that can be checked before anything runs.
 
     shape: None where the memory of the architecture is not known; policies are then llama-server's to check.
+    transform: goes with every policy but the baseline's types and those with ``@no-transform`` behind them.
     Raises KVQuantError, one line, for programs, a model file or a policy that will not do, and for a model
     without a chat template where the suite asks questions.
     """
@@ -121,7 +134,7 @@ def make_plan(
             "an instruct model, or a suite without questions such as kld"
         )
     options = ContextOptions(settings.n_ctx, 1)
-    policies = [planned_policy(text, shape, options) for text in policy_texts]
+    policies = [_varied_policy(text, shape, options, transform) for text in policy_texts]
     texts = [policy.text for policy in policies]
     twice = next((policy for policy in policies if texts.count(policy.text) > 1), None)
     if twice is not None:
@@ -139,6 +152,18 @@ def make_plan(
         settings=settings,
         policies=tuple(sorted(policies, key=lambda policy: policy.text != BASELINE)),
     )
+
+
+def _varied_policy(
+    text: str, shape: ModelShape | None, options: ContextOptions, transform: TransformFile | None
+) -> PlannedPolicy:
+    varied = split_variations(text)
+    if not varied.rotation:
+        raise UsageError(f"--policy {text}: servers rotate; kvquant divergence measures without")
+    planned = planned_policy(varied.policy, shape, options)
+    if transform is None or not varied.transform or planned.kv_layers == BASELINE:
+        return planned
+    return replace(planned, label=f"{planned.label}@{transform.path.stem}", transform=transform)
 
 
 def planned_policy(text: str, shape: ModelShape | None, options: ContextOptions) -> PlannedPolicy:

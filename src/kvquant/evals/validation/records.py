@@ -31,6 +31,7 @@ from kvquant.evals.append_only import LineWriter, alone_in, appending, parse_lin
 from kvquant.evals.machine import Machine, read_machine
 from kvquant.evals.records import FILE_NAME, Run, read_run
 from kvquant.evals.speed import SpeedRound
+from kvquant.results.transform import TransformUsed
 from kvquant.results.validation import Failure, ModelFile, SuiteUsed
 
 SCHEMA_VERSION = 1
@@ -108,10 +109,13 @@ def runs_in(root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class NamedPolicy:
-    """A policy's label and its canonical text."""
+    """A policy's label and what names it in records: its canonical text, and behind an @ the beginning of the
+    digest of the transform that goes with it, which ``transform`` describes.
+    """
 
     label: str
     policy: str
+    transform: TransformUsed | None = None
 
 
 @dataclass(frozen=True)

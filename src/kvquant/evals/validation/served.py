@@ -78,8 +78,9 @@ class Served:
         return ServerOptions(
             model=self.plan.model,
             n_ctx=settings.n_ctx,
-            kv_layers=self.planned.text,
+            kv_layers=self.planned.kv_layers,
             n_threads=settings.n_threads,
+            kv_transform=None if self.planned.transform is None else self.planned.transform.path,
         )
 
 
@@ -156,7 +157,9 @@ def _report(served: Served) -> dict[str, Any]:
     Files are named without their folders, which mean nothing elsewhere.
     """
     build = served.plan.build
-    options = replace(served.options, model=Path(served.plan.model.name))
+    bare = served.options
+    transform = None if bare.kv_transform is None else Path(bare.kv_transform.name)
+    options = replace(bare, model=Path(bare.model.name), kv_transform=transform)
     return {
         "sha256": served.plan.model_file.sha256,
         "n_bytes": served.plan.model_file.n_bytes,

@@ -1,0 +1,184 @@
+"""`kvquant calibrate`: fit an exact change of K to a model, so that quantizing its keys costs less."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from kvquant.cli.options import (
+    TEXT,
+    ctx_option,
+    json_option,
+    llama_bin_option,
+    model_option,
+    policy_option,
+    programs_folder,
+    threads_option,
+)
+from kvquant.cli.progress import progress_bar
+from kvquant.documents import to_json
+from kvquant.errors import CheckFailed, UsageError
+from kvquant.evals.calibration.plan import CalibrationPlan
+from kvquant.evals.calibration.run import calibrate as run_calibration
+from kvquant.evals.divergence_run import check_programs
+from kvquant.evals.validation.plan import planned_policy
+from kvquant.llama.moments import check_programs as check_moments_program
+from kvquant.memory import ContextOptions
+from kvquant.model.architectures import shape_of
+from kvquant.model.gguf_file import open_model
+from kvquant.report.calibration import calibration_text, verdict, write_figure
+from kvquant.results.calibration import CalibrationResult
+from kvquant.tables import terminal_width
+from kvquant.transform import KINDS, Kind
+
+DEFAULT_POLICY = "*:k=q4_0/v=f16"
+LEAST_TOKENS = 8192
+"""To fit on; a kind of few tokens does not carry over."""
+
+CHOOSING_TOKENS = 4096
+
+
+@click.command()
+@model_option(required=True, help="The model, a GGUF file.")
+@click.option(
+    "--text", required=True, type=TEXT, metavar="NAME|FILE", help="A UTF-8 text like those to be served."
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The file to write, a GGUF.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice([*KINDS, "auto"]),
+    default="auto",
+    show_default=True,
+    help="What every layer is given; auto chooses for groups of layers, nothing included.",
+)
+@click.option("--no-centre", is_flag=True, help="Leave the centre out.")
+@ctx_option("The deepest position that will be served.", least=64, default="4096", show_default=True)
+@policy_option(
+    "What kinds are judged with: give what will be served.", default=DEFAULT_POLICY, show_default=True
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=64),
+    metavar="N",
+    help=f"Tokens to fit on.  [default: 4 chunks of --ctx, at least {LEAST_TOKENS}]",
+)
+@click.option(
+    "--chunks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Chunks of --ctx tokens to choose by; twice as many judge.  [default: {CHOOSING_TOKENS} tokens, at "
+    "least 1]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="How often auto halves the layers; 0 gives all layers the same.",
+)
+@click.option("--anyway", is_flag=True, help="Write the file even where it does not help (exit code 3).")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep what is measured there.  [default: FILE.work, removed at the end]",
+)
+@llama_bin_option
+@threads_option("Threads of the programs.")
+@json_option
+@click.option(
+    "--figure", type=click.Path(path_type=Path), metavar="FILE", help="Write the gains as .png or .svg."
+)
+def calibrate(
+    model: Path,
+    text: Path,
+    output: Path,
+    kind: Kind | Literal["auto"],
+    no_centre: bool,
+    ctx: int,
+    policy: str,
+    tokens: int | None,
+    chunks: int | None,
+    rounds: int,
+    anyway: bool,
+    work: Path | None,
+    llama_bin: Path | None,
+    threads: int | None,
+    as_json: bool,
+    figure: Path | None,
+) -> None:
+    """Fit an exact change of K that makes quantizing it cheaper, for --transform FILE (docs/transform.md).
+
+    A part of the text is run through the model and the moments of its keys and queries are summed, in chunks
+    as deep as --ctx and shorter ones. Kinds are chosen by measured KL divergence on another part, and the
+    whole is judged on a third, at the same depth. Where the held-out divergence is not surely smaller than
+    without, nothing is written and the exit code is 3. The same command goes on where it stopped.
+
+    \b
+    Example:
+      kvquant calibrate --model model.gguf --text prose:calibration -o model.kvt.gguf
+      kvquant calibrate --model model.gguf --text chats.txt --ctx 16k --policy q4_0 -o model.kvt.gguf
+      kvquant llama serve --model model.gguf --policy q4_0 --transform model.kvt.gguf -c 4096
+    """
+    _check_outputs(output, figure)
+    programs = programs_folder(llama_bin)
+    check_programs(programs)
+    check_moments_program(programs)
+    opened = open_model(model)
+    opened.require_loadable()
+    shape = shape_of(opened)
+    plan = CalibrationPlan(
+        programs=programs,
+        model=opened,
+        shape=shape,
+        text=text,
+        n_ctx=ctx,
+        n_fit=tokens or max(4 * ctx, LEAST_TOKENS),
+        n_chunks=chunks or max(1, CHOOSING_TOKENS // ctx),
+        policy=planned_policy(policy, shape, ContextOptions(ctx, 1)).text,
+        kind=kind,
+        centred=not no_centre,
+        n_rounds=rounds,
+        n_threads=threads,
+    )
+    folder = work or output.with_name(f"{output.name}.work")
+    result = run_calibration(plan, output, folder, ["kvquant", *sys.argv[1:]], progress_bar, anyway=anyway)
+    click.echo(to_json(result) if as_json else calibration_text(result, terminal_width()))
+    if figure is not None:
+        write_figure(result, figure)
+        click.echo(f"kvquant: wrote {figure}", err=True)
+    if work is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    _raise_for(result, output)
+
+
+def _check_outputs(output: Path, figure: Path | None) -> None:
+    """Refuse before the work what would fail after it."""
+    if figure is not None and figure.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"--figure {figure}: figures are written as .png or .svg; name such a file")
+    for option, path in (("--output", output), ("--figure", figure)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def _raise_for(result: CalibrationResult, output: Path) -> None:
+    judged = result.judgement
+    deeper = [depth for depth in judged.by_depth if depth.with_transform > depth.without]
+    if judged.better and deeper:
+        places = ", ".join(f"{depth.first}-{depth.last}" for depth in deeper)
+        click.echo(f"kvquant: warning: at positions {places} the transform does harm", err=True)
+    if not judged.better:
+        written = f"{output} was written all the same" if result.transform else f"{output} was not written"
+        raise CheckFailed(f"{verdict(result)}; {written}")
