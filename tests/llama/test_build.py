@@ -41,6 +41,17 @@ def built(source: Path, *programs: str, said: list[str] | None = None) -> Build:
     return build(request, [].append if said is None else said.append)
 
 
+def test_a_page_under_its_older_name_is_left_out_too(tmp_path: Path) -> None:
+    source = make_project(tmp_path / "source")
+    assert "-DLLAMA_BUILD_WEBUI=OFF" not in built(source).info.cmake_args
+    project = (source / "CMakeLists.txt").read_text()
+    (source / "CMakeLists.txt").write_text(
+        f'{project}\noption(LLAMA_BUILD_WEBUI "page" ON)\nif (LLAMA_BUILD_WEBUI)\n'
+        'message(FATAL_ERROR "no page")\nendif()\n'
+    )
+    assert "-DLLAMA_BUILD_WEBUI=OFF" in built(source).info.cmake_args
+
+
 def test_a_patched_copy_is_built_and_the_given_tree_stays(tmp_path: Path) -> None:
     source, series = make_project(tmp_path / "source"), flag_series(tmp_path / "patches")
     before = snapshot(source)

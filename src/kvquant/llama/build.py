@@ -189,8 +189,12 @@ def _is_current(folder: Path, info: BuildInfo, request: BuildRequest, recipe: _R
 def _cmake_args(request: BuildRequest, target: Target) -> tuple[str, ...]:
     # What the programs print as version: upstream's own tags are its build numbers.
     commit, tag = tree_commit(request.source) or "unknown", tree_tag(request.source) or "b0"
+    # The older name of LLAMA_BUILD_UI; the distributions of those tags lack the pages it wants.
+    options = (request.source / "CMakeLists.txt").read_text(encoding="utf-8", errors="replace")
+    page = ("-DLLAMA_BUILD_WEBUI=OFF",) if "option(LLAMA_BUILD_WEBUI " in options else ()
     return (
         *COMMON_ARGS,
+        *page,
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DLLAMA_BUILD_COMMIT={commit[:12]}",
         f"-DLLAMA_BUILD_NUMBER={tag[1:]}",
