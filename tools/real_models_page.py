@@ -116,8 +116,11 @@ def table(found: Found) -> str:
         lines.append(_row(name, results, rotation=True))
         if name in UNROTATED_SHOWN:
             lines.append(_row(name, results, rotation=False))
-    perplexities = [f"perplexity {digits(result.baseline_perplexity)}" for result in results.values()]
-    lines.append(f"| f16 | 1.00 | {' | '.join(perplexities)} |")
+    base = [
+        f"perplexity {digits(result.baseline_perplexity)}, {result.n_tokens} tokens"
+        for result in results.values()
+    ]
+    lines.append(f"| f16 | 1.00 | {' | '.join(base)} |")
     return "\n".join(lines)
 
 
