@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from evals.processes import assert_gone, fill_disk
+from kvquant.analysis.sources import DEFAULT_CAPTURE
 from kvquant.cli.main import kvquant
 from kvquant.errors import KVQuantError, LlamaError, UsageError
 from kvquant.evals.divergence import CacheSetup
@@ -246,3 +247,15 @@ def test_a_journal_gives_back_what_it_was_given(tmp_path: Path) -> None:
     with open_journal(path) as journal:
         assert journal.chunks(setup) == [chunk]
         assert journal.chunks(setup.on_the_other_path()) == ()
+
+
+def test_quick_measures_no_side_and_a_capture_adds_its_rivals(programs: Path) -> None:
+    done = run(programs, "--quick", "--capture", DEFAULT_CAPTURE, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["costs_from"] == "capture" and all(side["kl"] is None for side in found["sides"])
+    assert -1 <= found["proxy_rank_correlation"] <= 1
+    assert "KVTuner's pairs" in {rival["name"] for rival in [*found["rivals"], *found["left_out"]]}
+    assert "one side at a time" not in done.stderr
+    measured = json.loads(run(programs, "--capture", DEFAULT_CAPTURE, "--json").stdout)
+    assert measured["costs_from"] == "measurement" and measured["proxy_rank_correlation"] is not None

@@ -24,7 +24,14 @@ def test_the_page_stands_alone_and_says_what_the_result_says(result: SearchResul
     page = search_page(result)
     check_page_stands_alone(page)
     words = text_of(page)
-    for said in (result.policy, result.sentence, "random", "weight norms", "Predicted against measured"):
+    for said in (
+        result.policy,
+        result.sentence,
+        result.command,
+        "random",
+        "weight norms",
+        "Predicted against measured",
+    ):
         assert said in words, said
     for rival in result.rivals:
         assert rival.name in words and rival.how in words and rival.policy in words
@@ -53,7 +60,7 @@ def test_the_table_is_in_the_order_of_the_held_out_text(result: SearchResult) ->
 def test_a_terminal_gets_the_policy_the_table_and_the_sentence(result: SearchResult) -> None:
     lines = search_text(result).splitlines()
     assert lines[0] == result.policy and lines[-1] == result.sentence
-    assert all(len(line) <= 80 for line in search_text(result, 80).splitlines()[3:-1])
+    assert all(len(line) <= 80 for line in search_text(result, 80).splitlines()[3:-2])
 
 
 def test_unknown_numbers_leave_a_page(result: SearchResult) -> None:

@@ -62,6 +62,33 @@ def test_a_swap_finds_what_single_costs_do_not_show() -> None:
     assert meter.truth(best) <= meter.truth(blind)
 
 
+def test_in_reverse_interactions_count_where_they_are() -> None:
+    """Sides that cost nothing alone and much among coarse ones: only the reverse question sees them."""
+    pairs = {frozenset({Side(layer, "k"), Side(20, "v")}): 0.02 for layer in range(8, 20)}
+    meter = TrueMeter(pairs)
+    forward, reverse = Search(problem(), meter, Hints()), Search(problem(reverse=True), meter, Hints())
+    hub = Side(20, "v")
+    assert forward.costs().costs[hub, "q4_0"].nats < 0.01 < reverse.costs().costs[hub, "q4_0"].nats
+    costs, room = reverse.costs(), reverse.room(reverse.problem.budget or 0)
+    best = reverse.verify(costs, room, ()).best.policy
+    assert types_of(best)[hub] == "q8_0"
+    everywhere = dict.fromkeys(SIDES, "q4_0")
+    assert costs.predict(everywhere) == pytest.approx(meter.truth("*:q4_0"), rel=0.01)
+
+
+def test_more_text_is_for_those_that_can_still_be_best() -> None:
+    meter = TrueMeter()
+    search = Search(problem(n_chunks=4), meter, Hints())
+    costs, room = search.costs(), search.room(search.problem.budget or 0)
+    rivals, _ = rivals_within(room, Hints(), SHAPE.n_layer)
+    meter.asked.clear()
+    best = search.verify(costs, room, rivals).best
+    first = {policy for _, policy, n_chunks in meter.asked if n_chunks == 1}
+    last = {policy for _, policy, n_chunks in meter.asked if n_chunks == 4}
+    assert {rival.policy for rival in rivals} <= first and best.policy in last
+    assert not last & {rival.policy for rival in rivals if meter.truth(rival.policy) > 0.1}
+
+
 def test_a_rule_that_is_best_is_what_is_returned_and_said() -> None:
     class Flat(TrueMeter):
         def truth(self, policy: str) -> float:

@@ -13,9 +13,10 @@ from kvquant.results.divergence import FileUsed
 from kvquant.results.search import Kl, SearchResult, SearchStart
 from kvquant.search.costs import format_noise
 from kvquant.search.outcome import compare, document
+from kvquant.search.problem import Part, Problem
 from kvquant.search.rivals import Hints, rivals_within
 from kvquant.search.sides import Side, assignment_of, sides_of
-from kvquant.search.staged import Part, Problem, Search
+from kvquant.search.staged import Search
 
 SHAPE = load_shape("qwen2.5-0.5b")
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")

@@ -91,6 +91,11 @@ from kvquant.search import search as run_search
 @click.option(
     "--quick", is_flag=True, help="Choose by a capture instead of measuring each side; needs --capture."
 )
+@click.option(
+    "--reverse",
+    is_flag=True,
+    help="Measure a side as the only one in f16, not as the only one that is not: for strong interactions.",
+)
 @click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture).")
 @click.option(
     "--profile", type=click.Choice(tuple(PROFILES)), help="Without a text: synthetic K and V to use."
@@ -136,6 +141,7 @@ def search(
     held_out_tokens: int | None,
     n_random: int,
     quick: bool,
+    reverse: bool,
     capture: str | None,
     profile: str | None,
     seed: int,
@@ -185,6 +191,7 @@ def search(
             held_out_tokens or tokens,
             n_random,
             quick,
+            reverse,
             capture,
             seed,
             out,
@@ -197,7 +204,12 @@ def search(
         )
         measured_search(asked)
         return
-    if budget is None or quick or any(given is not None for given in (out, preset_file, transform)):
+    if (
+        budget is None
+        or quick
+        or reverse
+        or any(given is not None for given in (out, preset_file, transform))
+    ):
         raise UsageError(
             "without --text there is only --budget: what it loses is not measured; add --text NAME"
         )

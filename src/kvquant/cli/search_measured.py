@@ -33,10 +33,11 @@ from kvquant.policy import parse_policy
 from kvquant.report.search import search_text
 from kvquant.results.search import SearchResult
 from kvquant.search.outcome import compare, document
+from kvquant.search.problem import Problem
 from kvquant.search.proxy import side_errors
 from kvquant.search.rivals import Hints, rivals_within
 from kvquant.search.sides import EXACT, Side
-from kvquant.search.staged import Problem, Search
+from kvquant.search.staged import Search
 from kvquant.shipped import VERSION
 from kvquant.tables import clock, terminal_width
 from kvquant.units import format_n_bytes
@@ -69,6 +70,7 @@ class Asked:
     held_out_tokens: int
     n_random: int
     quick: bool
+    reverse: bool
     capture: str | None
     seed: int
     out: Path | None
@@ -86,6 +88,8 @@ def measured_search(asked: Asked) -> None:
         raise UsageError("--text measures a model; give --model NAME|FILE")
     if asked.quick and asked.capture is None:
         raise UsageError("--quick chooses by a capture; give --capture FILE (kvquant capture)")
+    if asked.quick and asked.reverse:
+        raise UsageError("--quick measures no side, --reverse measures every one; give one of them")
     unknown = [name for name in asked.types if name not in CACHE_TYPES]
     if unknown:
         raise UsageError(
@@ -123,6 +127,7 @@ def measured_search(asked: Asked) -> None:
         n_chunks=plan.n_chunks(asked.tokens),
         n_held_out_chunks=plan.n_chunks(asked.held_out_tokens),
         proxy=asked.quick,
+        reverse=asked.reverse,
         seed=asked.seed,
     )
     result = _run(asked, problem, plan, _hints(asked, model, shape, types))

@@ -20,7 +20,15 @@ def search_text(result: SearchResult, width: int | None = None) -> str:
         f"{start.held_out.name}, chosen on {start.fit.name}; floor {small(result.floor.mean)}"
     )
     return "\n".join(
-        [result.policy, "", printable(head), text(comparison_table(result), width), "", result.sentence]
+        [
+            result.policy,
+            "",
+            printable(head),
+            text(comparison_table(result), width),
+            "",
+            result.command,
+            result.sentence,
+        ]
     )
 
 

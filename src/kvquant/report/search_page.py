@@ -22,7 +22,7 @@ def search_page(result: SearchResult) -> str:
             f"{escape(result.start.held_out.name)}</p>",
             _tiles(result),
             f'<section class="verdict" aria-label="Summary"><p><code>{escape(result.policy)}</code></p>'
-            f"{bullets([result.sentence])}</section>",
+            f"{bullets([result.sentence])}<p><code>{escape(result.command)}</code></p></section>",
             _front(result),
             html_table(
                 comparison_table(result), "KL divergence from a float16 cache, nats a token", _marked(result)
@@ -75,7 +75,9 @@ def _heat(result: SearchResult) -> str:
         figures.heat_svg(result, True, "heat-narrow"),
         "A cell for each type on each side of each layer, darker where it costs more.",
         escape(
-            f"Nats above the floor on a logarithmic scale, everything else in f16. {measured} of "
+            "Nats that the side in f16 takes off, all others in the coarsest type, on a logarithmic scale."
+            if result.costs_from == "reverse"
+            else f"Nats above the floor on a logarithmic scale, everything else in f16. {measured} of "
             f"{len(result.sides)} are measured, the others scaled from the coarsest type."
             if result.costs_from == "measurement"
             else "Squared attention-output errors on a capture, scaled to nats: nothing here was measured."

@@ -128,9 +128,10 @@ class SearchResult:
     than it. n_ctx: tokens that bytes are counted for. budget_bytes: what it had to fit, null for a limit of
     KL. max_kl: the limit on the fitting text, nats. floor: how far a float16 cache is from itself when the
     order of its sums changes. floor_line: what a change at layer 0 costs of that, nats, and how that changes
-    with each layer. costs_from: measurement, or what stood in for it. proxy_rank_correlation: Spearman's, of
-    the attention-output error of a capture with the measured costs (sides) or, where these were not measured,
-    with the KL of the policies; null without a capture. sentence: the result in words.
+    with each layer. costs_from: measurement, reverse (each side the only one in f16; kl of a side is of that
+    policy) or capture. proxy_rank_correlation: Spearman's, of the attention-output error of a capture with
+    the measured costs (sides) or, where these were not measured, with the KL of the policies; null without a
+    capture. sentence: the result in words. command: of llama-server with the policy, for one sequence.
     """
 
     schema_version: int
@@ -159,4 +160,5 @@ class SearchResult:
     left_out: tuple[LeftOut, ...]
     random: RandomPolicies | None
     sentence: str
+    command: str
     provenance: dict[str, Any]

@@ -22,6 +22,7 @@ from statistics import fmean, median
 import numpy as np
 
 from kvquant.formats.registry import get_format
+from kvquant.results.comparison import Interval
 from kvquant.results.search import Kl
 from kvquant.search.sides import EXACT, Side
 
@@ -130,6 +131,25 @@ def side_costs(
     return costs
 
 
+def gained_costs(
+    gains: Mapping[Side, tuple[float, Interval | None]], sides: Sequence[Side], types: Sequence[str]
+) -> dict[tuple[Side, str], Cost]:
+    """Return costs from what each side in f16 gains where all others are in the coarsest type.
+
+    gains: nats, with their intervals. Finer types get the gain scaled by the formats' squared errors.
+    """
+    reference = coarsest(types)
+    costs: dict[tuple[Side, str], Cost] = {}
+    for kind in dict.fromkeys(place.side for place in sides):
+        alike = [place for place in sides if place.side == kind]
+        errors = [_half(gains[place][1]) / Z for place in alike]
+        for place, base in zip(alike, _shrunk([gains[p][0] for p in alike], errors), strict=True):
+            for name in types:
+                ratio = 0.0 if name == EXACT else format_noise(name) / format_noise(reference)
+                costs[place, name] = Cost(base.nats * ratio, base.error * ratio, measured=name == reference)
+    return costs
+
+
 def _shrunk(above: Sequence[float], errors: Sequence[float]) -> list[Cost]:
     """Measurements above the floor, drawn towards their mean by as much as noise explains their spread."""
     noise = fmean(error**2 for error in errors)
@@ -153,4 +173,8 @@ def _between(found: Kl, floor: float, scaled: Cost, coarsest_cost: Cost) -> Cost
 
 
 def _standard_error(kl: Kl) -> float:
-    return 0.0 if kl.interval is None else (kl.interval.high - kl.interval.low) / (2 * Z)
+    return _half(kl.interval) / Z
+
+
+def _half(interval: Interval | None) -> float:
+    return 0.0 if interval is None else (interval.high - interval.low) / 2

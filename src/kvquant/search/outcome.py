@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
@@ -23,9 +24,10 @@ from kvquant.results.search import (
     SideCost,
 )
 from kvquant.search.costs import coarsest
+from kvquant.search.problem import Costs, Meter, Problem, Verified
 from kvquant.search.rivals import Hints, Rival, Room, random_policies
 from kvquant.search.sides import EXACT, assignment_of
-from kvquant.search.staged import Costs, Meter, Search, Verified
+from kvquant.search.staged import Search
 from kvquant.tables import small
 from kvquant.units import format_n_bytes
 
@@ -96,7 +98,7 @@ def document(
         against=against,
         floor=found.costs.floor.whole,
         floor_line=(found.costs.floor.base, found.costs.floor.slope),
-        costs_from="capture" if problem.proxy else "measurement",
+        costs_from="capture" if problem.proxy else "reverse" if problem.reverse else "measurement",
         proxy_rank_correlation=_proxy_correlation(search, found, hints),
         sides=tuple(_side_costs(search, found.costs)),
         additivity=_additivity(search, found),
@@ -116,6 +118,7 @@ def document(
         left_out=tuple(found.left_out),
         random=_random(found),
         sentence="",
+        command=_server_command(problem, start, best.policy),
         provenance=provenance,
     )
     return _with_sentence(result)
@@ -167,7 +170,7 @@ def _additivity(search: Search, found: Found) -> Additivity:
 def _proxy_correlation(search: Search, found: Found, hints: Hints) -> float | None:
     if hints.proxy is None:
         return None
-    if found.costs.measured:
+    if found.costs.measured and not search.problem.reverse:
         low = coarsest(search.problem.types)
         return _rank_correlation(
             [(hints.proxy[place, low], found.costs.measured[place, low].mean) for place in search.sides]
@@ -205,6 +208,24 @@ def _random(found: Found) -> RandomPolicies | None:
         return None
     n_tokens = next(iter(found.held_out_random.values())).n_tokens
     return RandomPolicies(len(means), fmean(means), min(means), n_tokens)
+
+
+def _server_command(problem: Problem, start: SearchStart, policy: str) -> str:
+    words = [
+        "llama-server",
+        "-m",
+        start.model.name,
+        "-c",
+        str(problem.options.n_ctx),
+        "-np",
+        "1",
+        "-fa",
+        "on",
+    ]
+    words += ["--kv-layers", policy]
+    if start.transform is not None:
+        words += ["--kv-transform", start.transform.name]
+    return shlex.join(words)
 
 
 def _with_sentence(result: SearchResult) -> SearchResult:

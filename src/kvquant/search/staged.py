@@ -8,23 +8,26 @@ on from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import numpy as np
 
 from kvquant.errors import UsageError
-from kvquant.memory import ContextOptions
-from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
-from kvquant.results.comparison import Interval
 from kvquant.results.search import Kl
-from kvquant.search.costs import Cost, Floor, can_show, coarsest, finest, format_noise, side_costs
+from kvquant.search.costs import (
+    Cost,
+    Floor,
+    can_show,
+    coarsest,
+    finest,
+    format_noise,
+    gained_costs,
+    side_costs,
+)
 from kvquant.search.knapsack import choose, choose_within_error
+from kvquant.search.problem import Chosen, Costs, Meter, Problem, Verified
 from kvquant.search.rivals import Hints, Rival, Room
 from kvquant.search.sides import EXACT, Assignment, Side, assignment_of, policy_of, side_bytes, sides_of
-
-Part = Literal["fit", "held-out"]
 
 N_DRAWS = 6
 """Candidates chosen by costs as they could have been, given their noise, besides the one by the costs."""
@@ -42,71 +45,6 @@ N_PROBES = 5
 
 FRONT_SHARES = (0.0, 0.12, 0.25, 0.5, 1.0)
 """Where the front is shown: shares of the way from the smallest policy to the finest type but f16."""
-
-
-class Meter(Protocol):
-    """What measures; `kvquant.evals.search_meter.Meter` is one."""
-
-    def floor(self) -> Kl: ...
-
-    def measure(self, part: Part, policies: Sequence[str], n_chunks: int) -> Mapping[str, Kl]: ...
-
-    def difference(self, part: Part, policy: str, other: str) -> tuple[float, Interval | None]: ...
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is looked for.
-
-    types: that may be used, f16 among them. budget: bytes for K and V, or None with max_kl, a limit of the
-    KL on the fitting text, nats. n_side_chunks, n_chunks, n_held_out_chunks: text for single sides, for
-    policies, and for the comparison. proxy: choose by the hints' attention-output errors, not by measured
-    sides.
-    """
-
-    shape: ModelShape
-    types: tuple[str, ...]
-    options: ContextOptions
-    budget: int | None
-    max_kl: float | None
-    n_side_chunks: int = 1
-    n_chunks: int = 1
-    n_held_out_chunks: int = 1
-    proxy: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What every type costs on every side, and the measurements behind that, empty where a proxy stood in."""
-
-    floor: Floor
-    measured: Mapping[tuple[Side, str], Kl]
-    costs: Mapping[tuple[Side, str], Cost]
-
-    def predict(self, types: Assignment) -> float:
-        """Return the KL of a policy if costs add up: on top of the floor of the first change, nats."""
-        total = sum(self.costs[place, name].nats for place, name in types.items())
-        changed = [place.layer for place, name in types.items() if name != EXACT]
-        return self.floor.at(min(changed)) + total if changed else 0.0
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A policy and what led to it."""
-
-    policy: str
-    name: str
-    how: str
-
-
-@dataclass(frozen=True)
-class Verified:
-    """The candidates and the rivals that fit, measured on the fitting text, and the best of them."""
-
-    best: Chosen
-    candidates: tuple[Chosen, ...]
-    kl: Mapping[str, Kl]
 
 
 class Search:
@@ -159,6 +97,8 @@ class Search:
         whole = self._meter.floor()
         if self.problem.proxy:
             return self._proxy_costs(Floor.through(whole, {}))
+        if self.problem.reverse:
+            return self._reverse_costs(Floor.through(whole, {}))
         low, high = coarsest(self.problem.types), finest(self.problem.types)
         probes = self._probes() if high != low else ()
         self.say(f"{low} on one side at a time")
@@ -190,6 +130,20 @@ class Search:
         }
         found = self._meter.measure("fit", list(policies.values()), self.problem.n_side_chunks)
         return {key: found[policy] for key, policy in policies.items()}
+
+    def _reverse_costs(self, floor: Floor) -> Costs:
+        """What each side in f16 takes off the KL of the coarsest type everywhere, by paired differences."""
+        low = coarsest(self.problem.types)
+        base = dict.fromkeys(self.sides, low)
+        everywhere = str(policy_of(base))
+        raised = {place: str(policy_of({**base, place: EXACT})) for place in self.sides}
+        self.say(f"one side at a time in {EXACT}, the others in {low}")
+        found = self._meter.measure("fit", [everywhere, *raised.values()], self.problem.n_side_chunks)
+        gains = {place: self._meter.difference("fit", everywhere, policy) for place, policy in raised.items()}
+        costs = gained_costs(gains, self.sides, self.problem.types)
+        offset = found[everywhere].mean - sum(costs[place, low].nats for place in self.sides)
+        measured = {(place, low): found[policy] for place, policy in raised.items()}
+        return Costs(floor, measured, costs, offset)
 
     def _proxy_costs(self, floor: Floor) -> Costs:
         """Squared attention-output errors, in units that make all of the coarsest type cost what it does."""
@@ -224,8 +178,8 @@ class Search:
         for rival in rivals:
             candidates.setdefault(rival.policy, Chosen(rival.policy, rival.name, rival.how))
         self.say("policies on the fitting text")
-        kl = dict(self._meter.measure("fit", list(candidates), self.problem.n_chunks))
-        best = min(candidates.values(), key=lambda found: kl[found.policy].mean)
+        kl, left = self._race(list(candidates))
+        best = candidates[min(left, key=lambda policy: kl[policy].mean)]
         for number in range(1, MOST_ROUNDS + 1):
             swapped = [policy for policy in self._swaps(costs, room, best.policy) if policy not in kl]
             if not swapped:
@@ -240,6 +194,25 @@ class Search:
                 break  # no swap is better beyond noise
             best = candidates[top]
         return Verified(best, tuple(candidates.values()), kl)
+
+    def _race(self, policies: Sequence[str]) -> tuple[dict[str, Kl], list[str]]:
+        """Measure policies on more and more text, without those that are worse than the best beyond noise.
+
+        Returns what is known of all, and those that are left at the end.
+        """
+        kl: dict[str, Kl] = {}
+        left, n_chunks = list(policies), 1
+        while True:
+            kl |= self._meter.measure("fit", left, n_chunks)
+            if n_chunks >= self.problem.n_chunks:
+                return kl, left
+            best = min(left, key=lambda policy: kl[policy].mean)
+            left = [policy for policy in left if policy == best or not self._is_worse(policy, best)]
+            n_chunks = min(2 * n_chunks, self.problem.n_chunks)
+
+    def _is_worse(self, policy: str, other: str) -> bool:
+        _, interval = self._meter.difference("fit", policy, other)
+        return interval is not None and interval.low > 0
 
     def smallest_within(self, costs: Costs, max_kl: float) -> Room:
         """Return the room of the fewest bytes whose best policy, as measured, loses at most ``max_kl``.
