@@ -61,6 +61,22 @@ def test_the_record_of_the_walk() -> None:
         assert row["kv_layers"] and row["vectors_hold"] and row["serves_mixed"]
 
 
+def test_the_record_of_transforms_on_every_architecture() -> None:
+    *rows, total = (ROOT / "benchmarks/results/kv-transform-archs.txt").read_text().splitlines()
+    assert total == f"{len(rows)} architectures, 0 failed"
+    same = [row for row in rows if "plain same" in row]
+    refused, without = (
+        [row for row in rows if row.endswith(words)] for words in ("refused", "keeps no keys")
+    )
+    assert len(same) + len(refused) + len(without) == len(rows)
+    assert not any("DIFFERS" in row or "FAILED" in row for row in rows)
+    said = (
+        f"Of {len(rows)} architectures {len(same)} compute the same, {len(refused)} are refused and "
+        f"{len(without)} keep no keys"
+    )
+    assert said in " ".join(document("transform.md").split())
+
+
 def test_the_sanitizer_record() -> None:
     made, text = record("sanitize.json"), document("patching.md")
     assert f"{len(made['findings'])} findings" in text
