@@ -31,6 +31,7 @@ COMMANDS = {
     "published": "kvquant.cli.published:published",
     "rank": "kvquant.cli.rank:rank_runs",
     "report": "kvquant.cli.report:report",
+    "router": "kvquant.cli.router:router",
     "schema": "kvquant.cli.schema:schema",
     "search": "kvquant.cli.search:search",
     "shape": "kvquant.cli.shape:shape",

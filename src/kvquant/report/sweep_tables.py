@@ -60,6 +60,7 @@ _SPEED: tuple[Column, ...] = (
     ("prefill deep", lambda row: number(row.prefill_deep), False),
 )
 _FIRST_TOKEN: Column = ("first token", lambda row: seconds(row.ttft_seconds), False)
+_SHARE: Column = ("share of CPU", lambda row: percent(row.cpu_share), False)
 _CONTEXT: tuple[Column, ...] = (
     ("loads", lambda row: tokens_text(row.loaded_ctx), False),
     ("answers", lambda row: tokens_text(row.answered_ctx), False),
@@ -104,7 +105,7 @@ def table(rows: Sequence[DecisionRow], columns: Sequence[Column]) -> Table:
 def decision_table(result: SweepResult) -> Table:
     """The table for a terminal: what decides."""
     board = (_BOARD,) if _several(result) else ()
-    columns = (*_NAMES, *board, *_SPEED[:4], _FIRST_TOKEN, _CONTEXT[2], _MEMORY[4], _MEMORY[6])
+    columns = (*_NAMES, *board, *_SPEED[:4], _FIRST_TOKEN, _SHARE, _CONTEXT[2], _MEMORY[4], _MEMORY[6])
     return table(result.rows, (*columns, *_QUALITY[:3], _QUALITY[4], _PARETO, _STATE))
 
 
@@ -112,7 +113,7 @@ def parts(result: SweepResult) -> dict[str, Table]:
     """The tables of a page, by what they are about."""
     names = (*_NAMES, *((_BOARD,) if _several(result) else ()))
     found = {
-        "Speed": table(result.rows, (*names, *_SPEED, _FIRST_TOKEN, _STATE)),
+        "Speed": table(result.rows, (*names, *_SPEED, _FIRST_TOKEN, _SHARE, _STATE)),
         "Context": table(result.rows, (*names, *_CONTEXT)),
         "Memory": table(result.rows, (*names, *_MEMORY)),
         "Quality": table(result.rows, (*names, *_QUALITY, _PARETO)),
@@ -127,7 +128,7 @@ def choice_table(choices: Sequence[Choice]) -> Table:
         tuple(
             (
                 choice.job,
-                format_n_bytes(choice.ram_bytes),
+                NONE if choice.ram_bytes is None else format_n_bytes(choice.ram_bytes),
                 choice.model or NONE,
                 choice.policy or NONE,
                 choice.why,

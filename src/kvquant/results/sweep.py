@@ -6,7 +6,7 @@ machine, a log or an endpoint does not tell is None, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -287,10 +287,10 @@ class DecisionRow:
 
     board: str
     model: str
-    sha256: str | None
     policy: str
     label: str
-    policy_digest: str | None
+    sha256: str | None = None
+    policy_digest: str | None = None
     n_threads: int | None = None
     cpus: str | None = None
     flash_attn: str | None = None
@@ -302,6 +302,7 @@ class DecisionRow:
     decode_deep: float | None = None
     decode_ratio: float | None = None
     ttft_seconds: float | None = None
+    cpu_share: float | None = None
     loaded_ctx: int | None = None
     answered_ctx: int | None = None
     stable_ctx: int | None = None
@@ -330,7 +331,7 @@ class Choice:
     """
 
     job: str
-    ram_bytes: int
+    ram_bytes: int | None
     board: str | None
     model: str | None
     policy: str | None
@@ -349,3 +350,21 @@ class SweepResult:
     probes: tuple[ProbeRecord, ...]
     provenance: Mapping[str, Any]
     schema_version: int = SCHEMA_VERSION
+
+
+def leading_rows(rows: Iterable[DecisionRow]) -> list[DecisionRow]:
+    """Return, for each board and model, the row to take: the longest stable context first, then the Pareto
+    front, then the fastest decode at depth. Rows without a speed, and those of others, are left out.
+    """
+    found: dict[tuple[str, str], DecisionRow] = {}
+    for row in rows:
+        if row.source is not None or row.decode_deep is None:
+            continue
+        best = found.get((row.board, row.model))
+        if best is None or _merit(row) > _merit(best):
+            found[row.board, row.model] = row
+    return list(found.values())
+
+
+def _merit(row: DecisionRow) -> tuple[int, bool, float]:
+    return row.stable_ctx or 0, row.pareto is not False, row.decode_deep or 0.0

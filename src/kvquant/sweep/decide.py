@@ -196,6 +196,7 @@ def _with_speed(
         decode_deep=_median(deep, lambda point: point.decode),
         decode_ratio=median(ratios) if ratios else None,
         ttft_seconds=_median(deep, lambda point: point.ttft_seconds),
+        cpu_share=_median(deep, lambda point: point.cpu_share),
         model_bytes=buffers.model if buffers else None,
         kv_bytes=buffers.kv if buffers else None,
         compute_bytes=compute,
@@ -296,7 +297,14 @@ def choices(
         "quality and speed": (lambda row: row.quality.composite, "composite {:.3g}", at_largest),
         "long texts": (lambda row: row.stable_ctx, "answers at {:.0f} tokens, again and again", at_stable),
     }
-    return tuple(_choice(job, size, sound, *how) for job, how in jobs.items() for size in sizes)
+    found: list[Choice] = []
+    for job, (merit, why, need) in jobs.items():
+        known = [row for row in sound if merit(row) is not None]
+        if known:
+            found += [_choice(job, size, known, merit, why, need) for size in sizes]
+        else:
+            found.append(Choice(job, None, None, None, None, "not measured"))
+    return tuple(found)
 
 
 def _choice(
@@ -307,12 +315,9 @@ def _choice(
     why: str,
     need: Callable[[DecisionRow], int | None],
 ) -> Choice:
-    known = [row for row in rows if merit(row) is not None]
-    if not known:
-        return Choice(job, size, None, None, None, "not measured")
-    fitting = [row for row in known if (n_bytes := need(row)) is not None and n_bytes <= size]
+    fitting = [row for row in rows if (n_bytes := need(row)) is not None and n_bytes <= size]
     if not fitting:
-        least = min((n_bytes for row in known if (n_bytes := need(row)) is not None), default=None)
+        least = min((n_bytes for row in rows if (n_bytes := need(row)) is not None), default=None)
         needs = "no memory is known" if least is None else f"the least takes {format_n_bytes(least)}"
         return Choice(job, size, None, None, None, f"nothing fits: {needs}")
     best = max(fitting, key=lambda row: (merit(row) or 0.0, row.decode_deep or 0.0))

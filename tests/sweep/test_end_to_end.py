@@ -1,0 +1,67 @@
+"""A whole sweep of the reference model with the patched server: real rates, real buffers, real answers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kvquant.cli.main import kvquant
+from kvquant.shipped import reference_model
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("KVQUANT_LLAMA_BIN"), reason="KVQUANT_LLAMA_BIN names no patched build"
+)
+
+PLAN = f"""
+models = ["{reference_model()}"]
+policies = ["f16", "q8_0"]
+threads = [1]
+flash_attn = ["on", "off"]
+ctx = [256]
+rounds = 1
+ram = ["1GiB"]
+[measure]
+depths = [0, 64]
+n_prompt = 64
+n_gen = 4
+warmup = 8
+[probe]
+start = 256
+max_ctx = 512
+step = 256
+times = 1
+threads = 1
+"""
+
+
+def test_a_sweep_with_the_patched_server(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.toml", tmp_path / "out"
+    plan.write_text(PLAN)
+    argv = ["sweep", str(plan), "--out", str(out), "--llama-bin", os.environ["KVQUANT_LLAMA_BIN"], "--json"]
+    result = json.loads(CliRunner().invoke(kvquant, argv, catch_exceptions=False).stdout)
+    cells = [(cell["setting"], cell["ending"]) for cell in result["cells"]]
+    endings = [(setting["policy"], setting["flash_attn"], ending) for setting, ending in cells]
+    assert endings == [
+        ("*:f16", "on", "done"),
+        ("*:q8_0", "on", "done"),
+        ("*:f16", "off", "done"),
+        ("*:q8_0", "off", "refused"),
+    ]
+    f16, q8_0 = result["rows"]
+    # Bytes as llama.cpp logged them: 34 bytes hold 32 values, of which float16 makes 64.
+    assert q8_0["kv_bytes"] * 64 == f16["kv_bytes"] * 34
+    assert f16["host_bytes"] > f16["kv_bytes"] > 0 and f16["peak_rss_bytes"] > f16["file_bytes"] // 4
+    for cell in result["cells"][:3]:
+        assert [point["depth"] for point in cell["points"]] == [0, 64]
+        assert all(point["prefill"] > 0 and point["decode"] > 0 for point in cell["points"])
+        assert all(0 < point["cpu_share"] < 1.5 for point in cell["points"])
+    for probe in result["probes"]:
+        # It knows no English: what loads is known, what it answers is not asserted.
+        assert probe["loaded"] == 512 and probe["predicted"] > 512
+        assert any(tried["part"] == "answer" for tried in probe["attempts"])
+    page = (out / "sweep.html").read_text()
+    assert page.startswith("<!doctype html>") and "The decision table" in page and "<svg" in page
