@@ -19,7 +19,7 @@ from kvquant.report.drawing import (
     style_axes,
     themed_svg,
 )
-from kvquant.report.sweep_tables import tokens_text
+from kvquant.report.sweep_tables import several_boards, tokens_text
 from kvquant.report.validation_figures import LONGEST_LABEL, NARROW, WIDE, Ink, draw_line, name_rows
 from kvquant.results.sweep import CellRecord, DecisionRow, Ending, SweepResult
 
@@ -45,14 +45,9 @@ def inks(result: SweepResult) -> dict[tuple[str, str], Ink]:
     }
 
 
-def row_name(row: DecisionRow, several_boards: bool) -> str:
+def row_name(row: DecisionRow, with_board: bool) -> str:
     """A row in a figure."""
-    board = f", {row.board}" if several_boards else ""
-    return f"{row.model} {row.label}{board}"
-
-
-def _several(result: SweepResult) -> bool:
-    return len({row.board for row in result.rows}) > 1
+    return f"{row.model} {row.label}{f', {row.board}' if with_board else ''}"
 
 
 def memory_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
@@ -67,7 +62,7 @@ def memory_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
             ink = of_row[row.model, row.policy]
             at = ((row.host_bytes or 0) / MIB, row.decode_deep or 0.0)
             axes.plot([at[0]], [at[1]], ink.marker, color=ink.color, markersize=8, zorder=3)
-            points.append((cut(row_name(row, _several(result)), LONGEST_LABEL[NARROW]), at, ink.color))
+            points.append((cut(row_name(row, several_boards(result)), LONGEST_LABEL[NARROW]), at, ink.color))
         axes.margins(x=0.18, y=0.18)
         style_axes(axes, PLACEHOLDERS, "decode at depth, tokens/s")
         axes.set_ylim(bottom=0)
@@ -86,7 +81,7 @@ def settings_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
     for cell in cells:
         speed = _deepest(cell)
         if speed is not None:
-            name = _setting_name(cell, _several(result))
+            name = _setting_name(cell, several_boards(result))
             groups.setdefault(name, {}).setdefault(cell.setting.policy or "as served", []).append(speed)
             models[name] = cell.setting.model
     if len(groups) < 2:
@@ -111,11 +106,11 @@ def _deepest(cell: CellRecord) -> float | None:
     return point.decode
 
 
-def _setting_name(cell: CellRecord, several_boards: bool) -> str:
+def _setting_name(cell: CellRecord, with_board: bool) -> str:
     setting = cell.setting
     threads = "auto" if setting.n_threads is None else setting.n_threads
     cores = "" if setting.cpus == "all" else f" on {setting.cpus}"
-    board = f", {cell.board}" if several_boards else ""
+    board = f", {cell.board}" if with_board else ""
     way = f"{threads} threads{cores}, fa {setting.flash_attn}, context {setting.n_ctx:,}"
     return f"{setting.model}: {way}{board}"
 
@@ -180,7 +175,7 @@ def context_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
             axes.barh(y, row.answered_ctx or 0, 0.3, color=ink.color, alpha=0.55)
             axes.barh(y, row.stable_ctx or 0, 0.3, color=ink.color)
         axes.set_xlim(left=0)
-        name_rows(axes, [row_name(row, _several(result)) for row in rows], size)
+        name_rows(axes, [row_name(row, several_boards(result)) for row in rows], size)
         axes.set_xlabel("context, tokens", color=PLACEHOLDERS.text)
         return themed_svg(figure, prefix)
 

@@ -135,7 +135,7 @@ def _answer(row: DecisionRow) -> str:
         f"a stable context of {tokens_text(row.stable_ctx)}" if row.stable_ctx else "no stable context found"
     )
     return (
-        f"{row.model}: {row.label}, {setting_text(row)}: {number(row.decode_deep)} tokens/s at depth "
+        f"{row.model}: {row.label}, threads {setting_text(row)}: {number(row.decode_deep)} tokens/s at depth "
         f"{row.depth}, "
         f"{context}, {n_bytes(row.host_bytes)} of memory"
     )

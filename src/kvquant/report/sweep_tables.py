@@ -13,14 +13,19 @@ Column = tuple[str, Callable[[DecisionRow], str], bool]
 
 
 def setting_text(row: DecisionRow) -> str:
-    """Threads, cores and flash attention of a row: "2 threads on 4-7, fa on"."""
+    """Threads, cores and flash attention of a row: "2 on 4-7, fa on"."""
     if row.flash_attn is None:
-        return UNKNOWN if row.n_threads is None else f"{row.n_threads} threads"
+        return UNKNOWN if row.n_threads is None else str(row.n_threads)
     if row.flash_attn == "?":
         return NONE
     threads = "auto" if row.n_threads is None else str(row.n_threads)
     cores = "" if row.cpus in (None, "all") else f" on {row.cpus}"
     return f"{threads}{cores}, fa {row.flash_attn}"
+
+
+def several_boards(result: SweepResult) -> bool:
+    """Whether rows need the name of their board."""
+    return len({row.board for row in result.rows if row.source is None}) > 1
 
 
 def tokens_text(value: int | None) -> str:
@@ -37,10 +42,6 @@ def _pareto(row: DecisionRow) -> str:
     return {None: UNKNOWN, True: "*", False: ""}[row.pareto]
 
 
-def _several(result: SweepResult) -> bool:
-    return len({row.board for row in result.rows}) > 1
-
-
 def _row_name(row: DecisionRow) -> str:
     return row.model if row.source is None else f"{row.model} [{row.source}]"
 
@@ -55,7 +56,7 @@ _SPEED: tuple[Column, ...] = (
     ("threads", setting_text, True),
     ("decode 0", lambda row: number(row.decode_0), False),
     ("decode deep", lambda row: number(row.decode_deep), False),
-    ("of first", lambda row: times(row.decode_ratio), False),
+    ("vs first", lambda row: times(row.decode_ratio), False),
     ("prefill 0", lambda row: number(row.prefill_0), False),
     ("prefill deep", lambda row: number(row.prefill_deep), False),
 )
@@ -104,14 +105,14 @@ def table(rows: Sequence[DecisionRow], columns: Sequence[Column]) -> Table:
 
 def decision_table(result: SweepResult) -> Table:
     """The table for a terminal: what decides."""
-    board = (_BOARD,) if _several(result) else ()
+    board = (_BOARD,) if several_boards(result) else ()
     columns = (*_NAMES, *board, *_SPEED[:4], _FIRST_TOKEN, _SHARE, _CONTEXT[2], _MEMORY[4], _MEMORY[6])
     return table(result.rows, (*columns, *_QUALITY[:3], _QUALITY[4], _PARETO, _STATE))
 
 
 def parts(result: SweepResult) -> dict[str, Table]:
     """The tables of a page, by what they are about."""
-    names = (*_NAMES, *((_BOARD,) if _several(result) else ()))
+    names = (*_NAMES, *((_BOARD,) if several_boards(result) else ()))
     found = {
         "Speed": table(result.rows, (*names, *_SPEED, _FIRST_TOKEN, _SHARE, _STATE)),
         "Context": table(result.rows, (*names, *_CONTEXT)),
