@@ -120,6 +120,11 @@ real: $(VENV)/run.stamp ## Measure policies on real language models, for hours; 
 		done; \
 	done
 
+.PHONY: sweep
+sweep: $(VENV)/run.stamp ## Every setting of two real models on this machine; goes on where it stopped
+	OMP_WAIT_POLICY=passive $(BIN)/kvquant sweep eval/sweep/here.toml --out runs/sweep \
+		--llama-bin "$$($(BIN)/kvquant llama build --jobs $(JOBS))"
+
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
 SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-moments llama-kv-attention-op
 SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer
