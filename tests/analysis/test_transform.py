@@ -18,13 +18,13 @@ CAPTURE = load_shipped_capture(REFERENCE_CAPTURE)
 MODEL = ModelId("ab" * 32, CAPTURE.arch, CAPTURE.n_layer, 1)
 
 
-def fitted() -> KVTransform:
+def fitted(n_ctx: int = CAPTURE.n_tokens) -> KVTransform:
     layers = []
     for layer in CAPTURE.layers:
         assert layer.q is not None
         k, q = (x.astype(np.float64) for x in (layer.k, layer.q))
         layers.append(fit_layer(measure(layer.axes.layer, k, q), "diagonal"))
-    return KVTransform(MODEL, tuple(layers), {"n_ctx": CAPTURE.n_tokens})
+    return KVTransform(MODEL, tuple(layers), {"n_ctx": n_ctx})
 
 
 def run(folder: Path, transform: KVTransform | None, policy: str = "*:q4_0", n_heads: int = 2) -> Analysis:
@@ -47,6 +47,11 @@ def test_the_policy_gains_and_the_baseline_stays(tmp_path: Path, n_heads: int) -
     assert [layer.v for layer in found.layers] == [layer.v for layer in plain.layers]
     assert "K through transform t.gguf" in analysis_text(found) and "transform" not in analysis_text(plain)
     assert Analysis.from_json(found.to_json()) == found
+
+
+def test_a_capture_deeper_than_it_was_calibrated_is_warned_of(tmp_path: Path) -> None:
+    warnings = [run(tmp_path, fitted(n_ctx)).warnings for n_ctx in (CAPTURE.n_tokens, CAPTURE.n_tokens - 1)]
+    assert [any("calibrated to" in line for line in found) for found in warnings] == [False, True]
 
 
 def test_what_is_stored_exactly_stays_exact(tmp_path: Path) -> None:

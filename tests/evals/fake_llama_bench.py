@@ -15,8 +15,10 @@ OPTIONS = dict(itertools.pairwise(sys.argv))
 POLICY = OPTIONS["--kv-layers"]
 RUNS = Path(__file__).with_name("runs")
 
+TRANSFORM = OPTIONS.get("--kv-transform")
+
 with RUNS.open("a") as file:
-    file.write(f"{POLICY}\n")
+    file.write(f"{POLICY}{' ' + TRANSFORM if TRANSFORM else ''}\n")
 if "q4_0" in POLICY:
     print("llama_bench: error: failed to create context")
     sys.exit(1)

@@ -28,7 +28,9 @@ from kvquant.evals.speed import (
 )
 from kvquant.policy import parse_policy
 from kvquant.results.comparison import Interval
+from kvquant.results.transform import TransformUsed
 from kvquant.results.validation import Speed
+from kvquant.transform import TransformFile
 from llama.proof import PATCHED, needs_patched
 
 HERE = Path(__file__).parent
@@ -119,6 +121,17 @@ def test_finished_rounds_are_not_run_again(programs: Path, tmp_path: Path) -> No
     run_rounds(programs, options, policies, 2, tmp_path, found.append, pytest.fail, finished)
     assert [(r.index, r.label) for r in found] == [(1, "f16")]
     assert (programs / "runs").read_text() == "*:f16\n"
+
+
+def test_a_transform_is_handed_on_and_part_of_the_name(programs: Path, tmp_path: Path) -> None:
+    transform = TransformFile(Path("t.gguf"), TransformUsed("t.gguf", "ab" * 32, 9, 512, 2))
+    policies = {name: parse_policy("*:q8_0") for name in ("with", "without")}
+    found: list[SpeedRound] = []
+    options = BenchOptions(REFERENCE, (0,), 8, 4)
+    transforms = {"with": transform}
+    run_rounds(programs, options, policies, 1, tmp_path, found.append, pytest.fail, transforms=transforms)
+    assert [measured.policy for measured in found] == [f"*:q8_0@{'ab' * 8}", "*:q8_0"]
+    assert (programs / "runs").read_text() == "*:q8_0 t.gguf\n*:q8_0\n"
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,8 @@ def analyze(
     candidates = [wanted, *rivals]
     on = rotation != "off"
     found = None if transform is None else _transform_for(Path(transform), source)
+    handle = None if transform is None or found is None else transform_file(Path(transform), found)
+    too_deep = None if handle is None else handle.depth_warning(source.info.n_tokens)
     as_asked = _measure_layers(source, candidates, on, rotation == "both", found, progress)
 
     filled = source.shape.filled_kv_indices
@@ -144,8 +146,13 @@ def analyze(
         total=totals[0],
         baselines=by_name,
         verdict=verdict(layers, totals[0], by_name, wanted.n_ctx, source.info),
-        warnings=(*wanted.warnings, *([plain] if plain else []), *left_out),
-        transform=None if found is None else transform_file(Path(str(transform)), found).used,
+        warnings=(
+            *wanted.warnings,
+            *([plain] if plain else []),
+            *left_out,
+            *([too_deep] if too_deep else []),
+        ),
+        transform=None if handle is None else handle.used,
     )
 
 
