@@ -156,7 +156,6 @@ def test_a_full_disk_leaves_no_half_file(text: Path, tmp_path: Path, monkeypatch
     [
         (("--policy", "f16"), UsageError, "quantizes no layer's keys"),
         (("--ctx", "8192", "--tokens", "9000"), UsageError, "was trained on"),
-        (("--ctx", "4096", "--tokens", "60000"), UsageError, "part for"),
         (("--figure", "a.pdf"), UsageError, "written as .png or .svg"),
         (("--output", "/nonexistent/a.gguf"), UsageError, "there is no folder /nonexistent"),
         (("--llama-bin", "/nonexistent"), LlamaError, "there is no llama-kv-divergence"),
@@ -170,6 +169,15 @@ def test_what_will_not_do_is_one_line(
     result = run(text, tmp_path / "a.gguf", *more)
     assert message in failure(result, kind)
     assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize(("n_characters", "part"), [(60, "fitting"), (900, "choosing")])
+def test_a_text_that_is_too_short_says_which_part(
+    text: Path, tmp_path: Path, n_characters: int, part: str
+) -> None:
+    short = tmp_path / "short"
+    short.write_text(text.read_text()[:n_characters])
+    assert f"its part for {part}" in failure(run(short, tmp_path / "a.gguf", "--kind", "auto"), UsageError)
 
 
 def test_a_damaged_file_is_refused_where_it_is_used(text: Path, tmp_path: Path) -> None:
