@@ -60,7 +60,7 @@ def lines(layers: list[LayerMoments], version: int = 1) -> list[dict[str, Any]]:
         for layer in layers
     ]
     return [
-        {"kind": "start", "schema_version": version, "n_tokens": 9},
+        {"kind": "start", "schema_version": version, "n_text_tokens": 20, "n_tokens": 9},
         {"kind": "batch", "n_tokens": 9},
         {"kind": "end", "layers": described},
     ]
@@ -102,12 +102,12 @@ def test_what_the_program_writes_is_read(request_of: Any, tmp_path: Path) -> Non
         request_of(printed(lines(EXPECTED)), sums_of(EXPECTED)), lambda *at: told.append(at)
     )
     check_same(found.layers, EXPECTED)
-    assert (found.n_tokens, told) == (9, [(9, 9)])
+    assert (found.n_tokens, found.n_text_tokens, told) == (9, 20, [(9, 9)])
     save_moments(found, tmp_path / "m.npz")
     again = load_moments(tmp_path / "m.npz")
     check_same(again.layers, EXPECTED)
     twice = found + again
-    assert twice.n_tokens == 18 and twice.layers[0].heads[0].n_key == 18
+    assert (twice.n_tokens, twice.n_text_tokens) == (18, 20) and twice.layers[0].heads[0].n_key == 18
 
 
 @pytest.mark.parametrize(

@@ -61,19 +61,24 @@ class MomentsRequest:
 
 @dataclass(frozen=True)
 class Moments:
-    """The moments of every layer that keeps a cache, ascending, and how many tokens they were summed over."""
+    """The moments of every layer that keeps a cache, ascending, and how many tokens they were summed over.
+
+    n_text_tokens: of the whole text, with those that were left out.
+    """
 
     layers: tuple[LayerMoments, ...]
     n_tokens: int
+    n_text_tokens: int
 
     def __add__(self, other: Moments) -> Moments:
-        layers = zip(self.layers, other.layers, strict=True)
-        return Moments(tuple(one + two for one, two in layers), self.n_tokens + other.n_tokens)
+        layers = tuple(one + two for one, two in zip(self.layers, other.layers, strict=True))
+        return Moments(layers, self.n_tokens + other.n_tokens, self.n_text_tokens)
 
 
 @dataclass(frozen=True)
 class _Start:
     schema_version: int
+    n_text_tokens: int
     n_tokens: int
 
 
@@ -126,7 +131,10 @@ def check_programs(programs: Path) -> None:
 
 def save_moments(moments: Moments, path: Path) -> None:
     """Write moments as an NPZ file, whole. Raises KVQuantError when it cannot be written."""
-    arrays: dict[str, npt.NDArray[np.generic]] = {"n_tokens": np.array(moments.n_tokens)}
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "n_tokens": np.array(moments.n_tokens),
+        "n_text_tokens": np.array(moments.n_text_tokens),
+    }
     for layer in moments.layers:
         counts = [(head.n_key, head.n_query) for head in layer.heads]
         arrays[f"{layer.layer}.counts"] = np.array(counts)
@@ -147,7 +155,7 @@ def load_moments(path: Path) -> Moments:
                 sums = [file[f"{number}.{name}"] for name in _SUMS]
                 heads = zip(file[f"{number}.counts"].tolist(), *sums, strict=True)
                 layers.append(LayerMoments(number, tuple(HeadMoments(*count, *of) for count, *of in heads)))
-            return Moments(tuple(layers), int(file["n_tokens"]))
+            return Moments(tuple(layers), int(file["n_tokens"]), int(file["n_text_tokens"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise KVQuantError(f"{path}: holds no moments ({error}); remove it and run again") from error
 
@@ -187,7 +195,8 @@ def _run(request: MomentsRequest, folder: Path, on_tokens: Callable[[int, int], 
     sums = np.fromfile(folder / "sums", dtype="<f8")
     if len(sums) != sum(layer.n_values for layer in ends[0].layers):
         raise LlamaError(f"{PROGRAM} wrote {len(sums)} numbers, not those of its layers")
-    return Moments(tuple(_layers(ends[0].layers, sums)), starts[0].n_tokens)
+    layers = tuple(_layers(ends[0].layers, sums))
+    return Moments(layers, starts[0].n_tokens, starts[0].n_text_tokens)
 
 
 def _layers(layers: tuple[_Layer, ...], sums: npt.NDArray[np.float64]) -> Iterator[LayerMoments]:

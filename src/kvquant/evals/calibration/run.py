@@ -183,28 +183,25 @@ def _moments_at(
     found = load_moments(kept) if kept.exists() else None
     part = max(1, PART_TOKENS // n_ctx) * n_ctx
     with progress(f"fitting, chunks of {n_ctx}") as told:
-        while (n_done := 0 if found is None else found.n_tokens) < n_tokens:
-            n_next = min(part, n_tokens - n_done)
+        while found is None or found.n_tokens < min(n_tokens, found.n_text_tokens):
+            n_done = 0 if found is None else found.n_tokens
 
             def tell(done: int, _all: int, before: int = n_done) -> None:
                 if told is not None:
                     told(before + done, n_tokens)
 
+            n_next = min(part, n_tokens - n_done)
             request = MomentsRequest(
                 plan.programs, plan.model.path, text, n_ctx, n_next, plan.n_threads, n_skipped=n_done
             )
             summed = measure_moments(request, tell)
-            if summed.n_tokens < n_next and n_done + summed.n_tokens < plan.n_ctx:
+            if summed.n_text_tokens < plan.n_ctx:
                 raise UsageError(
-                    f"--text {plan.text}: its part for fitting has {n_done + summed.n_tokens} tokens, fewer "
-                    f"than --ctx {plan.n_ctx}; give a longer text"
+                    f"--text {plan.text}: its part for fitting has {summed.n_text_tokens} tokens, fewer than "
+                    f"--ctx {plan.n_ctx}; give a longer text"
                 )
             found = summed if found is None else found + summed
             save_moments(found, kept)
-            if summed.n_tokens < n_next:
-                break  # the text ends here
-    if found is None:
-        raise UsageError(f"--text {plan.text}: there is nothing to fit on")
     return found
 
 
