@@ -12,9 +12,11 @@ from get_chromium import find_chromium
 from kvquant.analysis import Sampling, analyze
 from kvquant.report.analysis import analysis_page
 from kvquant.report.drawing import standalone_svg
+from kvquant.report.sweep_page import sweep_page
 from kvquant.report.validation_figures import quality_svg
 from kvquant.report.validation_page import validation_page
 from report.browser import Browser
+from report.sweep_sample import sweep_sample
 from report.validation_sample import LOG, hostile_sample, sample
 
 PROGRAM = find_chromium()
@@ -63,6 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int
     texts = {
         "validation": (validation_page(sample(), {LOG: "x" * 500}), 6),
         "hostile": (validation_page(hostile, {}), 6),
+        "sweep": (sweep_page(sweep_sample()), 4),
         "analysis": (analysis_page(analyze("0:q8_0,1-:q4_0", shape=SMALL, sampling=Sampling(32, 4))), 2),
     }
     for name, (text, _) in texts.items():
@@ -70,7 +73,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int
     return {name: (folder / f"{name}.html", n) for name, (_, n) in texts.items()}
 
 
-@pytest.mark.parametrize("name", ["validation", "hostile", "analysis"])
+@pytest.mark.parametrize("name", ["validation", "hostile", "analysis", "sweep"])
 @pytest.mark.parametrize("width", [PHONE, SCREEN])
 def test_pages_as_they_are_shown(
     browser: Browser, pages: dict[str, tuple[Path, int]], name: str, width: int
@@ -79,7 +82,7 @@ def test_pages_as_they_are_shown(
     check_shown(browser, page, width, n_figures)
 
 
-@pytest.mark.parametrize("name", ["validation", "analysis"])
+@pytest.mark.parametrize("name", ["validation", "analysis", "sweep"])
 def test_both_schemes_have_their_colours(
     browser: Browser, pages: dict[str, tuple[Path, int]], name: str
 ) -> None:

@@ -76,6 +76,13 @@ def test_quality_is_joined_by_model_and_policy() -> None:
     assert rows(cell(), known={("1" * 64, "*:f16"): Quality(rate=1.0)})["f16"].quality == Quality()
 
 
+def test_a_transform_makes_a_row_of_its_own() -> None:
+    found = rows(cell("*:q8_0"), cell("*:q8_0", 12.0, transform="t.gguf"))
+    plain, changed = found["q8_0"], found["q8_0 with transform"]
+    assert (plain.decode_deep, changed.decode_deep) == (10.0, 12.0)
+    assert plain.quality.kl == 0.002 and changed.quality == Quality()
+
+
 number = st.integers(0, 3).map(float)
 row_values = st.tuples(number, number, number)
 

@@ -40,6 +40,8 @@ PLAN = SweepPlan(models=("a", "b"), policies=("f16", "q8_0", "k8v4"), threads=(1
         ("models = ['a']\nreserve = 'much'", "is not a byte count"),
         ("models = ['a']\nram = ['4.5']", "has no unit"),
         ("models = ['a']\n[[endpoint]]\nname = 'a'\nbase_url = 'u'", "have one name"),
+        ("models = ['a']\n[transforms]\nb = 'x'", "names 'b', which is no model of the plan"),
+        ("models = ['a']\npolicies = ['q8_0@no-rotation']", "a sweep measures what is served"),
         ("models = [", "is not TOML"),
     ],
 )
@@ -119,6 +121,15 @@ def test_policies_of_a_block_follow_each_other() -> None:
     assert [task.setting.policy for task in first] == ["*:f16", "*:q8_0", "*:k=q8_0/v=q4_0"]
     assert len({task.block for task in first}) == 1
     assert first[0].setting == Setting("a", "*:f16", 1, "all", "on", 4096)
+
+
+def test_a_transform_comes_with_every_policy_that_does_not_refuse_it() -> None:
+    plan = SweepPlan(
+        models=("a", "b"), policies=("q4_0", "q4_0@no-transform"), rounds=1, transforms={"a": "a.gguf"}
+    )
+    found = [(task.setting.model, task.setting.transform) for task in tasks(check_plan(plan))[:2]]
+    assert found == [("a", "a.gguf"), ("a", None)]
+    assert len({task.key for task in tasks(plan)[:2]}) == 2
 
 
 @pytest.mark.parametrize(

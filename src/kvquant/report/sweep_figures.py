@@ -34,12 +34,12 @@ MIB = 2**20
 def inks(result: SweepResult) -> dict[tuple[str, str], Ink]:
     """Return how each model (colour) under each policy (mark and dash) is drawn."""
     models = list(dict.fromkeys(row.model for row in result.rows))
-    policies = list(dict.fromkeys(row.policy for row in result.rows))
+    policies = list(dict.fromkeys(row.variant for row in result.rows))
     return {
-        (row.model, row.policy): Ink(
+        (row.model, row.variant): Ink(
             SERIES[models.index(row.model) % len(SERIES)],
-            _MARKERS[policies.index(row.policy) % len(_MARKERS)],
-            _DASHES[policies.index(row.policy) % len(_DASHES)],
+            _MARKERS[policies.index(row.variant) % len(_MARKERS)],
+            _DASHES[policies.index(row.variant) % len(_DASHES)],
         )
         for row in result.rows
     }
@@ -59,7 +59,7 @@ def memory_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
         axes = figure.subplots()
         points, of_row = [], inks(result)
         for row in rows:
-            ink = of_row[row.model, row.policy]
+            ink = of_row[row.model, row.variant]
             at = ((row.host_bytes or 0) / MIB, row.decode_deep or 0.0)
             axes.plot([at[0]], [at[1]], ink.marker, color=ink.color, markersize=8, zorder=3)
             points.append((cut(row_name(row, several_boards(result)), LONGEST_LABEL[NARROW]), at, ink.color))
@@ -82,7 +82,7 @@ def settings_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
         speed = _deepest(cell)
         if speed is not None:
             name = _setting_name(cell, several_boards(result))
-            groups.setdefault(name, {}).setdefault(cell.setting.policy or "as served", []).append(speed)
+            groups.setdefault(name, {}).setdefault(cell.setting.variant or "as served", []).append(speed)
             models[name] = cell.setting.model
     if len(groups) < 2:
         return None
@@ -143,7 +143,7 @@ def _depth_panel(result: SweepResult, phase: str) -> Callable[[Axes], None]:
                         by_depth.setdefault(point.depth, []).append(value)
             if by_depth:
                 depths = sorted(by_depth)
-                draw_line(axes, depths, [median(by_depth[d]) for d in depths], of_row[row.model, row.policy])
+                draw_line(axes, depths, [median(by_depth[d]) for d in depths], of_row[row.model, row.variant])
         style_axes(axes, PLACEHOLDERS, f"{phase}, tokens/s")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.08)
@@ -156,7 +156,7 @@ def _is_of(cell: CellRecord, row: DecisionRow) -> bool:
     setting = cell.setting
     way = (setting.n_threads, setting.cpus, setting.flash_attn)
     of_row = (row.n_threads, row.cpus, row.flash_attn)
-    same = (cell.board, setting.model, setting.policy or "as served") == (row.board, row.model, row.policy)
+    same = (cell.board, setting.model, setting.variant or "as served") == (row.board, row.model, row.variant)
     return same and way == of_row and cell.ending is Ending.DONE
 
 
@@ -170,7 +170,7 @@ def context_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
         axes = figure.subplots()
         of_row = inks(result)
         for y, row in enumerate(rows):
-            ink = of_row[row.model, row.policy]
+            ink = of_row[row.model, row.variant]
             axes.barh(y, row.loaded_ctx or 0, 0.3, color=ink.color, alpha=0.25)
             axes.barh(y, row.answered_ctx or 0, 0.3, color=ink.color, alpha=0.55)
             axes.barh(y, row.stable_ctx or 0, 0.3, color=ink.color)
@@ -184,7 +184,7 @@ def key_entries(result: SweepResult, svg: str) -> Sequence[tuple[str, str, str]]
     """The models and policies whose colour is in a figure, for its key."""
     found = {}
     for row in result.rows:
-        ink = inks(result)[row.model, row.policy]
+        ink = inks(result)[row.model, row.variant]
         if f"var(--{ink.role})" in svg:
             found[f"{row.model} {row.label}"] = (f"{row.model} {row.label}", ink.role, ink.dash)
     return tuple(found.values())

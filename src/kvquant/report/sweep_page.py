@@ -174,13 +174,13 @@ def _cells(result: SweepResult) -> str:
     head = ("cell", "ended", "depth", "prefill", "decode", "first token", "share of CPU", "load", "seconds")
     table = html_table(Table(head, rows, words=(1,)), "Every cell")
     problems = [
-        f"{cell.setting.model} {cell.setting.policy}, fa {cell.setting.flash_attn}: {cell.ending}: "
+        f"{cell.setting.model} {cell.setting.variant}, fa {cell.setting.flash_attn}: {cell.ending}: "
         f"{cell.detail}"
         for cell in result.cells
         if cell.ending is not Ending.DONE
     ]
     probes = [
-        f"{probe.setting.model} {probe.setting.policy}, context {tried.n_ctx:,}: {tried.part}, "
+        f"{probe.setting.model} {probe.setting.variant}, context {tried.n_ctx:,}: {tried.part}, "
         f"{'right' if tried.ok and tried.part == 'answer' else 'loads' if tried.ok else tried.detail}"
         for probe in result.probes
         for tried in probe.attempts
@@ -198,7 +198,7 @@ def _cells(result: SweepResult) -> str:
 def _cell_row(cell: CellRecord) -> tuple[str, ...]:
     setting, point = cell.setting, max(cell.points, key=lambda found: found.depth, default=None)
     threads = "auto" if setting.n_threads is None else setting.n_threads
-    name = f"{setting.model} {setting.policy or ''} t{threads} fa {setting.flash_attn} {setting.n_ctx}"
+    name = f"{setting.model} {setting.variant or ''} t{threads} fa {setting.flash_attn} {setting.n_ctx}"
     name += f" r{cell.round}"
     load = NONE if cell.before is None or cell.before.load is None else f"{cell.before.load:.1f}"
     took = f"{cell.wall_seconds:.1f}"

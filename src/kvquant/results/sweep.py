@@ -13,6 +13,8 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 
+TRANSFORMED = "with transform"
+
 ALL_CPUS = "all"
 """Every core the system gives: the server is not bound."""
 
@@ -40,7 +42,8 @@ class Setting:
 
     model: as the plan names it; an endpoint by its name. policy: canonical text, None for an endpoint.
     n_threads: None leaves it to llama.cpp. cpus: numbers as taskset takes them, or a name (all, big, little).
-    n_ctx: tokens of one sequence. base_url: of an endpoint.
+    n_ctx: tokens of one sequence. base_url: of an endpoint. transform: a file of `kvquant calibrate`, as the
+    plan names it.
     """
 
     model: str
@@ -50,6 +53,12 @@ class Setting:
     flash_attn: str
     n_ctx: int
     base_url: str | None = None
+    transform: str | None = None
+
+    @property
+    def variant(self) -> str | None:
+        """The policy, and whether a transform comes with it: what a row of the table is of."""
+        return self.policy if self.transform is None else f"{self.policy} {TRANSFORMED}"
 
 
 @dataclass(frozen=True)
@@ -222,6 +231,7 @@ def _words(setting: Setting) -> str:
     return (
         f"{setting.model} {setting.policy or setting.base_url} threads={setting.n_threads or 'auto'} "
         f"cpus={setting.cpus} fa={setting.flash_attn}"
+        + ("" if setting.transform is None else f" transform={setting.transform}")
     )
 
 
@@ -277,12 +287,13 @@ class DecisionRow:
     """A model under a policy on a board, with the threads, cores and flash attention that decode fastest at
     depth.
 
-    policy_digest: SHA-256 of its canonical text, first 16 digits; quality is joined by it and the model's
-    sha256. depth: the deepest all of the model's policies were measured at. Rates are medians over rounds.
-    decode_ratio: to the first policy in the same rounds and otherwise the same setting, median.
-    compute_bytes: with the output buffer. pareto: no other row of the board is as good in everything known
-    and better in something (decode at depth, host memory, quality). n_cells: measured; problems: of the
-    others, by ending. source: where a row comes from that was not measured here.
+    transform: what the plan names, None for none. policy_digest: SHA-256 of its canonical text, first 16
+    digits; quality is joined by it and the model's sha256. depth: the deepest all of the model's policies
+    were measured at. Rates are medians over rounds. decode_ratio: to the first policy in the same rounds and
+    otherwise the same setting, median. compute_bytes: with the output buffer. pareto: no other row of the
+    board is as good in everything known and better in something (decode at depth, host memory, quality).
+    n_cells: measured; problems: of the others, by ending. source: where a row comes from that was not
+    measured here.
     """
 
     board: str
@@ -290,6 +301,7 @@ class DecisionRow:
     policy: str
     label: str
     sha256: str | None = None
+    transform: str | None = None
     policy_digest: str | None = None
     n_threads: int | None = None
     cpus: str | None = None
@@ -320,6 +332,11 @@ class DecisionRow:
     n_cells: int = 0
     problems: Mapping[str, int] = field(default_factory=dict)
     source: str | None = None
+
+    @property
+    def variant(self) -> str:
+        """The policy, and whether a transform comes with it."""
+        return self.policy if self.transform is None else f"{self.policy} {TRANSFORMED}"
 
 
 @dataclass(frozen=True)

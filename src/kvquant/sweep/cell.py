@@ -117,6 +117,7 @@ def server_options(
         n_ctx=setting.n_ctx,
         kv_layers=setting.policy,
         n_threads=setting.n_threads,
+        kv_transform=None if setting.transform is None else Path(setting.transform),
         extra=("--flash-attn", setting.flash_attn, *extra),
         prefix=prefix,
     )

@@ -11,12 +11,14 @@ from statistics import median
 
 from kvquant.documents import to_document
 from kvquant.results.sweep import (
+    TRANSFORMED,
     Board,
     CellRecord,
     Choice,
     DecisionRow,
     Ending,
     ProbeRecord,
+    Quality,
     SpeedAt,
     SweepResult,
     SweptModel,
@@ -72,35 +74,41 @@ def _models(journal: Journal, board: Board) -> list[str]:
 def _rows(plan: SweepPlan, journal: Journal, board: Board, model: str, known: ByModel) -> list[DecisionRow]:
     cells = [cell for cell in journal.cells if (cell.board, cell.setting.model) == (board.name, model)]
     probes = {
-        probe.setting.policy: probe
+        probe.setting.variant: probe
         for probe in journal.probes
         if (probe.board, probe.setting.model) == (board.name, model)
     }
-    policies = list(dict.fromkeys((*(cell.setting.policy for cell in cells), *probes)))
-    done = {policy: _done(cells, policy) for policy in policies}
+    settings = {probe.setting.variant: probe.setting for probe in probes.values()}
+    settings = {cell.setting.variant: cell.setting for cell in cells} | settings
+    done = {variant: _done(cells, variant) for variant in settings}
     depth = common_depth([found for found in done.values() if found])
     swept = next((entry for entry in board.models if entry.name == model), None)
-    labels = {policy: _label(plan, policy) for policy in policies}
+    sha256, first = swept.sha256 if swept else None, next(iter(settings))
     rows = []
-    for policy in policies:
+    for variant, setting in settings.items():
+        policy, label = setting.policy, _label(plan, setting.policy)
+        # What folders say of a policy they say of it without a transform.
+        plain = setting.transform is None
+        quality = quality_of(known, sha256, _served(plan, model), policy) if plain else Quality()
         row = DecisionRow(
             board=board.name,
             model=model,
-            sha256=swept.sha256 if swept else None,
             policy=policy or ENDPOINT,
-            label=labels[policy],
+            label=label if plain else f"{label} {TRANSFORMED}",
+            sha256=sha256,
+            transform=setting.transform,
             policy_digest=policy_digest(policy) if policy else None,
-            quality=quality_of(known, swept.sha256 if swept else None, _served(plan, model), policy),
-            n_cells=len(done[policy]),
+            quality=quality,
+            n_cells=len(done[variant]),
             problems=Counter(
                 str(cell.ending)
                 for cell in cells
-                if cell.setting.policy == policy and cell.ending is not Ending.DONE
+                if cell.setting.variant == variant and cell.ending is not Ending.DONE
             ),
         )
         row = _with_file(row, swept)
-        row = _with_speed(row, done[policy], done[policies[0]], depth)
-        rows.append(_with_probe(row, probes.get(policy)))
+        row = _with_speed(row, done[variant], done[first], depth)
+        rows.append(_with_probe(row, probes.get(variant)))
     return rows
 
 
@@ -118,9 +126,11 @@ def _label(plan: SweepPlan, policy: str | None) -> str:
     return named.get(policy, policy.removeprefix("*:"))
 
 
-def _done(cells: Iterable[CellRecord], policy: str | None) -> list[CellRecord]:
+def _done(cells: Iterable[CellRecord], variant: str | None) -> list[CellRecord]:
     return [
-        cell for cell in cells if cell.setting.policy == policy and cell.ending is Ending.DONE and cell.points
+        cell
+        for cell in cells
+        if cell.setting.variant == variant and cell.ending is Ending.DONE and cell.points
     ]
 
 
@@ -279,10 +289,12 @@ def choices(
 ) -> tuple[Choice, ...]:
     """Return what to take for each job within each amount of memory; policies known to be broken for none."""
     sound = [row for row in rows if row.quality.kl is None or row.quality.kl < BROKEN_KL]
-    needs = {(probe.board, probe.setting.model, probe.setting.policy): probe.need_n_bytes for probe in probes}
+    needs = {
+        (probe.board, probe.setting.model, probe.setting.variant): probe.need_n_bytes for probe in probes
+    }
 
     def at_stable(row: DecisionRow) -> int | None:
-        need = needs.get((row.board, row.model, row.policy))
+        need = needs.get((row.board, row.model, row.variant))
         return None if need is None or row.compute_bytes is None else need + row.compute_bytes
 
     def at_largest(row: DecisionRow) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from kvquant.documents import read_toml
 from kvquant.errors import UsageError
+from kvquant.evals.variations import split_variations
 from kvquant.formats.registry import CACHE_TYPES
 from kvquant.policy import parse_policy, preset_text
 from kvquant.results.sweep import ALL_CPUS, Setting, cell_key, probe_key
@@ -89,7 +90,8 @@ class SweepPlan:
     tokens. rounds: every second one runs backwards. reserve: memory that is left alone. drop_page_cache:
     before each cell, as root. board: what this machine is called. boards: whether the workers of a cluster
     share the cells or each run all of them. quality: folders of `kvquant validate`, `eval` and `divergence`.
-    published: CSV files shown beside. ram: sizes that jobs are chosen for.
+    published: CSV files shown beside. ram: sizes that jobs are chosen for. transforms: files of `kvquant
+    calibrate` by model, which all its policies get but those with @no-transform behind them.
     """
 
     models: tuple[Text, ...] = ()
@@ -106,6 +108,7 @@ class SweepPlan:
     quality: tuple[Text, ...] = ()
     published: tuple[Text, ...] = ()
     ram: tuple[Text, ...] = ()
+    transforms: Mapping[str, Text] = field(default_factory=dict)
     measure: Measure = Measure()
     cooling: Cooling = Cooling()
     probe: Probe | None = None
@@ -166,7 +169,10 @@ def check_plan(plan: SweepPlan, where: str = "plan") -> SweepPlan:
     for entry in plan.cpus if plan.probe is None else (*plan.cpus, plan.probe.cpus):
         if entry not in NAMES:
             parse_cores(entry)
-    texts = [canonical(text) for text in plan.policies]
+    texts = [canonical(text) + ("" if split(text)[1] else "@no-transform") for text in plan.policies]
+    stray = [name for name in plan.transforms if name not in plan.models]
+    if stray:
+        raise UsageError(f"{where}: [transforms] names {stray[0]!r}, which is no model of the plan")
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
         raise UsageError(f"{where}: the policy {twice} is given twice; give each once")
@@ -200,15 +206,23 @@ def tokens(entry: str | int) -> int:
 
 
 def canonical(text: str) -> str:
-    """Return the canonical text of a policy that llama.cpp can run. Raises PolicyError."""
-    return str(parse_policy(text, CACHE_TYPES))
+    """Return the canonical text of a policy that llama.cpp can run, without variation. Raises PolicyError."""
+    return str(parse_policy(split(text)[0], CACHE_TYPES))
+
+
+def split(text: str) -> tuple[str, bool]:
+    """Return a policy without its variation, and whether it gets a transform. Raises UsageError."""
+    varied = split_variations(text)
+    if not varied.rotation:
+        raise UsageError(f"policy {text}: a sweep measures what is served; @no-rotation is for divergence")
+    return varied.policy, varied.transform
 
 
 def policy_label(text: str) -> str:
     """Return a policy as people write it: a preset's name, else its text without the selector of every
     layer.
     """
-    word = text.strip().lower()
+    word = split(text)[0].strip().lower()
     return word if preset_text(word) is not None else canonical(text).removeprefix("*:")
 
 
@@ -241,7 +255,14 @@ def _blocks(plan: SweepPlan) -> Iterator[Sequence[Setting]]:
     for model, n_ctx, flash, cpus, n_threads in product(
         plan.models, plan.contexts, plan.flash_attn, plan.cpus, threads
     ):
-        yield [Setting(model, canonical(policy), n_threads, cpus, flash, n_ctx) for policy in plan.policies]
+        yield [_setting(plan, model, policy, n_threads, cpus, flash, n_ctx) for policy in plan.policies]
+
+
+def _setting(
+    plan: SweepPlan, model: str, policy: str, n_threads: int | None, cpus: str, flash: str, n_ctx: int
+) -> Setting:
+    transform = plan.transforms.get(model) if split(policy)[1] else None
+    return Setting(model, canonical(policy), n_threads, cpus, flash, n_ctx, transform=transform)
 
 
 def _endpoint_blocks(plan: SweepPlan) -> Iterator[Sequence[Setting]]:
@@ -255,9 +276,8 @@ def _probes(plan: SweepPlan) -> Iterator[Setting]:
     if probe is None:
         return
     for model, policy in product(plan.models, plan.policies):
-        yield Setting(
-            model, canonical(policy), probe.threads, probe.cpus, probe.flash_attn, tokens(probe.max_ctx)
-        )
+        limit = tokens(probe.max_ctx)
+        yield _setting(plan, model, policy, probe.threads, probe.cpus, probe.flash_attn, limit)
 
 
 _LIST = re.compile(r"\s*,\s*")

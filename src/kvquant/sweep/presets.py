@@ -18,7 +18,7 @@ from kvquant.model.gguf_file import open_model
 from kvquant.policy import parse_policy
 from kvquant.results.sweep import ALL_CPUS, Board, DecisionRow, SweepResult, leading_rows
 from kvquant.sweep.cores import parse_cores, resolve_cores
-from kvquant.sweep.plan import canonical
+from kvquant.sweep.plan import canonical, split
 
 BEST = "best"
 """The word that means: for each model of the sweep the row that leads its table."""
@@ -48,6 +48,7 @@ class Preset:
     flash_attn: str
     n_ctx: int
     draft: Draft | None = None
+    transform: Path | None = None
 
     def options(self) -> dict[str, str]:
         """Return the options of its server, by name."""
@@ -58,6 +59,8 @@ class Preset:
             "parallel": "1",
             "flash-attn": self.flash_attn,
         }
+        if self.transform is not None:
+            found["kv-transform"] = str(self.transform.absolute())
         if self.n_threads is not None:
             found["threads"] = str(self.n_threads)
         if self.cores is not None:
@@ -86,7 +89,10 @@ def choose(result: SweepResult, wanted: Sequence[str]) -> list[DecisionRow]:
             continue
         model, _, policy = word.partition("=")
         text = canonical(policy) if policy else None
+        plain = bool(policy) and not split(policy)[1]
         rows = [row for row in own if row.model == model and row.policy == text]
+        rows = [row for row in rows if not plain or row.transform is None]
+        rows.sort(key=lambda row: row.transform is None)
         if not rows:
             known = ", ".join(f"{row.model}={row.label}" for row in own) or "nothing"
             raise UsageError(f"--apply {word}: give {BEST} or MODEL=POLICY; measured: {known}")
@@ -110,6 +116,7 @@ def preset_of(row: DecisionRow, boards: Sequence[Board], draft: Draft | None = N
         flash_attn=row.flash_attn or "on",
         n_ctx=row.stable_ctx or row.n_ctx or 4096,
         draft=draft,
+        transform=None if row.transform is None else Path(row.transform),
     )
 
 

@@ -24,6 +24,7 @@ from kvquant.results.sweep import Board, Setting, SweptModel
 from kvquant.shipped import VERSION
 from kvquant.sweep.cores import named_cores, parse_cores, resolve_cores
 from kvquant.sweep.plan import SweepPlan, tasks
+from kvquant.transform import open_transform
 from kvquant.units import format_n_bytes
 
 
@@ -57,6 +58,8 @@ def survey(plan: SweepPlan, programs: Path | None, name: str | None = None, root
     files = {entry: open_model(model_path(entry)) for entry in plan.models}
     for model in files.values():
         model.require_loadable()
+    for entry, path in plan.transforms.items():
+        open_transform(Path(path), files[entry], _shape(files[entry]), digest=True)
     info = None
     if files:
         if programs is None:
