@@ -33,15 +33,17 @@ def test_canonical_form(text: str, canonical: str) -> None:
 
 def test_the_list_of_presets() -> None:
     lines = _run("--list")[0].splitlines()
-    assert [line.split()[:2] for line in lines[:-1]] == [
+    assert [line.split()[:2] for line in lines[:5]] == [
         ["f16", "*:f16"],
         ["q8_0", "*:q8_0"],
         ["k8v4", "*:k=q8_0/v=q4_0"],
         ["hybrid", "0-10:q8_0,11-31:q4_0"],
         ["q4_0", "*:q4_0"],
     ]
-    presets = json.loads(_run("--list", "--json")[0])["presets"]
-    assert [preset["name"] for preset in presets] == ["f16", "q8_0", "k8v4", "hybrid", "q4_0"]
+    listed = json.loads(_run("--list", "--json")[0])
+    assert [preset["name"] for preset in listed["presets"]] == ["f16", "q8_0", "k8v4", "hybrid", "q4_0"]
+    for preset in listed["measured"]:
+        assert f"  {preset['policy']}" in lines
 
 
 def test_layers_of_a_hybrid_model() -> None:

@@ -1,0 +1,54 @@
+"""The page and the presets say what the committed searches say, and these are of one piece."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from kvquant.documents import to_document
+from kvquant.policy import parse_policy
+from kvquant.policy.presets import measured_presets
+from kvquant.results.search import SearchResult
+from search.true_meter import found
+from write_search_records import PAGE, page, presets, records
+
+FOUND = records()
+
+
+def test_there_are_records_and_the_page_and_the_presets_are_theirs() -> None:
+    assert FOUND
+    assert PAGE.read_text(encoding="utf-8") == page(), "run tools/write_search_records.py"
+    assert to_document(list(measured_presets())) == json.loads(json.dumps(to_document(presets())))
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_record_is_of_one_piece(name: str) -> None:
+    check_record(FOUND[name])
+
+
+def check_record(result: SearchResult) -> None:
+    """The policy is within its bytes, the comparison at equal bytes, and the verdict that of the interval."""
+    assert str(parse_policy(result.policy)) == result.policy
+    assert result.budget_bytes is None or result.kv_bytes <= result.budget_bytes
+    assert result.of_f16 == pytest.approx(result.kv_bytes / result.kv_bytes_f16)
+    assert result.kl_held_out is not None and result.kl_held_out.interval is not None
+    for rival in result.rivals:
+        assert result.budget_bytes is None or rival.kv_bytes <= result.budget_bytes
+        assert rival.kl_held_out is not None and rival.kl_held_out.n_tokens == result.kl_held_out.n_tokens
+    against = result.against
+    assert against is not None and against.interval is not None
+    verdict = "better" if against.interval.high < 0 else "worse" if against.interval.low > 0 else "level"
+    assert against.verdict == verdict
+    if result.simple is None:
+        best = min(rival.kl_held_out.mean for rival in result.rivals if rival.kl_held_out is not None)
+        assert result.kl_held_out.mean - best == pytest.approx(against.difference, rel=1e-5, abs=1e-9)
+
+
+def test_the_check_notices_a_verdict_that_is_not_the_intervals() -> None:
+    result = found()
+    check_record(result)
+    assert result.against is not None
+    with pytest.raises(AssertionError):
+        check_record(replace(result, against=replace(result.against, verdict="worse")))

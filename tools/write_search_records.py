@@ -1,0 +1,117 @@
+"""Write what pages and the package say of committed searches: docs/search.md and the measured presets.
+
+python tools/write_search_records.py
+
+Reads eval/results/search/*.json, the results of `kvquant search --out DIR` (DIR/search.json).
+tests/search/test_records.py holds both to the records.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from kvquant.assets.registry import models
+from kvquant.documents import read_json, to_json
+from kvquant.files import write_atomic
+from kvquant.policy.presets import MeasuredPreset
+from kvquant.report.search import comparison_table
+from kvquant.results.search import SearchResult
+from kvquant.tables import markdown, small
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "eval/results/search"
+PAGE = ROOT / "docs/search.md"
+PRESETS = ROOT / "src/kvquant/policy/presets.json"
+BEGIN, END = "<!-- records -->", "<!-- end -->"
+
+
+def records() -> dict[str, SearchResult]:
+    """Return every committed search by its file's name, ordered by model and size."""
+    found = {path.name: read_json(SearchResult, path) for path in RECORDS.glob("*.json")}
+    return dict(sorted(found.items(), key=lambda item: (model_name(item[1]), item[1].of_f16)))
+
+
+def model_name(result: SearchResult) -> str:
+    """Return the name `kvquant models` has for the file, else the file's own."""
+    known = {model.file: name for name, model in models().items()}
+    return known.get(result.start.model.name, Path(result.start.model.name).stem)
+
+
+def presets() -> list[MeasuredPreset]:
+    """Return what the package lists: the policy of each record with what it loses."""
+    return [preset(name, result) for name, result in records().items() if result.kl_held_out is not None]
+
+
+def preset(name: str, result: SearchResult) -> MeasuredPreset:
+    """Return one record as a preset."""
+    kl = result.kl_held_out
+    assert kl is not None
+    rival = next(
+        (entry for entry in result.rivals if result.against and entry.name == result.against.rival), None
+    )
+    low, high = (None, None) if kl.interval is None else kl.interval
+    return MeasuredPreset(
+        model=model_name(result),
+        policy=result.policy,
+        of_f16=result.of_f16,
+        n_ctx=result.n_ctx,
+        kl=kl.mean,
+        low=low,
+        high=high,
+        held_out=result.start.held_out.name,
+        n_tokens=kl.n_tokens,
+        rival=None if rival is None else rival.name,
+        rival_kl=None if rival is None or rival.kl_held_out is None else rival.kl_held_out.mean,
+        record=f"eval/results/search/{name}",
+    )
+
+
+def section() -> str:
+    """Return what docs/search.md says between its marks."""
+    parts = [_part(name, result) for name, result in records().items()]
+    return "\n\n".join(parts)
+
+
+def _part(name: str, result: SearchResult) -> str:
+    found = result.additivity
+    ratio = (
+        "" if found.ratio is None else f"The median policy measures {found.ratio:.2f} times its prediction"
+    )
+    rank = "" if found.rank_correlation is None else f"; rank correlation {found.rank_correlation:.2f}"
+    kl = result.kl_held_out
+    said = (
+        f"Chosen on {result.start.fit.name}, compared on {0 if kl is None else kl.n_tokens} tokens of "
+        f"{result.start.held_out.name} in chunks of {result.start.n_ctx}; types "
+        f"{', '.join(result.types)}; floor "
+        f"{small(result.floor.mean)}. {ratio}{rank} ({found.n_policies} policies)."
+    )
+    return "\n".join(
+        [
+            f"### {model_name(result)}, {result.of_f16:.3f}x of f16",
+            "",
+            f"    {result.policy}",
+            "",
+            textwrap.fill(said, 118),
+            f"[Record](../eval/results/search/{name}).",
+            "",
+            markdown(comparison_table(result)),
+        ]
+    )
+
+
+def page() -> str:
+    """Return docs/search.md with the section of the records."""
+    text = PAGE.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}\n\n{section()}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    """Write both."""
+    write_atomic(PAGE, page())
+    write_atomic(PRESETS, to_json(presets()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
