@@ -55,3 +55,24 @@ def test_the_first_row_kept_exact_helps_two_of_three() -> None:
     assert ratio["qwen2.5-coder-0.5b"] < 0.75
     assert ratio["smollm2-135m"] < 0.75
     assert ratio["gemma3-270m"] > 1
+
+
+def test_a_transform_is_written_where_it_surely_helps_and_nowhere_else() -> None:
+    found = tables.calibrations()
+    assert found
+    for name, calibration in found.items():
+        judged = calibration.judgement
+        assert judged.better == (calibration.transform is not None), name
+        assert judged.better == (judged.change is not None and judged.change.high < 0), name
+
+
+def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
+    for name, result in tables.divergences().items():
+        if "fitted" in name:
+            continue
+        kl: dict[str, dict[bool, float]] = {}
+        for policy in result.policies:
+            assert policy.kl_mean is not None
+            kl.setdefault(policy.policy, {})[policy.transform is not None] = policy.kl_mean
+        for policy_text, by_transform in kl.items():
+            assert by_transform[True] < by_transform[False], (name, policy_text)

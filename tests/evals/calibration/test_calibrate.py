@@ -171,13 +171,15 @@ def test_what_will_not_do_is_one_line(
     assert not (tmp_path / "a.gguf").exists()
 
 
-@pytest.mark.parametrize(("n_characters", "part"), [(60, "fitting"), (900, "choosing")])
+@pytest.mark.parametrize(("n_characters", "part"), [(60, "fitting"), (6000, "choosing")])
 def test_a_text_that_is_too_short_says_which_part(
     text: Path, tmp_path: Path, n_characters: int, part: str
 ) -> None:
+    """Of 6,000 characters 58 are left to choose by, in which there are no 64 tokens."""
     short = tmp_path / "short"
     short.write_text(text.read_text()[:n_characters])
-    assert f"its part for {part}" in failure(run(short, tmp_path / "a.gguf", "--kind", "auto"), UsageError)
+    result = run(short, tmp_path / "a.gguf", "--tokens", "6400", "--chunks", "1")
+    assert f"its part for {part}" in failure(result, UsageError)
 
 
 def test_a_damaged_file_is_refused_where_it_is_used(text: Path, tmp_path: Path) -> None:

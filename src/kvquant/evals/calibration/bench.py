@@ -68,14 +68,21 @@ class Bench:
             failures = measure_into(plan.programs, request, logs, log, told or (lambda *_: None))
         for what in failures.values():
             if "nothing to score" in what:
-                raise UsageError(
-                    f"--text {plan.text}: its part for {stage} is too short for chunks of {plan.n_ctx} "
-                    "tokens; give a longer text or a smaller --ctx"
-                )
+                raise self._too_short(stage)
             raise KVQuantError(f"{stage}: {what} (log: {log})")
+        # A text that ends early is scored as deep as it goes, which is not what was asked for.
+        if max(token.position for token in logs[0].tokens) < plan.n_ctx - 1 - request.every:
+            raise self._too_short(stage)
         log.unlink(missing_ok=True)
         found = {setup: kept.tokens for setup, kept in zip(different, logs, strict=True)}
         return [found[setup] for setup in setups]
+
+    def _too_short(self, stage: str) -> UsageError:
+        plan = self.plan
+        return UsageError(
+            f"--text {plan.text}: its part for {stage} is shorter than a chunk of {plan.n_ctx} tokens; "
+            "give a longer text or a smaller --ctx"
+        )
 
     def _file(self, assignment: Assignment) -> TransformFile | None:
         transform = transform_of(assignment, self.fitted, self.model, self.provenance)
