@@ -12,10 +12,13 @@ shows them (benchmarks/transform_tables.py), and a test holds it to them.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from kvquant.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks/results/transform"
@@ -95,7 +98,11 @@ def keep(words: list[str], record: Path, also: tuple[int, ...] = ()) -> None:
     done = subprocess.run([sys.executable, "-m", "kvquant", *words], stdout=subprocess.PIPE, check=False)
     if done.returncode not in (0, *also):
         raise SystemExit(f"kvquant {words[0]} ended with {done.returncode}")
-    record.write_bytes(done.stdout)
+    document = json.loads(done.stdout)
+    provenance = document["provenance"]
+    # Where files were means nothing elsewhere.
+    provenance["argv"] = [Path(word).name if word.startswith("/") else word for word in provenance["argv"]]
+    write_atomic(record, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
