@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvquant.errors import LlamaError
-from kvquant.processes.command import run_captured, run_logged
+from kvquant.processes.command import Silence, run_captured, run_logged
 
 
 def test_lines_status_and_log(tmp_path: Path) -> None:
@@ -36,3 +36,20 @@ def test_what_cannot_be_run(tmp_path: Path) -> None:
         run_captured(["/nonexistent/program"])
     with pytest.raises(LlamaError, match=r"did not end within 0\.1 s"):
         run_captured(["sleep", "5"], timeout_seconds=0.1)
+
+
+def test_silence_of_a_program_that_computes_and_of_one_that_hangs() -> None:
+    busy, two_threads, hung, unknown = Silence(0, 0), Silence(0, 1), Silence(0, 1), Silence(0, None)
+    for now in range(0, 101, 10):
+        assert busy.seconds(now, now) == now
+        assert two_threads.seconds(now, 1 + 2 * now) == now
+        assert hung.seconds(now, 1) == now
+        assert unknown.seconds(now, None) == unknown.seconds(now, 5) == now
+
+
+def test_a_program_that_waits_for_a_processor_is_not_silent() -> None:
+    starved = Silence(0, 3)
+    found = [starved.seconds(now, 3 + now / 100) for now in range(0, 5001, 10)]
+    assert max(found) == 50
+    # Once it hangs, every second counts from the last one in which it computed.
+    assert starved.seconds(5400, 53) == 400

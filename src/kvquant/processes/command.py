@@ -40,10 +40,11 @@ def follow(
 ) -> int:
     """Give each line of a running program to ``on_line`` until the program has ended; its exit status.
 
-    Raises LlamaError when nothing is printed for ``silence_seconds``; the program then still runs.
+    Raises LlamaError when nothing is printed for ``silence_seconds``, as `Silence` counts them; the program
+    then still runs.
     """
     unfinished = b""
-    heard = time.monotonic()
+    silence = Silence(time.monotonic(), program.cpu_seconds())
     with program.log.open("rb") as output:
         while True:
             status = program.exit_status()
@@ -56,13 +57,36 @@ def follow(
                     on_line(line.decode("utf-8", "replace").rstrip())
             if status is not None:
                 return status
+            now, used = time.monotonic(), program.cpu_seconds()
             if printed:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > silence_seconds:
+                silence = Silence(now, used)
+            elif silence.seconds(now, used) > silence_seconds:
                 raise LlamaError(
                     f"{program.argv[0]} has printed nothing for {silence_seconds:g} s (log: {program.log})"
                 )
             time.sleep(POLL_SECONDS)
+
+
+class Silence:
+    """How long a program says nothing, without the time for which it only waits for a processor.
+
+    A program that computes is silent for as long as it computes. One that gets little of a busy machine is
+    not hung, however late it is; one that gets no processor time at all for as long is. cpu_seconds: None
+    where that is not known; then every second counts.
+    """
+
+    def __init__(self, now: float, cpu_seconds: float | None) -> None:
+        self._heard = self._advanced = now
+        self._at_first = self._used = cpu_seconds
+
+    def seconds(self, now: float, cpu_seconds: float | None) -> float:
+        """Return the silence so far, with the processor time that the program has had by ``now``."""
+        wall = now - self._heard
+        if cpu_seconds is None or self._at_first is None or self._used is None:
+            return wall
+        if cpu_seconds > self._used:
+            self._used, self._advanced = cpu_seconds, now
+        return max(min(wall, cpu_seconds - self._at_first), now - self._advanced)
 
 
 def run_captured(argv: Sequence[str], *, timeout_seconds: float = 60.0) -> tuple[int, str]:
