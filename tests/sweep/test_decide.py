@@ -243,7 +243,8 @@ def test_quality_is_read_from_the_committed_folders() -> None:
     assert of_q8_0.kl is not None and of_q8_0.kl < 0.01
     smol = next(sha for sha, policy in known if policy == "*:q8_0" and sha != reference)
     assert known[smol, "*:f16"].kl == 0.0
-    assert known[smol, "*:q8_0"].kl == pytest.approx(0.0036, abs=1e-4)
+    of_smol = known[smol, "*:q8_0"].kl
+    assert of_smol is not None and 0 < of_smol < 0.05
     assert known[smol, "*:q8_0"].rate is None
 
 

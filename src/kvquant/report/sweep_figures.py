@@ -19,7 +19,7 @@ from kvquant.report.drawing import (
     style_axes,
     themed_svg,
 )
-from kvquant.report.sweep_tables import several_boards, tokens_text
+from kvquant.report.sweep_tables import answered_text, several_boards
 from kvquant.report.validation_figures import LONGEST_LABEL, NARROW, WIDE, Ink, draw_line, name_rows
 from kvquant.results.sweep import CellRecord, DecisionRow, Ending, SweepResult
 
@@ -192,4 +192,4 @@ def key_entries(result: SweepResult, svg: str) -> Sequence[tuple[str, str, str]]
 
 def described(row: DecisionRow) -> str:
     """A row's contexts in words."""
-    return f"{row.model} {row.label}: {tokens_text(row.stable_ctx)}"
+    return f"{row.model} {row.label}: {answered_text(row, row.stable_ctx)}"

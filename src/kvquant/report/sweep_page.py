@@ -8,6 +8,7 @@ from statistics import median
 from kvquant.report import sweep_figures as figures
 from kvquant.report.html import bullets, figure, folded, key, pairs, tiles, whole_page
 from kvquant.report.sweep_tables import (
+    answered_text,
     choice_table,
     decision_table,
     depth_line,
@@ -131,9 +132,9 @@ def _headline(result: SweepResult) -> str:
 
 
 def _answer(row: DecisionRow) -> str:
-    context = (
-        f"a stable context of {tokens_text(row.stable_ctx)}" if row.stable_ctx else "no stable context found"
-    )
+    context = "context not probed"
+    if row.loaded_ctx is not None:
+        context = f"stable context {answered_text(row, row.stable_ctx)}, loads {tokens_text(row.loaded_ctx)}"
     return (
         f"{row.model}: {row.label}, threads {setting_text(row)}: {number(row.decode_deep)} tokens/s at depth "
         f"{row.depth}, "

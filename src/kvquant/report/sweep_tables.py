@@ -33,6 +33,11 @@ def tokens_text(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
+def answered_text(row: DecisionRow, value: int | None) -> str:
+    """A context in which a model answers; "none" where it was asked and never did."""
+    return "none" if value is None and row.loaded_ctx is not None else tokens_text(value)
+
+
 def problems_text(row: DecisionRow) -> str:
     """What became of the cells that were not measured."""
     return ", ".join(f"{count} {name}" for name, count in row.problems.items())
@@ -64,8 +69,8 @@ _FIRST_TOKEN: Column = ("first token", lambda row: seconds(row.ttft_seconds), Fa
 _SHARE: Column = ("share of CPU", lambda row: percent(row.cpu_share), False)
 _CONTEXT: tuple[Column, ...] = (
     ("loads", lambda row: tokens_text(row.loaded_ctx), False),
-    ("answers", lambda row: tokens_text(row.answered_ctx), False),
-    ("stable", lambda row: tokens_text(row.stable_ctx), False),
+    ("answers", lambda row: answered_text(row, row.answered_ctx), False),
+    ("stable", lambda row: answered_text(row, row.stable_ctx), False),
     ("predicted", lambda row: tokens_text(row.predicted_ctx), False),
 )
 _MEMORY: tuple[Column, ...] = (
