@@ -76,10 +76,13 @@ archs: $(VENV)/run.stamp ## Hold every architecture upstream's tests can make to
 		$$bin/llama-kv-layers-archs > benchmarks/results/kv-layers-archs.txt && \
 		$$bin/llama-kv-transform-archs > benchmarks/results/kv-transform-archs.txt
 
+# What K, V and their attention go through; `make backend-ops OPS=` tries every operation there is, for hours.
+OPS := FLASH_ATTN_EXT,SET_ROWS,CPY,ROPE,GET_ROWS,SOFT_MAX
+
 .PHONY: backend-ops
-backend-ops: $(VENV)/run.stamp ## Hold the patched tree's CPU backend to upstream's own test of every operation
+backend-ops: $(VENV)/run.stamp ## Hold the patched tree's CPU backend to upstream's own test of its operations
 	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS) --program test-backend-ops --cmake-arg -DLLAMA_BUILD_TESTS=ON) && \
-		$(BIN)/python tools/backend_ops.py --bin "$$bin" --out benchmarks/results/backend-ops.json
+		$(BIN)/python tools/backend_ops.py --bin "$$bin" --op "$(OPS)" --out benchmarks/results/backend-ops.json
 
 .PHONY: memory
 memory: $(VENV)/test.stamp ## Hold the memory rules of every architecture to what llama.cpp allocates for headers alone

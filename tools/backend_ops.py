@@ -67,7 +67,9 @@ def main() -> int:
     parser.add_argument(
         "--bin", type=Path, required=True, metavar="DIR", help="the folder of test-backend-ops"
     )
-    parser.add_argument("--op", metavar="NAME", help="only this operation, such as FLASH_ATTN_EXT")
+    parser.add_argument(
+        "--op", metavar="NAME[,NAME...]", help="only these operations, such as FLASH_ATTN_EXT"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
     arguments = parser.parse_args()
     argv = ["test-backend-ops", "test", "-b", "CPU", *(["-o", arguments.op] if arguments.op else [])]

@@ -83,7 +83,17 @@ def test_the_sanitizer_record() -> None:
     assert made["tests"].strip("= ") in text
 
 
-@pytest.mark.parametrize("name", ["rk3588.json", "patch-range.json", "sanitize.json"])
+def test_the_record_of_upstreams_own_test() -> None:
+    made, text = record("backend-ops.json"), document("proofs.md")
+    assert made["status"] == 0 and made["failed"] == []
+    assert made["build"]["tag"] == load_pin(patches_folder()).tag
+    attention = made["operations"]["FLASH_ATTN_EXT"]
+    assert set(attention) == {"ok"}
+    assert made["passed"] == made["run"] >= attention["ok"]
+    assert f"All {made['passed']:,} cases passed, {attention['ok']:,} of them attention" in text
+
+
+@pytest.mark.parametrize("name", ["rk3588.json", "patch-range.json", "sanitize.json", "backend-ops.json"])
 def test_records_name_no_folder_of_the_machine_they_were_made_on(name: str) -> None:
     text = json.dumps(record(name))
     assert not any(part in text for part in ('"/home', '"/root', '"/work', '"/tmp'))

@@ -44,6 +44,7 @@ RANDOM_MODELS: dict[str, RandomModel] = {
     ),
     "glm4moe": RandomModel(arch="glm4moe", n_layer=4, n_nextn=1),
     "lfm2": RandomModel(arch="lfm2", n_layer=9, window=2560),
+    "deci": RandomModel(arch="deci", kv_heads=(2, 0, 1, 2)),
     "deepseek2": RandomModel(arch="deepseek2", n_layer=3),
     "qwen35": RandomModel(arch="qwen35", n_layer=9, n_nextn=1),
     "qwen35moe": RandomModel(arch="qwen35moe", n_layer=5, full_every=2),
