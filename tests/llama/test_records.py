@@ -54,6 +54,10 @@ def test_the_record_of_the_walk() -> None:
     for edge in made["edges"]:
         assert f"| {edge['before']} | {edge['tag']} |" in text
         assert rows[edge["before"]] and rows[edge["tag"]]
+    changed = {edge["tag"] for edge in made["edges"]}
+    last = [tag for tag in pin.tags if tag in pin.range][-100:]
+    assert f"{len(changed)} tags, {len(changed & set(last))} of them among the last 100" in text
+    assert " and ".join(row["tag"] for row in made["built"]) + " were built and run" in text
     assert f"series `{made['series_digest'][:12]}`" in text
     for row in made["compiled"]:
         assert row["broken"] == []
