@@ -34,13 +34,13 @@ def result() -> SweepResult:
     plan = replace(last.plan, quality=(QUALITY,), published=(PUBLISHED,))
     journal.starts[-1] = replace(last, plan=plan)
     # Quality as it was when the record was made: the folder it came from may be measured anew.
-    made = from_json(SweepResult, (RECORDS / "results.json").read_text(), "results.json")
+    made = from_json(SweepResult, (RECORDS / "sweep.json").read_text(), "sweep.json")
     known = {(row.sha256 or "", row.policy): row.quality for row in made.rows}
     return decide(journal, known, read_published(ROOT / PUBLISHED))
 
 
 def test_the_files_are_made_from_the_journal(result: SweepResult) -> None:
-    assert json.loads(to_json(result)) == json.loads((RECORDS / "results.json").read_text())
+    assert json.loads(to_json(result)) == json.loads((RECORDS / "sweep.json").read_text())
     assert write_csv(result.rows) == (RECORDS / "table.csv").read_text()
     page = (RECORDS / "sweep.html").read_text()
     # Figures hang on matplotlib's version; what is said does not.
@@ -54,7 +54,7 @@ def test_records_are_valid_by_the_schemas() -> None:
             schema = json.loads(schema_text(f"sweep-{document['kind']}"))
             Draft202012Validator(schema).validate(document)
     Draft202012Validator(json.loads(schema_text("sweep"))).validate(
-        json.loads((RECORDS / "results.json").read_text())
+        json.loads((RECORDS / "sweep.json").read_text())
     )
 
 

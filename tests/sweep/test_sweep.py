@@ -131,7 +131,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "q4_0 threads=1" in shown.stderr and "GGML_ASSERT" in shown.stderr
     document = json.loads(runner.invoke(kvquant, [*argv, "--json"], catch_exceptions=False).stdout)
     assert [row["n_cells"] for row in document["rows"]] == [1, 1, 0]
-    assert {path.name for path in out.iterdir()} >= {"sweep.jsonl", "results.json", "table.csv"}
+    assert {path.name for path in out.iterdir()} >= {"sweep.jsonl", "sweep.json", "table.csv"}
     again = runner.invoke(kvquant, [*argv, "--dry-run"], catch_exceptions=False)
     assert again.output.endswith("3 in all, 0 left\n")
 

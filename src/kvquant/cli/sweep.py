@@ -34,11 +34,19 @@ from kvquant.tables import terminal_width
 @click.command("sweep")
 @click.argument("plan", type=click.Path(path_type=Path), metavar="[PLAN]", required=False)
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME|FILE", help="A model; may be repeated.")
-@click.option("--policy", "policies", multiple=True, metavar="POLICY", help="A policy; may be repeated.")
-@click.option("--threads", metavar="N,N", help="Numbers of threads, such as 2,4.")
+@click.option(
+    "--policy",
+    "--layers",
+    "--kv-layers",
+    "policies",
+    multiple=True,
+    metavar="POLICY",
+    help="A policy; may be repeated.",
+)
+@click.option("-t", "--threads", "threads", metavar="N,N", help="Numbers of threads, such as 2,4.")
 @click.option("--cpus", metavar="LIST,LIST", help="Cores: 4-7,0-7, or all, big, little; + joins: 0+2-3.")
 @click.option("--flash-attn", metavar="on,off", help="Flash attention: on, off or both.")
-@click.option("--ctx", metavar="N,N", help="Contexts, such as 4k,16k,64k.")
+@click.option("-c", "--ctx", "--ctx-size", "ctx", metavar="N,N", help="Contexts, such as 4k,16k,64k.")
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="How often each cell is measured.")
 @out_option
 @llama_bin_option

@@ -1,8 +1,8 @@
 """The folder of a sweep: one append-only file, a line for each finished cell, and the result made from it.
 
-    sweep.jsonl     what is run, and every finished cell and probe, a line each, on the disk before the next
-    begins results.json    the result document; table.csv, sweep.html beside it lock            held while a
-    kvquant works here
+    sweep.jsonl     what is run, and every finished cell and probe, a line each, on the disk before the next begins
+    sweep.json      the result document; table.csv and sweep.html stand beside it
+    lock            held while a kvquant works here
 
 A kill or a power cut loses the cell that ran. ``start`` says what the lines after it belong to; one is
 written whenever the sweep is started or resumed.
@@ -27,7 +27,7 @@ from kvquant.shipped import VERSION, checkout_root
 from kvquant.sweep.plan import SweepPlan
 
 JOURNAL = "sweep.jsonl"
-RESULT = "results.json"
+RESULT = "sweep.json"
 
 Record = CellRecord | ProbeRecord
 

@@ -14,6 +14,6 @@ TABLE = "table.csv"
 
 
 def write_results(folder: Path, result: SweepResult) -> None:
-    """Write results.json and table.csv, each whole."""
+    """Write sweep.json and table.csv, each whole."""
     write_json(folder / RESULT, result)
     write_atomic(folder / TABLE, write_csv(result.rows))
