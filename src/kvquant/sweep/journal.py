@@ -1,6 +1,6 @@
 """The folder of a sweep: one append-only file, a line for each finished cell, and the result made from it.
 
-    sweep.jsonl     what is run, and every finished cell and probe, a line each, on the disk before the next begins
+    sweep.jsonl     what is run, and each finished cell and probe, on the disk before the next begins
     sweep.json      the result document; table.csv and sweep.html stand beside it
     lock            held while a kvquant works here
 
