@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +121,39 @@ def test_a_worker_that_dies_loses_its_cell_and_no_other(tmp_path: Path) -> None:
     assert len(lost) == 1
     # Nothing but the cell that ran on the dead one was begun twice.
     assert len(begun) - len(set(begun)) <= 1
+
+
+def test_a_worker_that_goes_away_before_it_answers_is_not_waited_for(tmp_path: Path) -> None:
+    programs, lost = fake_programs(tmp_path), list[tuple[str, str]]()
+    with two_workers() as found:
+        first, stopped = found.workers[0], tmp_path / "stopped"
+
+        def asleep_on_the_first() -> Path:
+            # Only the worker that is killed below finds nothing here, and sleeps.
+            if os.getpid() == first_pid and not stopped.exists():
+                stopped.touch()
+                time.sleep(600)
+            return programs
+
+        first_pid = first.pid
+        assert first_pid is not None
+
+        def kill() -> None:
+            while not stopped.exists():
+                time.sleep(0.05)
+            os.kill(first_pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with Cluster(
+            found.scheduler_address,
+            small_plan(),
+            asleep_on_the_first,
+            on_lost=lambda board, what: lost.append((board, what)),
+        ) as cluster:
+            assert cluster.boards
+        killer.join()
+    assert [what for _, what in lost] == ["it went away before it said what it is"]
 
 
 def test_workers_that_cannot_run_the_plan_are_named(tmp_path: Path) -> None:

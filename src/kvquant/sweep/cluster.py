@@ -181,18 +181,10 @@ class Cluster:
 
     def _look(self) -> dict[str, str]:
         """Ask every worker what board it is. Returns the workers' addresses by the boards' names."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        if not workers:
-            raise UsageError("the scheduler has no workers; start one on each board with dask worker")
         self._boards: dict[str, Board] = {}
         addresses: dict[str, str] = {}
         problems = []
-        for address, worker in workers.items():
-            name = str(address if worker.get("name") is None else worker["name"])
-            future = self._client.submit(
-                survey_board, self._plan_text, name, self._programs,
-                workers=[address], allow_other_workers=False, pure=False,
-            )  # fmt: skip
+        for address, name, future in self._surveyed():
             try:
                 answer = _answer(future.result(), name)
             except KVQuantError:
@@ -215,6 +207,31 @@ class Cluster:
         if problems:
             raise UsageError(problems[0])
         return addresses
+
+    def _surveyed(self) -> list[tuple[str, str, Any]]:
+        """Address, name and answer, a finished future, of every worker. One that goes away before it answers
+        is lost: what is asked of it would wait for ever.
+        """
+        asked: dict[str, tuple[str, Any]] = {}
+        while True:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            for address in [gone for gone in asked if gone not in workers]:
+                name, future = asked.pop(address)
+                self._client.cancel([future])
+                self._on_lost(name, "it went away before it said what it is")
+            if not workers:
+                raise UsageError("the scheduler has no workers; start one on each board with dask worker")
+            for address, worker in workers.items():
+                if address not in asked:
+                    name = str(address if worker.get("name") is None else worker["name"])
+                    future = self._client.submit(
+                        survey_board, self._plan_text, name, self._programs,
+                        workers=[address], allow_other_workers=False, pure=False,
+                    )  # fmt: skip
+                    asked[address] = name, future
+            if all(future.done() for _, future in asked.values()):
+                return [(address, name, future) for address, (name, future) in asked.items()]
+            time.sleep(POLL_SECONDS)
 
 
 def _differences(boards: Sequence[Board]) -> list[str]:
