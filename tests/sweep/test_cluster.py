@@ -46,10 +46,6 @@ def two_workers() -> Iterator[Any]:
             yield found
 
 
-def programs_of(folder: Path) -> Path:
-    return folder
-
-
 def run(plan: SweepPlan, runner: Any, out: Path) -> Journal:
     with open_journal(out, start_of(plan, runner.boards, ["kvquant"])) as writer:
         return sweep(plan, runner, writer)
@@ -73,7 +69,7 @@ def test_two_workers_give_the_same_records(tmp_path: Path) -> None:
     here = run(plan, Here(plan, survey(plan, programs, "here")), tmp_path / "here")
     with (
         two_workers() as found,
-        Cluster(found.scheduler_address, plan, partial(programs_of, programs)) as cluster,
+        Cluster(found.scheduler_address, plan, partial(Path, programs)) as cluster,
     ):
         assert len(cluster.boards) == 2
         there = run(plan, cluster, tmp_path / "there")
@@ -89,7 +85,7 @@ def test_each_board_can_run_everything(tmp_path: Path) -> None:
     plan, programs = small_plan(policies=("f16",), boards="each"), fake_programs(tmp_path)
     with (
         two_workers() as found,
-        Cluster(found.scheduler_address, plan, partial(programs_of, programs)) as cluster,
+        Cluster(found.scheduler_address, plan, partial(Path, programs)) as cluster,
     ):
         journal = run(plan, cluster, tmp_path / "out")
     assert len({record.board for record in journal.cells}) == len(journal.cells) == 2
@@ -110,7 +106,7 @@ def test_a_worker_that_dies_loses_its_cell_and_no_other(tmp_path: Path) -> None:
             Cluster(
                 found.scheduler_address,
                 plan,
-                partial(programs_of, programs),
+                partial(Path, programs),
                 on_begin=lambda task: begun.append(task.key),
                 on_lost=lambda _board, what: lost.append(what),
             ) as cluster,
@@ -161,9 +157,9 @@ def test_workers_that_cannot_run_the_plan_are_named(tmp_path: Path) -> None:
     with two_workers() as found:
         address = found.scheduler_address
         with pytest.raises(UsageError, match=r"worker \d: cpus '4000': this machine has no core 4000"):
-            Cluster(address, small_plan(cpus=("4000",)), partial(programs_of, programs))
+            Cluster(address, small_plan(cpus=("4000",)), partial(Path, programs))
         with pytest.raises(UsageError, match="there is no llama-server in"):
-            Cluster(address, small_plan(), partial(programs_of, tmp_path / "nothing"))
+            Cluster(address, small_plan(), partial(Path, tmp_path / "nothing"))
 
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +167,7 @@ def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyt
     with two_workers() as found:
         monkeypatch.setattr(cluster_module, "VERSION", "99.0")
         with pytest.raises(UsageError, match=r"has kvquant [0-9.]+, this is 99.0; install one"):
-            Cluster(found.scheduler_address, small_plan(), partial(programs_of, programs))
+            Cluster(found.scheduler_address, small_plan(), partial(Path, programs))
 
 
 def test_a_scheduler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
