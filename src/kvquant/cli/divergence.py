@@ -14,6 +14,7 @@ from kvquant.cli.options import (
     TEXT,
     VARIED_POLICY,
     ctx_option,
+    jobs_option,
     json_option,
     llama_bin_option,
     model_option,
@@ -94,14 +95,7 @@ UNKNOWN = "-"
 )
 @llama_bin_option
 @threads_option("Threads of the program.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Policies at the same time, each with its part of the threads.",
-)
+@jobs_option
 @json_option
 def divergence(
     model: Path,

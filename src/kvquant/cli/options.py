@@ -371,6 +371,18 @@ def threads_option(help: str) -> Callable[[Command], Command]:
     return click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help=help)
 
 
+def jobs_option(command: Command) -> Command:
+    """Add --jobs N as ``jobs``: policies that llama-kv-divergence measures at the same time."""
+    return click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Policies at the same time, each with its part of the threads.",
+    )(command)
+
+
 # ---- programs, records, output ----
 
 

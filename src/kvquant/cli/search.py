@@ -11,6 +11,7 @@ from kvquant.cli.options import (
     N_BYTES,
     budget_option,
     ctx_option,
+    jobs_option,
     json_option,
     llama_bin_option,
     shape_from_options,
@@ -116,14 +117,7 @@ from kvquant.search import search as run_search
 @transform_option("Measure every policy with this exact change of K (kvquant calibrate).")
 @llama_bin_option
 @threads_option("Threads of the program.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Policies at the same time, each with its part of the threads.",
-)
+@jobs_option
 @json_option
 def search(
     budget: int | float | None,
