@@ -11,7 +11,7 @@ import pytest
 from evals.fake_endpoint import Sent, fake_endpoint
 from kvquant.errors import KVQuantError, UsageError
 from kvquant.results.sweep import Buffers, CellRecord, Ending
-from kvquant.sweep.cell import run_cell
+from kvquant.sweep.cell import cpu_share, run_cell
 from kvquant.sweep.plan import EndpointPlan, SweepPlan, tasks
 from kvquant.sweep.survey import check_runnable, predicted_context, survey
 from sweep.small_sweeps import MEASURE, MODEL, fake_programs, small_plan
@@ -32,7 +32,7 @@ def test_a_cell_records_speed_memory_and_conditions(tmp_path: Path) -> None:
     # The fake takes 2 ms a token of the prompt and 10 ms for each after the first.
     assert [(point.prefill, point.decode) for point in record.points] == [(500.0, 100.0), (500.0, 100.0)]
     assert all(point.ttft_seconds is not None and point.ttft_seconds > 0 for point in record.points)
-    assert all(point.cpu_share is not None and 0 <= point.cpu_share < 2 for point in record.points)
+    assert all(point.cpu_share is None or 0 <= point.cpu_share < 2 for point in record.points)
     mib = 2**20
     assert record.buffers == Buffers(10 * mib, 4 * mib, None, 3 * mib, mib // 2)
     assert record.buffers is not None and record.buffers.total == 17.5 * mib
@@ -41,6 +41,13 @@ def test_a_cell_records_speed_memory_and_conditions(tmp_path: Path) -> None:
     assert record.watched is not None and record.watched.n_samples >= 1
     assert record.before is not None and record.before.available_n_bytes
     assert record.load_seconds is not None and record.wall_seconds >= record.load_seconds
+
+
+def test_a_share_of_the_processor_is_told_only_where_clock_ticks_do_not_decide() -> None:
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    assert cpu_share(tick, tick / 4, 1) is None  # else 4 processors' worth of one thread
+    assert cpu_share(3 * tick, 19 * tick, 1) is None
+    assert cpu_share(10.0, 10.0, 2) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class SpeedAt:
     prefill: of the n_prompt tokens that follow. decode: of the n_gen tokens made after those. ttft_seconds:
     from sending a prompt of depth + n_prompt tokens, none of them cached, to its first token. cpu_share: the
     processor time that the server's threads had of what they could have had; well below 1, other programs
-    ran.
+    ran. None where the answer came too soon to tell.
     """
 
     depth: int

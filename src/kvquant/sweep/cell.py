@@ -31,6 +31,9 @@ _FIRST_TO_GO = ("choom", "-n", "1000", "--")
 
 _WARMUP_WORDS = 48
 
+LEAST_TICKS = 20
+"""Clock ticks that a share of the processor is taken over: one tick more or less is then 5 % of it."""
+
 
 @dataclass(frozen=True)
 class Running:
@@ -202,7 +205,7 @@ def _point(running: Running, depth: int, prompt: Sequence[int], measure: Measure
     begun, cpu = time.monotonic(), running.server.cpu_seconds()
     answer = complete(running.endpoint, prompt[: depth + measure.n_prompt], measure.n_gen)
     seconds, cpu_after = time.monotonic() - begun, running.server.cpu_seconds()
-    share = None if cpu is None or cpu_after is None else (cpu_after - cpu) / seconds / n_threads
+    share = None if cpu is None or cpu_after is None else cpu_share(cpu_after - cpu, seconds, n_threads)
     return SpeedAt(
         depth=depth,
         n_prompt=measure.n_prompt,
@@ -212,6 +215,16 @@ def _point(running: Running, depth: int, prompt: Sequence[int], measure: Measure
         ttft_seconds=answer.ttft_seconds,
         cpu_share=share,
     )
+
+
+def cpu_share(cpu_seconds: float, seconds: float, n_threads: int) -> float | None:
+    """Return the share of the processor time that n_threads could have had in ``seconds``.
+
+    None where the interval is so short that the kernel's clock tick, the unit of cpu_seconds, would decide.
+    """
+    if seconds * os.sysconf("SC_CLK_TCK") < LEAST_TICKS:
+        return None
+    return cpu_seconds / seconds / n_threads
 
 
 def _n_threads(setting: Setting, host: Host) -> int:

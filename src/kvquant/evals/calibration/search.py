@@ -6,7 +6,7 @@ Measurements are asked for in groups, as one run of llama-kv-divergence serves m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -100,7 +100,9 @@ def choose(layers: Sequence[int], recipes: Sequence[Recipe], n_rounds: int, meas
         if taken:
             # One change alone is known; several may not add up.
             joint = found[changes.index(taken[0])] if len(taken) == 1 else measure([together])[0]
-            if joint.surely_better(measured):
+            # And "surely better" is not transitive: a kind in all layers that was left for a cheaper one may
+            # be surely better than what the cheaper one became.
+            if joint.surely_better(measured) and not _beaten(joint, everywhere):
                 current, measured = together, joint
             else:
                 taken = []
@@ -111,13 +113,19 @@ def choose(layers: Sequence[int], recipes: Sequence[Recipe], n_rounds: int, meas
     return Choice(current, tuple(trials))
 
 
-def cheapest(found: dict[Recipe, Measured]) -> Recipe:
-    """Return the recipe that costs least to compute with among those that the best is not surely better
-    than.
+def cheapest(found: Mapping[Recipe, Measured]) -> Recipe:
+    """Return the recipe that costs least to compute with among those that no other is surely better than.
+
+    Every other, not only the best one: a difference to the best may be less sure than one to the second best.
     """
     best = min(found, key=lambda recipe: found[recipe].mean)
     order = [recipe for recipe in RECIPES if recipe in found]
-    return next(r for r in order if r == best or not found[best].surely_better(found[r]))
+    return next(r for r in order if r == best or not _beaten(found[r], found))
+
+
+def _beaten(one: Measured, others: Mapping[Recipe, Measured]) -> bool:
+    """Whether any of the others is surely better than this one."""
+    return any(other.surely_better(one) for other in others.values())
 
 
 def _takeable(
