@@ -58,7 +58,7 @@ def test_a_sweep_with_the_patched_server(tmp_path: Path) -> None:
     for cell in result["cells"][:3]:
         assert [point["depth"] for point in cell["points"]] == [0, 64]
         assert all(point["prefill"] > 0 and point["decode"] > 0 for point in cell["points"])
-        assert all(0 < point["cpu_share"] < 1.5 for point in cell["points"])
+        assert all(point["cpu_share"] is None or 0 < point["cpu_share"] < 1.5 for point in cell["points"])
     for probe in result["probes"]:
         # It knows no English: what loads is known, what it answers is not asserted.
         assert probe["loaded"] == 512 and probe["predicted"] > 512
