@@ -10,7 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from kvquant.cli.main import kvquant
+from kvquant.results.sweep import Ending
 from kvquant.shipped import reference_model
+from kvquant.sweep.cell import run_cell
+from kvquant.sweep.plan import tasks
+from kvquant.sweep.survey import survey
+from llama.transforms import write_random
+from sweep.small_sweeps import small_plan
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("KVQUANT_LLAMA_BIN"), reason="KVQUANT_LLAMA_BIN names no patched build"
@@ -65,3 +71,19 @@ def test_a_sweep_with_the_patched_server(tmp_path: Path) -> None:
         assert any(tried["part"] == "answer" for tried in probe["attempts"])
     page = (out / "sweep.html").read_text()
     assert page.startswith("<!doctype html>") and "The decision table" in page and "<svg" in page
+
+
+def test_a_transform_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    model, sidecar = reference_model(), tmp_path / "t.gguf"
+    write_random(sidecar, model, "centre and diagonal")
+    plan = small_plan(
+        policies=("q4_0", "q4_0@no-transform"), ctx=(256,), transforms={str(model): str(sidecar)}
+    )
+    host = survey(plan, Path(os.environ["KVQUANT_LLAMA_BIN"]))
+    with_it, without = [run_cell(plan, task, host) for task in tasks(plan)]
+    for record in (with_it, without):
+        assert (record.ending, record.detail) == (Ending.DONE, "")
+        assert [point.depth for point in record.points] == [0, 64]
+    assert (with_it.setting.transform, without.setting.transform) == (str(sidecar), None)
+    # It changes what keys are, not what they take.
+    assert with_it.buffers and without.buffers and with_it.buffers.kv == without.buffers.kv

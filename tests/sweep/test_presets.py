@@ -21,9 +21,11 @@ from kvquant.cli.main import kvquant
 from kvquant.errors import LlamaError, UsageError
 from kvquant.llama.router import Router
 from kvquant.processes.background import BackgroundProgram, clean_environment
-from kvquant.results.sweep import DecisionRow
+from kvquant.results.sweep import DecisionRow, Ending
 from kvquant.shipped import reference_model
+from kvquant.sweep.cell import run_cell
 from kvquant.sweep.decide import decide
+from kvquant.sweep.plan import EndpointPlan, SweepPlan, tasks
 from kvquant.sweep.presets import (
     Draft,
     Preset,
@@ -35,7 +37,8 @@ from kvquant.sweep.presets import (
     unit_text,
     with_draft,
 )
-from sweep.small_sweeps import BOARD, cell, journal_of, probe
+from kvquant.sweep.survey import survey
+from sweep.small_sweeps import BOARD, MEASURE, cell, journal_of, probe
 
 MODEL = reference_model()
 PRESET = Preset("m", MODEL, "*:k=q8_0/v=q4_0", 2, "4-7", "on", 2048)
@@ -218,24 +221,31 @@ needs_server = pytest.mark.skipif(
 )
 
 
-@needs_server
-def test_the_patched_server_takes_the_presets(tmp_path: Path) -> None:
+@contextmanager
+def patched_router(presets: str, folder: Path) -> Iterator[tuple[BackgroundProgram, str]]:
+    """The patched server in router mode with these presets, and its address without /v1."""
     programs = Path(os.environ["KVQUANT_LLAMA_BIN"])
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    first = replace(PRESET, name="first", n_threads=1, cores="0", n_ctx=256)
-    second = replace(first, name="second", policy="*:q8_0", draft=Draft(MODEL, "q4_0", "q4_0"))
-    presets = tmp_path / "models.ini"
-    presets.write_text(preset_text([first, second]))
-    argv = [str(programs / "llama-server"), "--models-preset", str(presets), "--models-max", "1"]
+    written = folder / "models.ini"
+    written.write_text(presets)
+    argv = [str(programs / "llama-server"), "--models-preset", str(written), "--models-max", "1"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--cache-ram", "0", "--verbosity", "4"]
-    with BackgroundProgram(argv, tmp_path / "log", env=clean_environment()) as program:
-        router = Router(f"http://127.0.0.1:{port}")
+    with BackgroundProgram(argv, folder / "log", env=clean_environment()) as program:
         deadline = time.monotonic() + 60
         while "listening on" not in program.log_text():
             assert program.exit_status() is None and time.monotonic() < deadline, program.log_text()
             time.sleep(0.1)
+        yield program, f"http://127.0.0.1:{port}"
+
+
+@needs_server
+def test_the_patched_server_takes_the_presets(tmp_path: Path) -> None:
+    first = replace(PRESET, name="first", n_threads=1, cores="0", n_ctx=256)
+    second = replace(first, name="second", policy="*:q8_0", draft=Draft(MODEL, "q4_0", "q4_0"))
+    with patched_router(preset_text([first, second]), tmp_path) as (program, url):
+        router = Router(url)
         assert [model.state for model in router.models()] == ["unloaded", "unloaded"]
         router.load("first")
         assert "K (q8_0)" in program.log_text() and "V (q4_0)" in program.log_text()
@@ -247,3 +257,23 @@ def test_the_patched_server_takes_the_presets(tmp_path: Path) -> None:
         assert "kv_layers             = *:q8_0" in log and "K (q4_0)" in log
         router.unload("second")
         assert {model.state for model in router.models()} == {"unloaded"}
+
+
+@needs_server
+def test_cells_of_a_router_load_their_model_and_unload_it(tmp_path: Path) -> None:
+    presets = preset_text([replace(PRESET, name="m", n_threads=1, cores=None, n_ctx=512)])
+    with patched_router(presets, tmp_path) as (program, url):
+        entries = tuple(
+            EndpointPlan(f"{name} of a router", f"{url}/v1", model=name, router=True) for name in ("m", "n")
+        )
+        plan = SweepPlan(ctx=(512,), rounds=1, measure=MEASURE, endpoint=entries)
+        host = survey(plan, None)
+        good, unknown = [run_cell(plan, task, host) for task in tasks(plan)]
+        states = {model.name: model.state for model in Router(url).models()}
+        log = program.log_text()
+    assert (good.ending, good.detail) == (Ending.DONE, "")
+    assert [point.depth for point in good.points] == [0, 64]
+    assert all(point.decode and point.ttft_seconds for point in good.points)
+    assert "K (q8_0)" in log and "V (q4_0)" in log
+    assert states == {"m": "unloaded"}
+    assert unknown.ending is Ending.FAILED and "the router has no model 'n'; it has: m" in unknown.detail
