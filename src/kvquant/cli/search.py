@@ -41,6 +41,12 @@ from kvquant.search import search as run_search
 @click.option(
     "--types", default=",".join(TYPES), show_default=True, metavar="NAMES", help="The types that may be used."
 )
+@click.option(
+    "--min-speed",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="SHARE",
+    help="Time decoding with every type first, and leave out types below this share of f16's: 0.9.",
+)
 @shape_options
 @click.option(
     "--text",
@@ -125,6 +131,7 @@ def search(
     ram: int | None,
     ctx: int,
     types: str,
+    min_speed: float | None,
     model: Path | None,
     shape: str | None,
     text: str | None,
@@ -175,6 +182,7 @@ def search(
             ram,
             ctx,
             names,
+            min_speed,
             model,
             shape,
             text,
@@ -202,7 +210,7 @@ def search(
         budget is None
         or quick
         or reverse
-        or any(given is not None for given in (out, preset_file, transform))
+        or any(given is not None for given in (out, preset_file, transform, min_speed))
     ):
         raise UsageError(
             "without --text there is only --budget: what it loses is not measured; add --text NAME"

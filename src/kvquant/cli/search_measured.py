@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from kvquant.evals.divergence_run import check_programs
 from kvquant.evals.doctor.key_bias import key_bias_norms, layers_that_stand_out
 from kvquant.evals.machine import read_machine
 from kvquant.evals.search_meter import MeterPlan, open_meter
+from kvquant.evals.type_speed import MAX_DEPTH, SpeedPlan, fast_enough, slow_types, type_speeds
 from kvquant.evals.weight_norms import projection_norms
 from kvquant.files import write_atomic
 from kvquant.formats.registry import CACHE_TYPES
@@ -31,7 +32,7 @@ from kvquant.model.gguf_header import Array
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from kvquant.report.search import search_text
-from kvquant.results.search import SearchResult
+from kvquant.results.search import SearchResult, TypeSpeed
 from kvquant.search.outcome import compare, document
 from kvquant.search.problem import Problem
 from kvquant.search.proxy import side_errors
@@ -60,6 +61,7 @@ class Asked:
     ram: int | None
     n_ctx: int
     types: tuple[str, ...]
+    min_speed: float | None
     model: Path | None
     shape: str | None
     text: str
@@ -103,6 +105,9 @@ def measured_search(asked: Asked) -> None:
     fit, held_out = _texts(asked)
     options = ContextOptions(asked.n_ctx, 1)
     types = (EXACT, *(name for name in asked.types if name != EXACT))
+    speeds = _speeds(asked, programs, types)
+    if asked.min_speed is not None:
+        types = fast_enough(speeds, asked.min_speed, EXACT)
     plan = MeterPlan(
         programs=programs,
         model=model,
@@ -130,14 +135,34 @@ def measured_search(asked: Asked) -> None:
         reverse=asked.reverse,
         seed=asked.seed,
     )
-    result = _run(asked, problem, plan, _hints(asked, model, shape, types))
+    result = _run(asked, problem, plan, _hints(asked, model, shape, types), speeds)
     if asked.preset_file is not None:
         write_atomic(asked.preset_file, router_preset(asked, model, result))
         click.echo(f"kvquant: wrote {asked.preset_file}", err=True)
     click.echo(to_json(result) if asked.as_json else search_text(result, terminal_width()))
 
 
-def _run(asked: Asked, problem: Problem, plan: MeterPlan, hints: Hints) -> SearchResult:
+def _speeds(asked: Asked, programs: Path, types: tuple[str, ...]) -> tuple[TypeSpeed, ...]:
+    """How fast the types decode, where that matters."""
+    if asked.min_speed is None or asked.model is None:
+        return ()
+    plan = SpeedPlan(programs, asked.model, min(MAX_DEPTH, asked.n_ctx // 2), asked.threads)
+    click.echo(
+        f"kvquant: timing {len(types)} types at depth {plan.depth}; other programs that run now spoil it",
+        err=True,
+    )
+    with ExitStack() as stack:
+        folder = asked.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvquant-")))
+        progress = stack.enter_context(progress_bar("timings"))
+        speeds = type_speeds(plan, types, EXACT, folder, progress or (lambda *_: None))
+    for name in slow_types(speeds, asked.min_speed):
+        click.echo(f"kvquant: {name} is left out: slower than {asked.min_speed:g} of f16", err=True)
+    return speeds
+
+
+def _run(
+    asked: Asked, problem: Problem, plan: MeterPlan, hints: Hints, speeds: tuple[TypeSpeed, ...]
+) -> SearchResult:
     begun, started = time.monotonic(), datetime.now(UTC)
     stage = ""
 
@@ -175,7 +200,11 @@ def _run(asked: Asked, problem: Problem, plan: MeterPlan, hints: Hints) -> Searc
             "n_jobs": plan.n_jobs,
             "machine": to_document(read_machine()),
         }
-        result = document(search, meter, outcome, hints, plan.start(), provenance)
+        result = replace(
+            document(search, meter, outcome, hints, plan.start(), provenance),
+            min_speed=asked.min_speed,
+            speeds=speeds,
+        )
         if asked.out is not None:
             from kvquant.report.search_page import search_page  # only here: it draws
 

@@ -26,6 +26,7 @@ def search_text(result: SearchResult, width: int | None = None) -> str:
             printable(head),
             text(comparison_table(result), width),
             "",
+            *([speeds_title(result), text(speed_table(result), width), ""] if result.speeds else []),
             result.command,
             result.sentence,
         ]
@@ -41,6 +42,30 @@ def comparison_table(result: SearchResult) -> Table:
     return Table(
         ("policy", "cache", "of f16", "KL, held out", "KL, fitted on", "predicted"),
         tuple(row for _, row in sorted(rows, key=lambda entry: entry[0])) + tuple(_random(result)),
+    )
+
+
+def speeds_title(result: SearchResult) -> str:
+    """What the table of speeds shows."""
+    depth = result.speeds[0].decode.depth
+    return f"Decode at depth {depth}; types below {result.min_speed:g} of f16 were left out"
+
+
+def speed_table(result: SearchResult) -> Table:
+    """How fast each type decodes, and whether the search could use it."""
+    return Table(
+        ("type", "tokens/s", "of f16", "used"),
+        tuple(
+            (
+                one.type,
+                UNKNOWN if one.decode.tokens_per_second is None else f"{one.decode.tokens_per_second:.1f}",
+                UNKNOWN
+                if one.decode.ratio is None
+                else with_interval(f"{one.decode.ratio:.3f}", one.decode.interval, "{:.3f}".format),
+                "yes" if one.type in result.types else "no",
+            )
+            for one in result.speeds
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvquant.report import search_figures as figures
 from kvquant.report.html import bullets, figure, folded, pairs, tiles, whole_page
-from kvquant.report.search import CHOSEN, comparison_table, kl_words
+from kvquant.report.search import CHOSEN, comparison_table, kl_words, speed_table, speeds_title
 from kvquant.results.search import MeasuredPolicy, SearchResult
 from kvquant.shipped import VERSION
 from kvquant.tables import NONE, Table, html_table, n_bytes, small
@@ -27,6 +27,7 @@ def search_page(result: SearchResult) -> str:
             html_table(
                 comparison_table(result), "KL divergence from a float16 cache, nats a token", _marked(result)
             ),
+            html_table(speed_table(result), speeds_title(result)) if result.speeds else "",
             _heat(result),
             _additivity(result),
             _how(result),

@@ -8,6 +8,7 @@ from typing import Any
 from kvquant.results.comparison import Interval
 from kvquant.results.divergence import FileUsed
 from kvquant.results.transform import TransformUsed
+from kvquant.results.validation import Speed
 
 SCHEMA_VERSION = 1
 
@@ -121,6 +122,14 @@ class Against:
 
 
 @dataclass(frozen=True)
+class TypeSpeed:
+    """How fast a type decodes when K and V of every layer have it; the ratio is to f16 in the same rounds."""
+
+    type: str
+    decode: Speed
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The result document.
 
@@ -132,6 +141,8 @@ class SearchResult:
     policy) or capture. proxy_rank_correlation: Spearman's, of the attention-output error of a capture with
     the measured costs (sides) or, where these were not measured, with the KL of the policies; null without a
     capture. sentence: the result in words. command: of llama-server with the policy, for one sequence.
+    min_speed: the share of f16's decode that a type had to reach to be used, null where speed did not
+    matter. speeds: what each reached.
     """
 
     schema_version: int
@@ -162,3 +173,5 @@ class SearchResult:
     sentence: str
     command: str
     provenance: dict[str, Any]
+    min_speed: float | None = None
+    speeds: tuple[TypeSpeed, ...] = ()
