@@ -54,7 +54,8 @@ def write_random(path: Path, model: Path, kind: str) -> None:
     for number in shape.kv_layers:
         size = (shape.layers[number].n_head_kv, shape.layers[number].head_dim_k)
         centre, scale = 0.1 * rng.standard_normal(size), np.exp(0.1 * rng.standard_normal(size))
-        forward = scale if kind == "diagonal" else scale[:, None] * np.eye(size[1])
+        mixing = np.eye(size[1]) + 0.2 / np.sqrt(size[1]) * rng.standard_normal((*size, size[1]))
+        forward = scale if kind == "diagonal" else scale[:, None] * mixing
         rounded = [values.astype(np.float16).astype(np.float32) for values in (centre, forward)]
         layers.append(LayerTransform(number, rounded[0], rounded[1]))
     write_transform(KVTransform(model_id(open_model(model)), tuple(layers)), path)
@@ -101,16 +102,6 @@ def summarize(timings: list[Timing]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| transform | depth | prefill | decode | allowed |", "|---|---|---|---|---|"]
-    for row in rows:
-        cells = [
-            "{median:.3f} ({least:.3f} to {most:.3f})".format(**row[phase]) for phase in ("prefill", "decode")
-        ]
-        lines.append(f"| {row['arm']} | {row['depth']} | {' | '.join(cells)} | {row['allowed']:.2f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,7 +137,7 @@ def main() -> None:
     record["timings"] = [vars(timing) for timing in timings]
     record["summary"] = summarize(timings)
     write_record(record, arguments.out)
-    print(table(record["summary"]))
+    print(json.dumps(record["summary"], indent=1))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from kvquant.results.divergence import DivergenceResult
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks/results/transform-study.jsonl"
 REAL = ROOT / "benchmarks/results/transform"
+EXACT = ROOT / "benchmarks/results"
+COST = ROOT / "benchmarks/results/transform-cost.json"
 PAGE = ROOT / "docs/transform.md"
 
 MODELS = {
@@ -86,7 +88,12 @@ def tables(records: Records) -> dict[str, str]:
     for name, (head, rows) in by_model.items():
         cells = {row: [{"model": model, **key} for model in MODELS] for row, key in rows.items()}
         found[name] = _table(records, [head, *MODELS.values()], cells)
-    return found | {"calibrations": _calibrations(), "real": _real()}
+    return found | {
+        "calibrations": _calibrations(),
+        "real": _real(),
+        "exact": _exact(),
+        "cost": _cost(),
+    }
 
 
 def calibrations() -> dict[str, CalibrationResult]:
@@ -153,6 +160,29 @@ def _real() -> str:
             cells = [cell for result in results for cell in _pair(result, policy)]
             shown = policy.removeprefix("*:")
             lines.append(f"| {_model_words(name)} | {shown} | {one.of_f16:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _exact() -> str:
+    """Of each model: by how much predictions change, and by how much where keys are rounded to float16."""
+    places = ("at once", "restored", "shifted")
+    lines = [f"| model | change | {' | '.join(places)} |", f"|{'---|' * 5}"]
+    for model, title in MODELS.items():
+        path = EXACT / f"transform-exact-{model}.json"
+        for change, found in json.loads(path.read_text())["differences"].items() if path.exists() else ():
+            cells = ["other tokens" if found[place] is None else f"{found[place]:.1e}" for place in places]
+            lines.append(f"| {title} | {change} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cost() -> str:
+    """Processor time with a transform by that without, the median of the rounds and their range."""
+    lines = ["| transform | depth | prefill | decode | target |", f"|{'---|' * 5}"]
+    for row in json.loads(COST.read_text())["summary"] if COST.exists() else ():
+        cells = [
+            "{median:.3f} ({least:.3f} to {most:.3f})".format(**row[phase]) for phase in ("prefill", "decode")
+        ]
+        lines.append(f"| {row['arm']} | {row['depth']} | {' | '.join(cells)} | {row['allowed']:.2f} |")
     return "\n".join(lines)
 
 

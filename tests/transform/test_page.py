@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,14 @@ def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
             kl.setdefault(policy.policy, {})[policy.transform is not None] = policy.kl_mean
         for policy_text, by_transform in kl.items():
             assert by_transform[True] < by_transform[False], (name, policy_text)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(tables.EXACT.glob("transform-exact-*.json")), ids=lambda path: path.stem
+)
+def test_predictions_of_real_models_move_by_float32_rounding_alone(path: Path) -> None:
+    found = json.loads(path.read_text())["differences"]
+    for place, of_float16 in found.pop("float16 keys").items():
+        for kind, of_place in found.items():
+            assert of_place[place] is not None, (kind, place)
+            assert of_float16 is None or 100 * of_place[place] < of_float16, (kind, place)
