@@ -38,7 +38,7 @@ def test_every_command_has_help_with_an_example(name: str, command: click.Comman
 
 
 def test_version_and_help() -> None:
-    assert run("--version").stdout.startswith("kvquant, version ")
+    assert run("--version").stdout.startswith("kvquant ")
     assert "analyze" in run("--help").stdout
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import click
 
-from kvquant.cli.main import kvquant
+from kvquant.cli.main import WIDTH, kvquant
 from kvquant.files import write_atomic
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
-WIDTH = 100
-
 HEAD = """# Command reference
 
 Written by `tools/write_cli_reference.py` from the commands' own help. Exit codes: 0 done, 1 failed, 2 usage,
@@ -37,9 +35,7 @@ def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Com
 def help_text(name: str, command: click.Command) -> str:
     """Return a command's help as the user sees it: reached through the group, with the group's -h."""
     settings = {**kvquant.context_settings, **command.context_settings}
-    context = click.Context(
-        command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH, **settings
-    )
+    context = click.Context(command, info_name=name, terminal_width=WIDTH, **settings)
     return command.get_help(context).rstrip()
 
 

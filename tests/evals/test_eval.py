@@ -309,7 +309,7 @@ def test_progress_on_a_terminal(suite: Path) -> None:
         )
         os.close(terminal)
         text = shown.read(2**16).decode()
-    assert text.count("\r\x1b[K") == 8
+    assert text.count("\r\x1b[K") == 9
     assert "8/8 samples, 8 of 8 right, 0:00:00 left" in text
     assert done.stdout.startswith(b"fake at ")
 

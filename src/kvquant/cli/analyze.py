@@ -17,7 +17,7 @@ from kvquant.cli.options import (
     shape_from_options,
     shape_options,
 )
-from kvquant.cli.progress import progress_bar
+from kvquant.cli.progress import counted
 from kvquant.cli.transforms import transform_option
 from kvquant.errors import UsageError
 from kvquant.report.analysis import analysis_text
@@ -85,7 +85,7 @@ def analyze(
     _check_outputs(html, plot)
     given_shape = None if model is None and shape is None else shape_from_options(model, shape)
     limits = {"n_tokens": tokens, "n_query": queries, "n_head_kv": heads}
-    with progress_bar("layers") as progress:
+    with counted("layers") as progress:
         analysis = run_analysis(
             policy.policy_text,
             shape=given_shape,

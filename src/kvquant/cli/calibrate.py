@@ -19,7 +19,7 @@ from kvquant.cli.options import (
     programs_folder,
     threads_option,
 )
-from kvquant.cli.progress import progress_bar
+from kvquant.cli.progress import counted
 from kvquant.documents import to_json
 from kvquant.errors import CheckFailed, UsageError
 from kvquant.evals.calibration.plan import CalibrationPlan
@@ -154,7 +154,7 @@ def calibrate(
         n_threads=threads,
     )
     folder = work or output.with_name(f"{output.name}.work")
-    result = run_calibration(plan, output, folder, ["kvquant", *sys.argv[1:]], progress_bar, anyway=anyway)
+    result = run_calibration(plan, output, folder, ["kvquant", *sys.argv[1:]], counted, anyway=anyway)
     click.echo(to_json(result) if as_json else calibration_text(result, terminal_width()))
     if figure is not None:
         write_figure(result, figure)

@@ -16,7 +16,7 @@ from kvquant.cli.options import (
     shape_beside_option,
     threads_option,
 )
-from kvquant.cli.progress import progress_bar
+from kvquant.cli.progress import counted
 from kvquant.errors import CaptureError
 from kvquant.llama.capture import DEFAULT_N_QUERIES, CaptureRequest, captured
 from kvquant.model.capture import save_capture
@@ -80,7 +80,7 @@ def capture(
     _check_text(text)
     known = runnable_shape(open_model(model), shape)
     request = CaptureRequest(programs, model, known, text, ctx, queries, threads)
-    with progress_bar("tokens") as progress, captured(request, output.parent, progress or _quiet) as found:
+    with counted("tokens") as progress, captured(request, output.parent, progress) as found:
         save_capture(found, output, half=half)
         n_queries = 0 if found.q_positions is None else len(found.q_positions)
         click.echo(
@@ -88,10 +88,6 @@ def capture(
             f"{'float16' if half else 'float32'}, Q of {n_queries} positions",
             err=True,
         )
-
-
-def _quiet(_done: int, _all: int) -> None:
-    pass
 
 
 def _check_text(path: Path) -> None:

@@ -23,7 +23,7 @@ from kvquant.cli.options import (
     rotation_line,
     threads_option,
 )
-from kvquant.cli.progress import progress_bar
+from kvquant.cli.progress import counted
 from kvquant.cli.transforms import checked_transform, transform_option
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
@@ -157,8 +157,8 @@ def divergence(
         click.echo(f"kvquant: warning: {line}", err=True)
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvquant-")))
-        progress = stack.enter_context(progress_bar("chunks"))
-        result = run_divergence(plan, folder, ["kvquant", *sys.argv[1:]], progress or (lambda *_: None))
+        progress = stack.enter_context(counted("chunks"))
+        result = run_divergence(plan, folder, ["kvquant", *sys.argv[1:]], progress)
     for policy in result.policies:
         if policy.failure is not None:
             click.echo(f"kvquant: {policy.label}: failed: {policy.failure}", err=True)

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult
 import click
 
 from kvquant.cli.options import json_option, out_option, seed_option, timeout_option
+from kvquant.cli.progress import StatusLine
 from kvquant.documents import to_json
 from kvquant.errors import EndpointError, UsageError
 from kvquant.evals.endpoint import ApiKey, Endpoint, is_loopback, plain_url
@@ -173,11 +174,11 @@ def _finished(out: Path) -> dict[str, SampleRecord]:
 
 
 class _Progress:
-    """One line on stderr, only on a terminal."""
+    """How many samples are done, how many are right, and the time left."""
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._on_terminal, self._is_shown = sys.stderr.isatty(), False
+        self._status = StatusLine()
         self.begin(0)
 
     def begin(self, n_done: int) -> None:
@@ -191,18 +192,14 @@ class _Progress:
         self._n_right += record.outcome is Outcome.RIGHT
         asked = self._n_done - self._n_before
         left = (time.monotonic() - self._start) / asked * (self._n - self._n_done)
-        self._say(f"{self._n_done}/{self._n} samples, {self._n_right} of {asked} right, {clock(left)} left")
+        self._status.show(
+            f"{self._n_done}/{self._n} samples, {self._n_right} of {asked} right, {clock(left)} left"
+        )
 
     def wait(self, seconds: float, why: str) -> None:
         """Say why nothing happens for so long."""
-        self._say(f"{self._n_done}/{self._n} samples; {why[:60]}; asking again in {seconds:.0f} s")
-
-    def _say(self, line: str) -> None:
-        if self._on_terminal:
-            self._is_shown = True
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+        self._status.show(f"{self._n_done}/{self._n} samples; {why[:60]}; asking again in {seconds:.0f} s")
 
     def end(self) -> None:
-        """Leave the line."""
-        if self._is_shown:
-            click.echo("", err=True)
+        """Clear the line."""
+        self._status.clear()

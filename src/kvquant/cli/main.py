@@ -10,7 +10,7 @@ import sys
 import click
 
 from kvquant.errors import KVQuantError
-from kvquant.shipped import VERSION
+from kvquant.shipped import VERSION, patches_folder
 
 # name -> module:attribute. A command's module is imported only when it runs or when its help is asked for,
 # so that `kvquant policy` does not pay for matplotlib or scipy.
@@ -18,6 +18,7 @@ COMMANDS = {
     "analyze": "kvquant.cli.analyze:analyze",
     "calibrate": "kvquant.cli.calibrate:calibrate",
     "capture": "kvquant.cli.capture:capture",
+    "completion": "kvquant.cli.completion:completion",
     "compare": "kvquant.cli.compare:compare_runs",
     "divergence": "kvquant.cli.divergence:divergence",
     "doctor": "kvquant.cli.doctor:doctor",
@@ -55,8 +56,38 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION)
+WIDTH = 100
+"""Columns of help where the terminal has them; COLUMNS names another number of the terminal's."""
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print what a report of a fault must name: the package, the patches and the llama.cpp they are for."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from kvquant.llama.patching.recipe import load_series
+    from kvquant.llama.pin import load_pin
+
+    series, pin = load_series(patches_folder()), load_pin(patches_folder())
+    click.echo(
+        f"kvquant {VERSION}\n"
+        f"patch series {series.digest[:12]}, {len(series.patches)} patches\n"
+        f"llama.cpp {pin.tag}; the series fits {pin.range.oldest} to {pin.range.newest}"
+    )
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Print the versions of kvquant, its patch series and the pinned llama.cpp.",
+)
 def kvquant() -> None:
     """Choose a KV-cache type per layer for llama.cpp, and know what it costs.
 

@@ -45,9 +45,25 @@ from kvquant.units import format_n_bytes
 @sequence_options
 @transform_option("Count an exact change of K as well (kvquant calibrate).")
 @click.option("--swa-full", is_flag=True, help="Full-size cache for sliding-window layers (--swa-full).")
-@click.option("--batch", default=DEFAULT_BATCH, show_default=True, metavar="B", help="Logical batch (-b).")
 @click.option(
-    "--ubatch", default=DEFAULT_UBATCH, show_default=True, metavar="U", help="Physical batch (-ub)."
+    "-b",
+    "--batch",
+    "--batch-size",
+    "batch",
+    default=DEFAULT_BATCH,
+    show_default=True,
+    metavar="B",
+    help="Logical batch (-b).",
+)
+@click.option(
+    "-ub",
+    "--ubatch",
+    "--ubatch-size",
+    "ubatch",
+    default=DEFAULT_UBATCH,
+    show_default=True,
+    metavar="U",
+    help="Physical batch (-ub).",
 )
 @click.option("--no-flash-attn", is_flag=True, help="Flash attention off (-fa off).")
 @json_option

@@ -11,15 +11,15 @@ import click
 def fetched_model(text: str, *, sources: Sequence[str] = (), verify: bool = False) -> Path:
     """Return the file that --model or a NAME means; what is done for it is said on stderr."""
     from kvquant.assets.find import model_path  # only here: most commands are given a path
-    from kvquant.cli.progress import progress_bar
+    from kvquant.cli.progress import counted
 
-    with progress_bar(text) as progress:
+    with counted(text) as progress:
         return model_path(
             text,
             sources=sources,
             verify=verify,
             say=lambda line: click.echo(line, err=True),
-            progress=progress or (lambda _done, _total: None),
+            progress=progress,
         )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from kvquant.cli.names import fetched_model, fetched_text
 from kvquant.errors import PolicyError, UsageError
@@ -35,9 +36,13 @@ _MAX_POLICY_FILE = 1 << 20
 class _Words(click.ParamType[Any]):
     """A parameter type whose values are read by a function that raises UsageError."""
 
-    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+    def __init__(
+        self, name: str, read: Callable[[str], Any], known: Callable[[], Iterable[str]] | None = None
+    ) -> None:
+        """known: names a shell completes, files where none begins so; None for nothing to complete."""
         self.name = name
         self._read = read
+        self._known = known
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
         if not isinstance(value, str):
@@ -48,6 +53,17 @@ class _Words(click.ParamType[Any]):
             option = next((f"{name}: " for name in param.opts if name.startswith("--")), "") if param else ""
             raise UsageError(f"{option}{error}") from None
 
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        if self._known is None:
+            return []
+        names = [CompletionItem(name) for name in self._known() if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
 
 # ---- the model ----
 
@@ -57,8 +73,34 @@ def model_path(value: str) -> Path:
     return fetched_model(value)
 
 
-MODEL = _Words("model", model_path)
-TEXT = _Words("text", fetched_text)
+def _models() -> Iterable[str]:
+    from kvquant.assets.registry import models
+
+    return models()
+
+
+def _texts() -> Iterable[str]:
+    from kvquant.assets.registry import texts
+
+    return texts()
+
+
+def _shapes() -> Iterable[str]:
+    from kvquant.model.presets import preset_names
+
+    return preset_names()
+
+
+def _policies() -> Iterable[str]:
+    from kvquant.formats.registry import format_names
+    from kvquant.policy import NAMED
+
+    return (*NAMED, *format_names())
+
+
+MODEL = _Words("model", model_path, _models)
+TEXT = _Words("text", fetched_text, _texts)
+SHAPE = _Words("shape", str, _shapes)
 
 
 def model_option(*, required: bool = False, help: str = "The GGUF model.") -> Callable[[Command], Command]:
@@ -70,6 +112,7 @@ def shape_options(command: Command) -> Command:
     """Add --model NAME|FILE.gguf and --shape NAME|FILE.json; pass both to `shape_from_options`."""
     command = click.option(
         "--shape",
+        type=SHAPE,
         metavar="NAME|FILE",
         help="A built-in shape (kvquant shape --list) or a JSON file; beside --model, in its place.",
     )(command)
@@ -137,6 +180,7 @@ def shape_beside_option(command: Command) -> Command:
     """Add --shape NAME|FILE for a command that runs a model; pass it to `runnable_shape`."""
     return click.option(
         "--shape",
+        type=SHAPE,
         metavar="NAME|FILE",
         help="The shape of a model whose architecture has no memory rules (docs/memory.md).",
     )(command)
@@ -245,8 +289,8 @@ def varied_policy_text(value: str) -> str:
     return str(replace(varied, policy=policy_text(varied.policy)))
 
 
-POLICY = _Words("policy", policy_text)
-VARIED_POLICY = _Words("policy", varied_policy_text)
+POLICY = _Words("policy", policy_text, _policies)
+VARIED_POLICY = _Words("policy", varied_policy_text, _policies)
 
 
 def policy_option(help: str, **settings: Any) -> Callable[[Command], Command]:

@@ -18,7 +18,7 @@ from kvquant.cli.options import (
     shape_options,
     threads_option,
 )
-from kvquant.cli.progress import progress_bar
+from kvquant.cli.progress import counted
 from kvquant.cli.transforms import transform_option
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
@@ -215,7 +215,7 @@ def search(
         raise UsageError(
             "without --text there is only --budget: what it loses is not measured; add --text NAME"
         )
-    with progress_bar("layers") as progress:
+    with counted("layers") as progress:
         found = run_search(
             budget,
             types=names,

@@ -14,7 +14,7 @@ import click
 
 from kvquant.cli.names import fetched_text
 from kvquant.cli.options import programs_folder, shape_from_options
-from kvquant.cli.progress import progress_bar
+from kvquant.cli.progress import counted
 from kvquant.cli.transforms import checked_transform
 from kvquant.documents import to_document, to_json, write_json
 from kvquant.errors import UsageError
@@ -172,14 +172,12 @@ def _run(
 
     def on_run(n: int, seconds: float | None) -> None:
         about = "" if seconds is None else f", about {clock(seconds)}"
-        click.echo(f"kvquant: {stage}: {n} measurements of {plan.n_scored} tokens{about}", err=True)
+        progress.say(f"{stage}: {n} measurements of {plan.n_scored} tokens{about}")
 
     with ExitStack() as stack:
         folder = asked.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvquant-")))
-        progress = stack.enter_context(progress_bar("measurements"))
-        meter = stack.enter_context(
-            open_meter(plan, folder, on_chunk=progress or (lambda *_: None), on_run=on_run)
-        )
+        progress = stack.enter_context(counted("measurements"))
+        meter = stack.enter_context(open_meter(plan, folder, on_chunk=progress, on_run=on_run))
         say("float16 against itself")
         search = Search(problem, meter, hints, say)
         costs = search.costs()

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from kvquant.cli.options import MODEL, PLAIN_TYPE, json_option, llama_bin_option, out_option, programs_folder
+from kvquant.cli.progress import StatusLine
 from kvquant.documents import to_json
 from kvquant.errors import UsageError
 from kvquant.files import write_atomic
@@ -214,11 +215,11 @@ def _beside(plan: SweepPlan) -> tuple[ByModel, tuple[DecisionRow, ...]]:
 
 
 class _Progress:
-    """One line on stderr with the time left, only on a terminal; what goes wrong always."""
+    """Which cell runs and the time left; what goes wrong at once."""
 
     def __init__(self) -> None:
         self._left = Countdown(0)
-        self._shown = sys.stderr.isatty()
+        self._status = StatusLine()
 
     def plan(self, n_left: int) -> None:
         """So many cells are left."""
@@ -226,22 +227,18 @@ class _Progress:
 
     def begin(self, task: Task) -> None:
         """Show what begins."""
-        if self._shown:
-            click.echo(f"\r\x1b[K{self._left.line(task.key)}", err=True, nl=False)
+        self._status.show(self._left.line(task.key))
 
     def record(self, found: Record) -> None:
         """Count it, and say what came to nothing."""
         self._left.n_done += 1
         if found.ending not in (Ending.DONE, Ending.REFUSED):
-            self.end()
-            click.echo(f"kvquant: {found.key}: {found.ending}: {found.detail}", err=True)
+            self._status.say(f"{found.key}: {found.ending}: {found.detail}")
 
     def lost(self, board: str, what: str) -> None:
         """Say that a board has died."""
-        self.end()
-        click.echo(f"kvquant: board {board} is gone; {what}", err=True)
+        self._status.say(f"board {board} is gone; {what}")
 
     def end(self) -> None:
         """Clear the line."""
-        if self._shown:
-            click.echo("\r\x1b[K", err=True, nl=False)
+        self._status.clear()

@@ -24,6 +24,7 @@ from kvquant.cli.options import (
     threads_option,
     timeout_option,
 )
+from kvquant.cli.progress import StatusLine
 from kvquant.cli.transforms import checked_transform, transform_option
 from kvquant.documents import to_json
 from kvquant.errors import CheckFailed, KVQuantError
@@ -136,12 +137,12 @@ def _raise_for(result: ValidationResult) -> None:
 
 
 class _Progress:
-    """One line on stderr, only on a terminal; failures always."""
+    """What runs and the time left; failures at once."""
 
     def __init__(self, plan: Plan) -> None:
         self._labels = {policy.text: policy.label for policy in plan.policies}
         self._left = Countdown()
-        self._shown = sys.stderr.isatty()
+        self._status = StatusLine()
 
     def plan(self, found: Sequence[Step]) -> None:
         """Take over all steps."""
@@ -163,15 +164,11 @@ class _Progress:
 
     def fail(self, policy: str, part: str, what: str) -> None:
         """Say it at once: the run goes on."""
-        self.end()
-        click.echo(f"kvquant: {self._labels[policy]}: {part} failed: {what}", err=True)
+        self._status.say(f"{self._labels[policy]}: {part} failed: {what}")
 
     def end(self) -> None:
         """Clear the line."""
-        if self._shown:
-            click.echo("\r\x1b[K", err=True, nl=False)
+        self._status.clear()
 
     def _show(self, policy: str, part: str, note: str) -> None:
-        if self._shown:
-            line = f"{self._labels[policy]}: {self._left.line(policy, part, note)}"
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+        self._status.show(f"{self._labels[policy]}: {self._left.line(policy, part, note)}")

@@ -21,8 +21,8 @@ from kvquant.policy import parse_policy
 from kvquant.results.calibration import DepthKL
 from kvquant.transform import ModelId, TransformFile, cache_key, transform_file, write_transform
 
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
-"""Given what begins, gives what is told how many of how many pieces are done, None where nobody watches."""
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Given what begins, gives what is told how many of how many pieces are done."""
 
 N_DEPTHS = 4
 
@@ -65,7 +65,7 @@ class Bench:
             paths = [self._log(stage, setup) for setup in different]
             logs = [stack.enter_context(open_token_log(path)) for path in paths]
             told = stack.enter_context(self.progress(stage))
-            failures = measure_into(plan.programs, request, logs, log, told or (lambda *_: None))
+            failures = measure_into(plan.programs, request, logs, log, told)
         for what in failures.values():
             if "nothing to score" in what:
                 raise self._too_short(stage)

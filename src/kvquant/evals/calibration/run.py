@@ -187,8 +187,7 @@ def _moments_at(
             n_done = 0 if found is None else found.n_tokens
 
             def tell(done: int, _all: int, before: int = n_done) -> None:
-                if told is not None:
-                    told(before + done, n_tokens)
+                told(before + done, n_tokens)
 
             n_next = min(part, n_tokens - n_done)
             request = MomentsRequest(
