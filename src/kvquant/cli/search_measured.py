@@ -153,8 +153,8 @@ def _speeds(asked: Asked, programs: Path, types: tuple[str, ...]) -> tuple[TypeS
     )
     with ExitStack() as stack:
         folder = asked.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvquant-")))
-        progress = stack.enter_context(progress_bar("timings"))
-        speeds = type_speeds(plan, types, EXACT, folder, progress or (lambda *_: None))
+        progress = stack.enter_context(counted("timings"))
+        speeds = type_speeds(plan, types, EXACT, folder, progress)
     for name in slow_types(speeds, asked.min_speed):
         click.echo(f"kvquant: {name} is left out: slower than {asked.min_speed:g} of f16", err=True)
     return speeds
