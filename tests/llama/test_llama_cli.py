@@ -184,7 +184,7 @@ def test_an_option_of_its_own_is_not_handed_on_unread(
 ) -> None:
     done = invoke("serve", "-m", small_model, "--", "--jinja", option, "0.0.0.0")
     assert isinstance(done.exception, UsageError)
-    assert f"{option} stands behind --" in str(done.exception)
+    assert f"{option} comes after --" in str(done.exception)
     assert served == []
 
 

@@ -43,12 +43,15 @@ from kvquant.tables import terminal_width
 )
 @click.option("--no-rotation", "rotation", flag_value="off", help="The same as --rotation off.")
 @click.option(
-    "--against", default=",".join(BASELINES), metavar="NAMES", help="Types and presets to compare with."
+    "--against",
+    default=",".join(BASELINES),
+    metavar="NAMES",
+    help="Types and presets to compare with, comma-separated.",
 )
-@click.option("--tokens", type=int, metavar="N", help="Tokens a profile draws per layer.")
+@click.option("--tokens", type=int, metavar="N", help="Tokens to draw per layer of a profile.")
 @click.option("--queries", type=int, metavar="N", help="Queries per layer.")
 @click.option(
-    "--heads", type=int, metavar="N", help="KV heads looked at per layer, each with its query heads."
+    "--heads", type=int, metavar="N", help="KV heads to sample per layer, each with its query heads."
 )
 @json_option
 @click.option("--html", metavar="FILE", help="Also write one self-contained page.")
@@ -71,10 +74,11 @@ def analyze(
     html: str | None,
     plot: str | None,
 ) -> None:
-    """What a policy costs and saves: bytes, error of K and V, error of attention, beside uniform caches.
+    """What a policy costs and saves: bytes, error of K, V and attention, compared with uniform caches.
 
-    Without a model, a profile or a capture: K, V and Q of the 32-layer reference model. A model without a
-    capture gets synthetic K and V. Both rank policies; whether a model still works, `kvquant validate` says.
+    Without a model, profile or capture it uses K, V and Q of the 32-layer reference model; a model
+    without a capture gets synthetic K and V. Either ranks policies. Whether the model still works is what
+    `kvquant validate` measures.
 
     \b
     Example:

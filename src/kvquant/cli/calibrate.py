@@ -45,7 +45,7 @@ CHOOSING_TOKENS = 4096
 @click.command()
 @model_option(required=True, help="The model, a GGUF file.")
 @click.option(
-    "--text", required=True, type=TEXT, metavar="NAME|FILE", help="A UTF-8 text like those to be served."
+    "--text", required=True, type=TEXT, metavar="NAME|FILE", help="A UTF-8 text like those you will serve."
 )
 @click.option(
     "-o",
@@ -60,12 +60,12 @@ CHOOSING_TOKENS = 4096
     type=click.Choice([*KINDS, "auto"]),
     default="auto",
     show_default=True,
-    help="What every layer is given; auto chooses for groups of layers, nothing included.",
+    help="The kind for every layer; auto chooses for groups of layers, and may leave some alone.",
 )
-@click.option("--no-centre", is_flag=True, help="Leave the centre out.")
-@ctx_option("The deepest position that will be served.", least=64, default="4096", show_default=True)
+@click.option("--no-centre", is_flag=True, help="Do not centre K.")
+@ctx_option("The longest context you will serve.", least=64, default="4096", show_default=True)
 @policy_option(
-    "What kinds are judged with: give what will be served.", default=DEFAULT_POLICY, show_default=True
+    "The policy to judge kinds with: give the one you will serve.", default=DEFAULT_POLICY, show_default=True
 )
 @click.option(
     "--tokens",
@@ -77,8 +77,8 @@ CHOOSING_TOKENS = 4096
     "--chunks",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"Chunks of --ctx tokens to choose by; twice as many judge.  [default: {CHOOSING_TOKENS} tokens, at "
-    "least 1]",
+    help="Chunks of --ctx tokens to choose by; twice as many to judge.  "
+    f"[default: {CHOOSING_TOKENS} tokens, at least 1]",
 )
 @click.option(
     "--rounds",
@@ -86,20 +86,20 @@ CHOOSING_TOKENS = 4096
     default=2,
     show_default=True,
     metavar="N",
-    help="How often auto halves the layers; 0 gives all layers the same.",
+    help="How often auto halves the layers; 0 treats all layers alike.",
 )
-@click.option("--anyway", is_flag=True, help="Write the file even where it does not help (exit code 3).")
+@click.option("--anyway", is_flag=True, help="Write the file even if it does not help (exit code 3).")
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep what is measured there.  [default: FILE.work, removed at the end]",
+    help="Keep the measurements there.  [default: FILE.work, removed at the end]",
 )
 @llama_bin_option
 @threads_option("Threads of the programs.")
 @json_option
 @click.option(
-    "--figure", type=click.Path(path_type=Path), metavar="FILE", help="Write the gains as .png or .svg."
+    "--figure", type=click.Path(path_type=Path), metavar="FILE", help="Plot the gains, as .png or .svg."
 )
 def calibrate(
     model: Path,
@@ -121,10 +121,10 @@ def calibrate(
 ) -> None:
     """Fit an exact change of K that makes quantizing it cheaper, for --transform FILE (docs/transform.md).
 
-    A part of the text is run through the model and the moments of its keys and queries are summed, in chunks
-    as deep as --ctx and shorter ones. Kinds are chosen by measured KL divergence on another part, and the
-    whole is judged on a third, at the same depth. Where the held-out divergence is not surely smaller than
-    without, nothing is written and the exit code is 3. The same command goes on where it stopped.
+    Runs one part of the text through the model, in chunks up to --ctx deep, and sums the moments of keys
+    and queries. Picks kinds by measured KL divergence on a second part and judges the result on a third,
+    at the same depth. If the held-out divergence is not clearly smaller than without a transform, it
+    writes nothing and exits with 3. Run the same command again to resume.
 
     \b
     Example:

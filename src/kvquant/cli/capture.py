@@ -49,9 +49,9 @@ from kvquant.model.gguf_file import open_model
     default=DEFAULT_N_QUERIES,
     show_default=True,
     metavar="N",
-    help="Positions whose queries are kept, evenly spread.",
+    help="Positions to keep queries of, evenly spread.",
 )
-@click.option("--half", is_flag=True, help="Keep float16: half the size, and what an f16 cache holds.")
+@click.option("--half", is_flag=True, help="Store float16: half the size, as precise as an f16 cache.")
 @threads_option("Threads of the program.")
 def capture(
     model: Path,
@@ -64,11 +64,11 @@ def capture(
     half: bool,
     threads: int | None,
 ) -> None:
-    """Run a text through a model with a float32 cache and save every layer's K and V, and queries.
+    """Run a text through a model with a float32 cache and save every layer's K, V and queries.
 
-    They are what attention is given: after RoPE, before any rotation of llama.cpp. Works for every model
-    whose layers store K and V and run flash attention, hybrid models included. While it runs, the values lie
-    in files beside the output, so that memory need not hold them.
+    These are the inputs of attention: after RoPE, before any rotation of llama.cpp. Works for every model
+    whose layers store K and V and run flash attention, hybrid models included. Values are streamed to
+    files beside the output, so they need not fit in memory.
 
     \b
     Example:

@@ -27,9 +27,9 @@ def compare_runs(runs: tuple[Path, ...], suite: str | None, as_json: bool) -> No
     """Compare runs of `kvquant eval` with the first, or show one of `kvquant validate`.
 
     Per category and in total: samples lost and gained against the baseline, the change in rate with its
-    interval, the exact McNemar p adjusted for the number of runs (Holm), the smallest change such a run would
-    have shown, and a verdict by the suite's rules: safe, costs, broken, or cannot tell. Of a single run the
-    rates are shown, and of a validation what `kvquant validate` shows.
+    interval, the exact McNemar p adjusted for the number of runs (Holm), the smallest change the runs
+    could have detected, and a verdict by the suite's rules: safe, costs, broken, or cannot tell. A single
+    run shows its rates, a validation what `kvquant validate` shows.
 
     \b
     Example:

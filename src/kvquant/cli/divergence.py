@@ -56,7 +56,7 @@ UNKNOWN = "-"
     multiple=True,
     type=TEXT,
     metavar="NAME|FILE",
-    help="A UTF-8 text (kvquant texts); give it again for more documents.",
+    help="A UTF-8 text (kvquant texts); repeat for more documents.",
 )
 @policy_option(
     f"A policy or preset, also with @{UNROTATED} or @{UNTRANSFORMED} behind it; give it once for each.",
@@ -84,14 +84,14 @@ UNKNOWN = "-"
     type=click.Choice(get_args(FeedPath)),
     default="prefill",
     show_default=True,
-    help="Scored tokens go in as batches, or one by one as in generation, which takes far longer.",
+    help="Feed scored tokens in batches, or one by one as in generation, which takes far longer.",
 )
-@click.option("--no-rotation", is_flag=True, help="Leave llama.cpp's rotation out, for every policy.")
+@click.option("--no-rotation", is_flag=True, help="Turn llama.cpp's rotation off for every policy.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep every token there; the same command again goes on where it stopped, with more policies too.",
+    help="Keep every token there; run the same command again to resume, or with more policies to add them.",
 )
 @llama_bin_option
 @threads_option("Threads of the program.")
@@ -114,9 +114,9 @@ def divergence(
 ) -> None:
     """How far each policy moves a model's predictions: KL divergence from a float16 cache, token by token.
 
-    The weights are loaded once, the baseline is run once for all policies, and memory does not grow with the
-    text. The floor is what the same float16 cache gives when its tokens are fed another way: less than that
-    is no difference between caches.
+    Loads the weights once and runs the baseline once for all policies; memory does not grow with the
+    text. The floor is the float16 cache against itself with tokens fed the other way: a smaller
+    divergence is noise.
 
     \b
     Example:

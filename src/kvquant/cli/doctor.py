@@ -80,12 +80,12 @@ def doctor(
     root: Path,
     as_json: bool,
 ) -> None:
-    """Look for what would spoil a run: the model file, the policy, memory, clocks and heat.
+    """Look for anything that would spoil a run: the model file, the policy, memory, clocks and heat.
 
-    With --model FILE (.gguf or .rkllm) the file is checked, and with --policy or --default the policy against
-    it: rules without effect, types that cannot run or are slow, K types that its biases predict to break.
-    Memory is counted for the sequences llama-server serves by default, as `kvquant memory` counts it.
-    Nothing is changed. Exit code 3 when something must be fixed.
+    --model FILE (.gguf or .rkllm) checks the file; --policy or --default also checks the policy against
+    it: rules without effect, types that cannot run or run slowly, K types that the model's biases are
+    likely to break. Memory is counted for the sequences llama-server serves by default, as in `kvquant
+    memory`. Changes nothing. Exits with 3 if something must be fixed.
 
     \b
     Example:

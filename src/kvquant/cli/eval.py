@@ -52,7 +52,7 @@ DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
     help="The environment variable that holds the endpoint's key.  [default: OPENAI_API_KEY, if it is set "
     "and the URL is https or on this machine]",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be asked and how long it may take.")
+@click.option("--dry-run", is_flag=True, help="Show what would be asked and how long it may take.")
 @json_option
 def evaluate(
     base_url: str,
@@ -69,9 +69,9 @@ def evaluate(
 ) -> None:
     """Ask an OpenAI-compatible endpoint a suite of tasks and grade the answers.
 
-    Every answer is on the disk at once. The same command again goes on where it stopped, however it stopped,
-    asks the samples on which the endpoint failed, and repeats no answer; with a larger --n it adds to them.
-    Exit code 1 when samples are left unanswered. Suites and outcomes: docs/evaluation.md.
+    Every answer is saved at once. Run the same command again to resume after any interruption: it repeats
+    no answer, asks again where the endpoint failed, and adds samples if --n is larger. Exits with 1 if
+    samples stay unanswered. Suites and outcomes: docs/evaluation.md.
 
     \b
     Example:

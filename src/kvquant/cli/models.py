@@ -19,7 +19,7 @@ from kvquant.units import format_n_bytes
 def models(context: click.Context, as_json: bool) -> None:
     """List the models that can be fetched by name; `kvquant models get NAME` fetches one.
 
-    Every command that takes --model also takes such a name, and fetches it when it is not here yet.
+    Every --model that takes a file also takes these names, and fetches the model on first use.
 
     \b
     Example:
@@ -48,13 +48,13 @@ def models(context: click.Context, as_json: bool) -> None:
     "sources",
     multiple=True,
     type=click.Choice(SOURCES),
-    help=f"Where from; repeated, in this order.  [default: ${SOURCES_VARIABLE}, else {','.join(SOURCES)}]",
+    help=f"Source to try; repeat, in order.  [default: ${SOURCES_VARIABLE}, else {','.join(SOURCES)}]",
 )
 def get(name: str, sources: tuple[str, ...]) -> None:
-    """Fetch the model NAME, verify it, and print its path. One that is here is only verified.
+    """Fetch the model NAME, verify it, and print its path; a model already here is only verified.
 
-    NAME is one that `kvquant models` lists, or hf:OWNER/REPO/FILE.gguf. A fetch that was cut off goes on
-    after the last part it has finished.
+    NAME is listed by `kvquant models`, or is hf:OWNER/REPO/FILE.gguf. An interrupted fetch resumes after
+    the last complete part.
 
     \b
     Example:

@@ -114,9 +114,9 @@ def shape_options(command: Command) -> Command:
         "--shape",
         type=SHAPE,
         metavar="NAME|FILE",
-        help="A built-in shape (kvquant shape --list) or a JSON file; beside --model, in its place.",
+        help="A built-in shape (kvquant shape --list) or a JSON file; overrides the one of --model.",
     )(command)
-    return model_option(help="Read the shape from the header of this GGUF file.")(command)
+    return model_option(help="Read the shape from this GGUF file's header.")(command)
 
 
 def shape_from_options(model: Path | None, shape: str | None, default: str | None = None) -> ModelShape:
@@ -149,8 +149,8 @@ def shape_beside(model: GgufModel, shape: str) -> ModelShape:
     n_layer = Keys(model.header).u32("block_count", 0)
     if n_layer and n_layer != given.n_layer:
         click.echo(
-            f"kvquant: warning: --shape {shape} has {given.n_layer} layers, {model.shown} {n_layer}; what is "
-            "said holds for the shape",
+            f"kvquant: warning: --shape {shape} has {given.n_layer} layers, {model.shown} {n_layer}; using "
+            "the shape",
             err=True,
         )
     return given
@@ -315,9 +315,7 @@ def policy_options(command: Command) -> Command:
         choice = PolicyChoice(policy, *default_types(default, k_type, v_type))
         return command(*args, policy=choice, **rest)
 
-    add_policy = policy_option(
-        "Which layers get which type, such as 0-10:q8_0,rest:q4_0 (kvquant policy --help)."
-    )
+    add_policy = policy_option("The type of each layer, such as 0-10:q8_0,rest:q4_0 (kvquant policy --help).")
     return add_policy(default_options(with_choice))  # type: ignore[return-value]
 
 
@@ -327,13 +325,13 @@ def default_options(command: Command) -> Command:
         (("-ctv", "--cache-type-v", "v_type"), "V"),
         (("-ctk", "--cache-type-k", "k_type"), "K"),
     ):
-        command = click.option(*names, metavar="TYPE", help=f"The same for {side}, as llama.cpp spells it.")(
+        command = click.option(*names, metavar="TYPE", help=f"The same for {side} alone, as in llama.cpp.")(
             command
         )
     return click.option(
         "--default",
         metavar="TYPE",
-        help=f"Type of the layers no rule names: q8_0, or k=q8_0/v=q4_0.  [default: {PLAIN_TYPE}]",
+        help=f"Type of all other layers: q8_0, or k=q8_0/v=q4_0.  [default: {PLAIN_TYPE}]",
     )(command)
 
 
@@ -406,7 +404,7 @@ def sequence_options(command: Command) -> Command:
         "parallel",
         type=int,
         metavar="P",
-        help="Sequences. Left out: 4 in one buffer, as llama-server.",
+        help="Sequences.  [default: 4 in one buffer, as llama-server]",
     )(command)
 
 
@@ -423,7 +421,7 @@ def jobs_option(command: Command) -> Command:
         default=1,
         show_default=True,
         metavar="N",
-        help="Policies at the same time, each with its part of the threads.",
+        help="Policies to measure at once; they share the threads.",
     )(command)
 
 
@@ -437,8 +435,8 @@ def llama_bin_option(command: Command) -> Command:
         envvar="KVQUANT_LLAMA_BIN",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="The folder of llama-server, stock or patched.  [default: $KVQUANT_LLAMA_BIN, else what "
-        "kvquant llama build has made, else the PATH]",
+        help="Folder of llama-server, stock or patched.  [default: $KVQUANT_LLAMA_BIN, else the build of "
+        "kvquant llama build, else the PATH]",
     )(command)
 
 
@@ -461,15 +459,15 @@ def programs_folder(llama_bin: Path | None) -> Path:
 def out_option(command: Command) -> Command:
     """Add --out DIR, the folder of a run's records."""
     return click.option(
-        "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the records go."
+        "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the records."
     )(command)
 
 
 def seed_option(command: Command) -> Command:
     """Add --seed S, which of a suite's variants are asked."""
-    return click.option(
-        "--seed", default=0, show_default=True, metavar="S", help="Which variants are asked."
-    )(command)
+    return click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of the questions.")(
+        command
+    )
 
 
 def timeout_option(command: Command) -> Command:
@@ -480,7 +478,7 @@ def timeout_option(command: Command) -> Command:
         default=300.0,
         show_default=True,
         metavar="SECONDS",
-        help="For one answer.",
+        help="Time limit for one answer.",
     )(command)
 
 

@@ -47,7 +47,7 @@ def _foreign(words: list[str], own: Collection[str]) -> list[str]:
     """What stands behind ``--``, where an option of the command's own would undo what the command says."""
     for word in words:
         if word in own:
-            raise UsageError(f"{word} stands behind --, where it is not read; put it in front")
+            raise UsageError(f"{word} comes after --, where kvquant does not read it; move it before --")
     return words
 
 

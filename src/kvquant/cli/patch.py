@@ -44,13 +44,13 @@ patches_option = click.option(
     "--patches",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The folder with the series.  [default: the one that comes with kvquant]",
+    help="The folder with the series.  [default: kvquant's own]",
 )
 
 
 @click.group()
 def patch() -> None:
-    """Fit the patch series to a llama.cpp source tree, apply it and take it back.
+    """Fit the patch series to a llama.cpp source tree, apply it, or revert it.
 
     \b
     Example:
@@ -62,10 +62,10 @@ def patch() -> None:
 @source_option
 @patches_option
 def check(source: Path, patches: Path | None) -> None:
-    """Say where every edit goes, or which one does not fit and why.
+    """Show where every edit goes, or which one does not fit and why.
 
-    Changes nothing; exit code 3 when an edit does not fit, with its purpose and what changed around its place
-    since the last tree that fits. A patched tree is checked as it was before.
+    Changes nothing. Exits with 3 if an edit does not fit, and shows its purpose and what changed around
+    its place since the last tree that fits. A patched tree is checked in its original state.
 
     \b
     Example:
@@ -88,7 +88,7 @@ def check(source: Path, patches: Path | None) -> None:
 @source_option
 @patches_option
 def apply(source: Path, patches: Path | None) -> None:
-    """Patch the tree, all or nothing. Does nothing when this very series is applied already.
+    """Patch the tree, all or nothing. Does nothing if this version of the series is already applied.
 
     \b
     Example:
@@ -104,11 +104,12 @@ def apply(source: Path, patches: Path | None) -> None:
 
 @patch.command()
 @source_option
-@click.option("--keep-changed", is_flag=True, help="Leave files that were changed since as they are.")
+@click.option("--keep-changed", is_flag=True, help="Leave files alone that changed since.")
 def revert(source: Path, keep_changed: bool) -> None:
-    """Put every original byte and mode back and remove the added files.
+    """Restore every original byte and mode, and remove the added files.
 
-    Refused, with nothing touched, when a patched file was changed since, unless it is to be kept.
+    Refuses, and touches nothing, if a patched file was changed since; --keep-changed leaves such files
+    alone.
 
     \b
     Example:
@@ -126,7 +127,7 @@ def revert(source: Path, keep_changed: bool) -> None:
 @source_option
 @patches_option
 def status(source: Path, patches: Path | None) -> None:
-    """Say which patches are applied, in which version, and whether patched files were changed since.
+    """Show which patches are applied, in which version, and which patched files changed since.
 
     \b
     Example:
@@ -174,10 +175,10 @@ def status(source: Path, patches: Path | None) -> None:
 @click.option(
     "--surroundings",
     is_flag=True,
-    help=f"Write {SURROUNDINGS}, too, against which `patch check` shows what later trees changed.",
+    help=f"Also write {SURROUNDINGS}, which lets `patch check` show what later trees changed.",
 )
 def export(source: Path, patches: Path | None, out: Path | None, surroundings: bool) -> None:
-    """Write the patches as unified diffs for this tree; git apply takes them, in order.
+    """Write the patches as unified diffs for this tree, to be applied in order with git apply.
 
     \b
     Example:
@@ -218,13 +219,13 @@ def export(source: Path, patches: Path | None, out: Path | None, surroundings: b
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE",
-    help="Where the diff for this tree goes.",
+    help="Write the diff for this tree here.",
 )
 def merge(source: Path, patches: Path | None, base: Path | None, out: Path) -> None:
-    """For a tree that does not fit: let git merge the files concerned, and write the whole as one diff.
+    """For a tree that does not fit: merge with git, and write the whole series as one diff.
 
-    A three-way merge, with the tree that fits in between. Nothing is applied: read the diff, then give it to
-    git apply. Exit code 3, and no diff, when git finds a conflict in some file.
+    A three-way merge with the tree that fits as its base. Applies nothing: review the diff, then run git
+    apply. Exits with 3, and writes no diff, if git finds a conflict.
 
     \b
     Example:
@@ -251,7 +252,7 @@ def merge(source: Path, patches: Path | None, base: Path | None, out: Path) -> N
 @source_option
 @patches_option
 def issue(source: Path, patches: Path | None) -> None:
-    """Print the text of an issue about edits that do not fit, with every fact that mending them needs.
+    """Print an issue about the edits that do not fit, with everything needed to fix them.
 
     \b
     Example:

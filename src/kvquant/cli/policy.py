@@ -46,12 +46,13 @@ class _PolicyGroup(click.Group):
 @json_option
 @click.pass_context
 def policy(context: click.Context, as_list: bool, as_json: bool) -> None:
-    """Print a policy in canonical form: kvquant policy POLICY|@FILE, the same as kvquant policy show.
+    """Print a policy in canonical form: kvquant policy POLICY|@FILE, short for kvquant policy show.
 
-    POLICY is rules such as 0-10:q8_0,11-31:q4_0 (layers count from 0, both ends named), 7:f16, 20-:q4_0,
-    *:q8_0, first2:q8_0,last2:q8_0,rest:q4_0, 0-3:k=q8_0/v=q4_0, kv0-kv1:q8_0 (positions among the layers
-    that keep a cache), or a preset: hybrid, k8v4, or any type's name. @FILE reads it from a file, where it
-    may take several lines and # starts a comment. docs/policy-language.md has the grammar.
+    POLICY is a list of rules or a preset. Rules: 0-10:q8_0,11-31:q4_0 (layers count from 0, both ends
+    included), 7:f16, 20-:q4_0, *:q8_0, first2:q8_0,last2:q8_0,rest:q4_0, 0-3:k=q8_0/v=q4_0, kv0-kv1:q8_0
+    (positions among the layers that keep a cache). Presets: hybrid, k8v4, and every type's name. @FILE
+    reads the policy from a file, which may have several lines and # comments. Grammar:
+    docs/policy-language.md.
 
     \b
     Example:
@@ -115,10 +116,10 @@ def show(
 @click.option("--from", "notation", type=click.Choice(NOTATIONS), help="Its notation.  [default: found out]")
 @json_option
 def import_(file: str, notation: str | None, as_json: bool) -> None:
-    """Print a policy that another program's notation says: a file, or - for standard input.
+    """Translate another program's configuration into a policy; FILE, or - for standard input.
 
-    What it says besides, and a policy does not, is told on stderr. A type that llama.cpp has no cache for is
-    refused by name.
+    Settings that a policy cannot express are reported on stderr. A type without a llama.cpp cache type is
+    an error.
 
     \b
     Example:
@@ -140,7 +141,7 @@ def import_(file: str, notation: str | None, as_json: bool) -> None:
 @click.option("--to", "notation", type=click.Choice(NOTATIONS), required=True, help="The notation.")
 @shape_options
 def export(text: str, notation: str, model: Path | None, shape: str | None) -> None:
-    """Print POLICY in another program's notation, for a model; what it has no word for is refused by name.
+    """Translate POLICY into another program's notation, for one model; what it cannot express is an error.
 
     \b
     Example:

@@ -13,16 +13,16 @@ from kvquant.cli.options import json_option
 
 @click.command()
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the vectors."
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Seed of the vectors."
 )
 @json_option
 def published(seed: int, as_json: bool) -> None:
     """Recompute published numbers on KV-cache quantization and say which of them hold.
 
-    Each number is measured twice: under the convention that explains it best, and as what it means for
-    llama.cpp: ggml's own blocks, against an fp16 cache. It is reproduced when the second value prints as
-    published, and reproduced under its convention when only the first does. docs/published-numbers.md
-    explains each line. What is said of real language models is tested in docs/claims.md.
+    Each number is measured twice: under the convention that explains it best, and for llama.cpp as it is,
+    with ggml's own blocks against an fp16 cache. If the second value agrees, the number is reproduced; if
+    only the first does, it is reproduced under its convention. docs/published-numbers.md explains each
+    line; docs/claims.md tests common claims on real language models.
 
     \b
     Example:

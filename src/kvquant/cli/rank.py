@@ -21,11 +21,11 @@ from kvquant.tables import terminal_width, text
 def rank_runs(runs: tuple[Path, ...], as_json: bool) -> None:
     """Order runs by one score, and name the best run of each category.
 
-    A run is one of `kvquant eval`, or the folder of a `kvquant validate`, which has one for each policy.
+    RUN is the folder of a `kvquant eval`, or of a `kvquant validate`, which holds one run per policy.
 
-    The score is quality × max(0.1, 60 / mean seconds a sample); quality is the sum over the tests of weight
-    times rate of right answers. It mixes two things that a user may weigh otherwise; the routing table keeps
-    them apart.
+    The score is quality × max(0.1, 60 / mean seconds per sample); quality sums weight times rate of right
+    answers over the tests. It mixes quality and speed, which you may weigh differently; the routing table
+    keeps them apart.
 
     \b
     Example:

@@ -21,10 +21,10 @@ from kvquant.results.validation import read_result
 @click.option("--figure", metavar="FILE", help="Write the figure of memory against quality, as .svg.")
 @json_option
 def report(run: Path, html: str | None, markdown: str | None, figure: str | None, as_json: bool) -> None:
-    """Report a validation: verdicts first, then what they rest on.
+    """Report a validation: verdicts first, then the evidence.
 
-    RUN is the folder that `kvquant validate` wrote, or its results.json. Without an option Markdown goes to
-    standard output.
+    RUN is a folder written by `kvquant validate`, or its results.json. Prints Markdown unless an option
+    says otherwise.
 
     \b
     Example:

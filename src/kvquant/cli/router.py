@@ -19,12 +19,12 @@ def _router(url: str, variable: str | None) -> Router:
 
 
 _URL = click.argument("url", metavar="URL")
-_KEY = click.option("--api-key-env", metavar="VARIABLE", help="The variable that holds the router's key.")
+_KEY = click.option("--api-key-env", metavar="VARIABLE", help="Environment variable with the router's key.")
 
 
 @click.group("router")
 def router() -> None:
-    """Control a llama-server in router mode, here or on a board, by its own API.
+    """Control a llama-server in router mode, here or on a board, through its API.
 
     \b
     Example:
@@ -37,7 +37,7 @@ def router() -> None:
 @_URL
 @_KEY
 def list_models(url: str, api_key_env: str | None) -> None:
-    """List its models and their states.
+    """List the router's models and their states.
 
     \b
     Example:
@@ -53,7 +53,9 @@ def list_models(url: str, api_key_env: str | None) -> None:
 @_URL
 @click.argument("model")
 @_KEY
-@click.option("--timeout", default=600.0, show_default=True, metavar="SECONDS", help="For loading.")
+@click.option(
+    "--timeout", default=600.0, show_default=True, metavar="SECONDS", help="Time limit for loading."
+)
 def load(url: str, model: str, api_key_env: str | None, timeout: float) -> None:
     """Load a model and wait until it answers.
 

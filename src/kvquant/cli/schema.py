@@ -10,9 +10,9 @@ from kvquant.schemas import schema_names, schema_text
 @click.command()
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
-    """Print the JSON Schema of what --json prints, or the names of all schemas.
+    """Print the JSON Schema of a --json document, or the names of all schemas.
 
-    Documents may have further keys in later versions; a reader passes over those it does not know.
+    Later versions may add keys; readers should ignore keys they do not know.
 
     \b
     Example:

@@ -32,14 +32,17 @@ from kvquant.search import search as run_search
     "--max-kl",
     type=click.FloatRange(min=0, min_open=True),
     metavar="NATS",
-    help="The fewest bytes that lose at most so much, nats a token on the fitting text.",
+    help="Instead: the fewest bytes that lose at most NATS per token on the fitting text.",
 )
 @click.option(
-    "--ram", type=N_BYTES, metavar="SIZE", help="What fits beside the weights in so much memory, at --ctx."
+    "--ram",
+    type=N_BYTES,
+    metavar="SIZE",
+    help="Instead: what fits beside the weights in this much memory, at --ctx.",
 )
 @ctx_option("Tokens to count bytes for.", default=str(DEFAULT_N_CTX), show_default=True)
 @click.option(
-    "--types", default=",".join(TYPES), show_default=True, metavar="NAMES", help="The types that may be used."
+    "--types", default=",".join(TYPES), show_default=True, metavar="NAMES", help="The types to choose from."
 )
 @click.option(
     "--min-speed",
@@ -51,12 +54,12 @@ from kvquant.search import search as run_search
 @click.option(
     "--text",
     metavar="NAME|FILE",
-    help="Measure on this text; of a known one (kvquant texts) its calibration part.",
+    help="Measure on this text; a known name (kvquant texts) means its calibration part.",
 )
 @click.option(
     "--held-out",
     metavar="NAME|FILE",
-    help="The text that policies are compared on.  [default: another kind, prose or code]",
+    help="The text to compare policies on.  [default: another kind, prose or code]",
 )
 @click.option(
     "--chunk",
@@ -93,26 +96,26 @@ from kvquant.search import search as run_search
     default=30,
     show_default=True,
     metavar="N",
-    help="Random policies of the same bytes to compare with.",
+    help="Random policies of the same size to compare with.",
 )
 @click.option(
-    "--quick", is_flag=True, help="Choose by a capture instead of measuring each side; needs --capture."
+    "--quick", is_flag=True, help="Choose from a capture instead of measuring each side; needs --capture."
 )
 @click.option(
     "--reverse",
     is_flag=True,
-    help="Measure a side as the only one in f16, not as the only one that is not: for strong interactions.",
+    help="Measure each side as the only one in f16, not the only quantized one; for strong interactions.",
 )
 @click.option("--capture", metavar="FILE", help="K and V of a real run (kvquant capture).")
 @click.option(
     "--profile", type=click.Choice(tuple(PROFILES)), help="Without a text: synthetic K and V to use."
 )
-@click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of everything random.")
+@click.option("--seed", default=0, show_default=True, metavar="S", help="Seed of all random choices.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep every measurement there, the result and a page; the same command again goes on.",
+    help="Keep measurements, result and a page there; run the same command again to resume.",
 )
 @click.option(
     "--preset-file",
@@ -154,14 +157,14 @@ def search(
     jobs: int,
     as_json: bool,
 ) -> None:
-    """Find the best policy within a budget, and print its text.
+    """Find the best policy within a budget, and print it.
 
-    With --text: one side of one layer at a time is measured in llama.cpp (KL divergence from f16), the best
-    combination in exact bytes is found, candidates are measured whole, and the best is compared with simple
-    rules on held-out text. That takes minutes to hours; --out keeps all of it.
+    With --text: measures one side of one layer at a time in llama.cpp (KL divergence from f16), finds the
+    best combination in exact bytes, measures the candidates whole, and compares the best with simple
+    rules on held-out text. Takes minutes to hours; --out keeps every measurement.
 
-    Without: every pair of types is measured in every layer of a capture or of synthetic K and V, in seconds.
-    The policy is then only as good as that proxy. docs/search.md says how both work.
+    Without --text: computes the error of every pair of types in every layer of a capture or of synthetic
+    K and V, in seconds. The policy is then only as good as that proxy. Details: docs/search.md.
 
     \b
     Example:

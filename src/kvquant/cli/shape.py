@@ -20,8 +20,8 @@ from kvquant.model.shape_json import shape_to_json
 def shape(model: Path | None, shape: str | None, list_all: bool, as_json: bool) -> None:
     """Layers, heads, widths and windows of a model, and which layers keep a cache.
 
-    With --json the shape is printed in the form that --shape FILE.json reads; change it for a model whose
-    architecture has no rules yet.
+    --json prints the shape in the format of --shape FILE.json; edit it for a model whose architecture has
+    no rules yet.
 
     \b
     Example:

@@ -48,24 +48,33 @@ from kvquant.tables import terminal_width
 @click.option("--cpus", metavar="LIST,LIST", help="Cores: 4-7,0-7, or all, big, little; + joins: 0+2-3.")
 @click.option("--flash-attn", metavar="on,off", help="Flash attention: on, off or both.")
 @click.option("-c", "--ctx", "--ctx-size", "ctx", metavar="N,N", help="Contexts, such as 4k,16k,64k.")
-@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="How often each cell is measured.")
+@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="How often to measure each cell.")
 @out_option
 @llama_bin_option
 @click.option(
     "--hosts", metavar="HOST:PORT", help="The scheduler of a Dask cluster whose workers are boards."
 )
-@click.option("--quality", multiple=True, metavar="DIR", help="A folder of validate, eval or divergence.")
-@click.option("--published", multiple=True, metavar="CSV", help="A table of others, shown beside.")
-@click.option("--ram", metavar="SIZE,SIZE", help="Amounts of memory that jobs are chosen for.")
+@click.option(
+    "--quality",
+    multiple=True,
+    metavar="DIR",
+    help="A folder of validate, eval or divergence, for the quality columns.",
+)
+@click.option("--published", multiple=True, metavar="CSV", help="Others' results, shown beside yours.")
+@click.option("--ram", metavar="SIZE,SIZE", help="Amounts of memory to recommend settings for.")
 @click.option(
     "--apply", "wanted", multiple=True, metavar="WHAT", help="Write presets: best, or MODEL=POLICY."
 )
-@click.option("--preset-file", type=click.Path(path_type=Path), metavar="INI", help="Where presets go.")
-@click.option("--unit", type=click.Path(path_type=Path), metavar="FILE", help="And a systemd unit.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Of the unit.")
+@click.option("--preset-file", type=click.Path(path_type=Path), metavar="INI", help="File for the presets.")
+@click.option("--unit", type=click.Path(path_type=Path), metavar="FILE", help="Also write a systemd unit.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port of the unit."
+)
 @click.option("--draft", type=MODEL, metavar="NAME|FILE", help="A draft model for the presets.")
-@click.option("--draft-policy", metavar="POLICY", help="Its own policy, one type a side.  [default: f16]")
-@click.option("--dry-run", is_flag=True, help="Say what would be run.")
+@click.option(
+    "--draft-policy", metavar="POLICY", help="Policy of the draft model, one type per side.  [default: f16]"
+)
+@click.option("--dry-run", is_flag=True, help="List the cells without running them.")
 @json_option
 def sweep_boards(
     plan: Path | None,
@@ -91,13 +100,13 @@ def sweep_boards(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Measure every setting that matters on this board, or on many, and say what to choose.
+    """Measure every setting that matters on this board, or on many, and recommend one.
 
-    A cell is the patched llama-server, or an endpoint, under one setting; each finished one is on the disk at
-    once, and the same command again goes on where it stopped (docs/sweep.md). Options stand above the plan's
-    keys. --hosts runs the cells on the workers of a Dask cluster (docs/boards.md). Without a plan and a
-    model, what is recorded in --out is shown, and its files are written anew; with --apply, so are presets
-    for llama-server in router mode.
+    A cell is the patched llama-server, or an endpoint, under one setting. Every finished cell is saved at
+    once; run the same command again to resume (docs/sweep.md). Options override the plan's keys. --hosts
+    runs the cells on the workers of a Dask cluster (docs/boards.md). Without a plan or a model it shows
+    the records in --out and rewrites the reports; with --apply it also writes presets for llama-server in
+    router mode.
 
     \b
     Example:

@@ -17,8 +17,8 @@ from kvquant.documents import to_document, to_json
 def texts(context: click.Context, as_json: bool) -> None:
     """List the texts that can be fetched by name; `kvquant texts get NAME` fetches one.
 
-    Each has two parts that share nothing: NAME:calibration to fit on, and NAME:held-out to measure on, which
-    a bare NAME means. Every command that takes --text also takes such a name.
+    Each text has two disjoint parts: NAME:calibration to fit on, and NAME:held-out to measure on, the
+    default. Every --text option takes these names.
 
     \b
     Example:

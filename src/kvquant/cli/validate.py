@@ -46,7 +46,7 @@ from kvquant.tables import terminal_width
 @model_option(help="A GGUF file.  [default: the shipped reference model]")
 @shape_beside_option
 @policy_option(
-    "A policy or preset; give it once for each. The baseline is f16, else the first.",
+    "A policy or preset; repeat for more. The baseline is f16, else the first.",
     name="policies",
     type=VARIED_POLICY,
     multiple=True,
@@ -56,7 +56,7 @@ from kvquant.tables import terminal_width
     f"Change K exactly before it is stored (kvquant calibrate), under every policy but f16; @{UNTRANSFORMED} "
     "behind a policy leaves it out."
 )
-@click.option("--suite", default="standard", show_default=True, metavar="NAME|FILE", help="What is measured.")
+@click.option("--suite", default="standard", show_default=True, metavar="NAME|FILE", help="What to measure.")
 @out_option
 @llama_bin_option
 @click.option(
@@ -66,7 +66,7 @@ from kvquant.tables import terminal_width
 @ctx_option("Context of the server.  [default: the suite's]")
 @threads_option("Threads of llama.cpp's programs.")
 @timeout_option
-@click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it takes.")
+@click.option("--dry-run", is_flag=True, help="Show what would be measured and how long it takes.")
 @json_option
 def validate_policies(
     model: Path | None,
@@ -84,12 +84,12 @@ def validate_policies(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Say of each policy, against a baseline: safe, costs so much, or broken.
+    """Judge each policy against a baseline: safe, costs so much, or broken.
 
-    For every policy the patched llama-server is started with the same settings and asked the same questions;
-    divergence, speed and memory are measured as the suite says (docs/evaluation.md). Every finished piece is
-    on the disk at once: the same command again goes on where it stopped. Exit code 3 when a policy is broken,
-    1 when one failed.
+    Starts the patched llama-server once per policy with the same settings and asks the same questions;
+    measures divergence, speed and memory as the suite says (docs/evaluation.md). Every finished piece is
+    saved at once: run the same command again to resume. Exits with 3 if a policy is broken, with 1 if one
+    failed.
 
     \b
     Example:
