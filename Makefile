@@ -39,6 +39,10 @@ FAST := tests/analysis tests/formats tests/memory tests/model tests/policy tests
 check: lint ## The fast lane: lint, types, unit and property tests
 	HYPOTHESIS_PROFILE=fast $(BIN)/pytest --quiet --numprocesses $(JOBS) $(FAST)
 
+.PHONY: site
+site: $(VENV)/test.stamp ## Build the documentation into build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file tools/docs/mkdocs.yml
+
 # What the tests hold the package against: ggml's own quantizers, the patched programs, and a stock server of the same
 # tree. Each is kept under .cache by a key of its sources and flags, so that only the first run compiles. Pages are
 # looked at in a headless Chromium, fetched where none is installed; where it cannot be, those tests are skipped.

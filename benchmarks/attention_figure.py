@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvquant.files import write_atomic
-from kvquant.report.drawing import LIGHT, FigureSize, open_figure, style_axes
+from kvquant.report.drawing import (
+    PLACEHOLDERS,
+    FigureSize,
+    open_figure,
+    standalone_svg,
+    style_axes,
+    themed_svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,28 +26,33 @@ MODEL_TITLES = {
     "gqa2-128-wide": "8 KV heads of 128, wide embedding",
 }
 COLOURS = {
-    "f16": LIGHT.text,
-    "q8_0": LIGHT.series_1,
-    "q4_0": LIGHT.series_2,
-    "0-10:q8_0,11-27:q4_0": LIGHT.series_3,
+    "f16": PLACEHOLDERS.text,
+    "q8_0": PLACEHOLDERS.series_1,
+    "q4_0": PLACEHOLDERS.series_2,
+    "0-10:q8_0,11-27:q4_0": PLACEHOLDERS.series_3,
 }
 STYLES = {"patched": {"linestyle": "-", "marker": "o"}, "stock": {"linestyle": "--", "marker": "x"}}
 
 
 def write_figure(record: dict[str, Any], path: Path) -> None:
-    """Draw the medians of ``record`` as SVG: a row of panels per model, a line per build and policy."""
+    """Draw ``record`` into an SVG file."""
+    write_atomic(path, attention_figure(record))
+
+
+def attention_figure(record: dict[str, Any]) -> str:
+    """Return the medians of ``record`` as SVG: a row of panels per model, a line per build and policy."""
     models = list(record["models"])
-    with open_figure(FigureSize(10, 3.6 * len(models)), LIGHT) as figure:
+    with open_figure(FigureSize(10, 3.6 * len(models)), PLACEHOLDERS) as figure:
         axes = figure.subplots(len(models), len(PANELS), squeeze=False, sharex=True)
         for model, row in zip(models, axes, strict=True):
             for (what, title), panel in zip(PANELS.items(), row, strict=True):
-                style_axes(panel, LIGHT, f"{title}, {MODEL_TITLES[model]}")
+                style_axes(panel, PLACEHOLDERS, f"{title}, {MODEL_TITLES[model]}")
                 draw_panel(panel, record, model, what)
         lines, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    write_atomic(path, buffer.getvalue())
+        for text in figure.legends[0].get_texts():
+            text.set_color(PLACEHOLDERS.text)
+        return standalone_svg(themed_svg(figure, "attention"))
 
 
 def draw_panel(panel: Axes, record: dict[str, Any], model: str, what: str) -> None:
@@ -62,6 +73,6 @@ def draw_panel(panel: Axes, record: dict[str, Any], model: str, what: str) -> No
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
-    panel.set_ylabel("tokens/s", color=LIGHT.text)
+    panel.set_ylabel("tokens/s", color=PLACEHOLDERS.text)
     panel.set_xticks(range(len(DEPTHS)), [str(depth) for depth in DEPTHS])
-    panel.set_xlabel("tokens in the cache", color=LIGHT.text)
+    panel.set_xlabel("tokens in the cache", color=PLACEHOLDERS.text)

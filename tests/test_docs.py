@@ -1,4 +1,4 @@
-"""What the pages say can be typed: every command, option and link in README and docs exists."""
+"""What the pages say can be typed: every command, option, fixed value and link of every page exists."""
 
 from __future__ import annotations
 
@@ -12,69 +12,107 @@ import click
 import pytest
 
 from kvquant.cli.main import kvquant
+from kvquant.cli.passing_on import PassingOn
+from kvquant.errors import KVQuantError
 from write_cli_reference import REFERENCE
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-COMMAND = re.compile(r"^ *(?:\$ )?(?:\.venv/bin/)?(kvquant .*|make [a-z0-9-]+.*)$")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+COMMAND = re.compile(r"^ *(?:\$ )?(?:\.venv/bin/)?(kvquant .*|make [a-z0-9-]+.*|python [a-z_]+/.*)$")
+PURE = {"policy", "budget", "size", "tokens"}
+"""Types of values that are read without a look at any file or network; the others are taken as they are."""
+PLACEHOLDER = re.compile(r"[A-Z]+")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
 def typed_lines(text: str) -> list[str]:
     """Return the command lines in a page's code blocks, continued lines joined."""
-    lines = []
-    inside = False
+    lines: list[str] = []
+    inside = is_typed = False
     for line in text.replace("\\\n", " ").splitlines():
         if line.lstrip().startswith("```"):
             inside = not inside
-        elif (inside or line.startswith("    ")) and (match := COMMAND.match(line)):
-            lines.append(match[1])
+        elif inside or line.startswith("    "):
+            if match := COMMAND.match(line):
+                lines.append(match[1])
+            elif is_typed and re.match(r" +--?[a-z]", line):
+                lines[-1] += line
+                continue
+            is_typed = match is not None
     return lines
 
 
 def complaint(line: str) -> str | None:
-    """Return why a typed line cannot run, or None. Values are not judged, only commands and option names."""
+    """Return why a typed line cannot run, or None: parsed by click, with nothing looked up or run."""
     words = shlex.split(line, comments=True)
+    ends = [words.index(word) for word in (";", "|", ">", "&&") if word in words]
+    words = words[: min(ends, default=len(words))]
     if words[0] == "make":
         targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return None if words[1] in targets else f"no make target {words[1]}"
+    if words[0] == "python":
+        return None if (ROOT / words[1]).is_file() else f"no program {words[1]}"
     command: click.Command = kvquant
     words = words[1:]
+    context = click.Context(command)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        child = command.get_command(click.Context(command), words[0])
+        child = command.get_command(context, words[0])
+        if child is None and command.name == "policy":
+            child = command.get_command(context, words.insert(0, "show") or "show")
         if child is None:
             return f"no command {words[0]}"
         command, words = child, words[1:]
-    if command.context_settings.get("ignore_unknown_options"):
+        context = click.Context(command, context, **command.context_settings)
+    if {"--help", "-h", "--version"} & set(words) or isinstance(command, PassingOn):
         return None
-    known = {"--help", "-h", "--version"}
-    for parameter in command.params:
-        known |= {*parameter.opts, *parameter.secondary_opts}
-    for word in words:
-        if word in {";", "|", ">", "&&"}:
-            break
-        if word.startswith("--") and word.partition("=")[0] not in known:
-            return f"no option {word}"
+    try:
+        given, extra, _ = command.make_parser(context).parse_args(words)
+    except click.UsageError as error:
+        return error.format_message()
+    if extra and not isinstance(command, click.Group):
+        return f"what is {' '.join(extra)}?"
+    return next(
+        filter(None, (_value_complaint(one, given.get(one.name or "")) for one in command.params)), None
+    )
+
+
+def _value_complaint(parameter: click.Parameter, value: object) -> str | None:
+    """Return what is wrong with the value of an option or argument, as far as its text says."""
+    if value is None or value == ():
+        return f"{parameter.opts[0]} is needed" if parameter.required else None
+    if isinstance(parameter.type, click.Choice) or parameter.type.name in PURE:
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and not text.startswith("@") and not PLACEHOLDER.fullmatch(text):
+                try:
+                    parameter.type.convert(text, parameter, None)
+                except (click.UsageError, KVQuantError) as error:
+                    return str(error)
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_typed_lines_exist(page: Path) -> None:
     complaints = {line: why for line in typed_lines(page.read_text()) if (why := complaint(line))}
     assert complaints == {}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     targets = [target for target in LINK.findall(page.read_text()) if "://" not in target]
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
 def test_the_check_sees_a_wrong_line() -> None:
-    page = "```\n$ kvquant a \\\n --b\n```\nkvquant prose\n    make demo"
-    assert typed_lines(page) == ["kvquant a   --b", "make demo"]
+    page = "```\n$ kvquant a \\\n --b\n    --c\n```\nkvquant prose\n    make demo"
+    assert typed_lines(page) == ["kvquant a   --b    --c", "make demo"]
     assert complaint("kvquant no-such") == "no command no-such"
-    assert complaint("kvquant memory --no-such 1") == "no option --no-such"
+    assert complaint("kvquant memory --no-such 1") == "No such option '--no-such'."
+    assert complaint("kvquant divergence --policy q8_0 --text prose") == "-m is needed"
+    assert complaint("kvquant divergence -m a --text b --policy q9") is not None
+    assert complaint("kvquant policy export k8v4 --to nobody") is not None
+    assert complaint("kvquant memory --ctx many") is not None
+    assert complaint("kvquant formats what") == "what is what?"
+    assert complaint("python tools/no_such.py") == "no program tools/no_such.py"
     assert complaint("make no-such") == "no make target no-such"
     assert complaint("kvquant memory --shape llama-3.1-8b --ctx 1 | head --odd") is None
 

@@ -111,9 +111,14 @@ PARTS = {"uniform": measure_uniform, "long": measure_long, "layers": measure_lay
 
 
 def publish(record: dict[str, Any]) -> None:
-    """Write the tables and figures of ``record``, and the figure of the training log."""
-    layers = record["layers"]
+    """Write the tables and figures of ``record``."""
     write_atomic(FOLDER / "curves.md", page(record))
+    draw(record)
+
+
+def draw(record: dict[str, Any]) -> None:
+    """Draw the figures of ``record``, and the one of the training logs."""
+    layers = record["layers"]
     FIGURES.mkdir(parents=True, exist_ok=True)
     logs = [read_log((FOLDER / name).read_text()) for name in ("log.jsonl", "log-seed-2.jsonl")]
     write_atomic(FIGURES / "reference-training.svg", training_figure(*logs))

@@ -30,6 +30,16 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
 
 
+def test_the_figure() -> None:
+    from attention_figure import attention_figure
+
+    drawn = attention_figure(record("attention.json"))
+    assert (ROOT / "docs/figures/attention.svg").read_text() == drawn
+    other = record("attention.json")
+    other["summary"]["rows"][0]["tokens_per_second"] *= 2
+    assert attention_figure(other) != drawn
+
+
 def test_the_benchmark(text: str) -> None:
     from attention_summary import summarize
     from attention_tables import all_tables

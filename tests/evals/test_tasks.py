@@ -290,7 +290,7 @@ def test_the_digest_follows_versions_and_facts(monkeypatch: pytest.MonkeyPatch) 
 def test_a_task_that_asks_or_grades_otherwise_has_another_version(name: str) -> None:
     recorded = json.loads(RECORDED.read_text())
     assert mark(TASKS[name]) == recorded[f"{name} {TASKS[name].version}"], (
-        f"raise the version of {name}, then run tests/evals/task_marks.py"
+        f"raise the version of {name}, then PYTHONPATH=tests python tests/evals/task_marks.py"
     )
 
 

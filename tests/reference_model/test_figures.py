@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
+import measure_reference_model
 from reference_model.figures import (
     difference_figure,
     read_log,
@@ -95,3 +97,16 @@ def test_the_page_has_a_row_for_every_setting_and_layer():
 @pytest.mark.parametrize("name", sorted(FIGURES))
 def test_the_same_record_gives_the_same_bytes(name):
     assert FIGURES[name]() == FIGURES[name]()
+
+
+def test_the_committed_figures_are_what_the_records_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, committed = tmp_path, measure_reference_model.FIGURES
+    record = json.loads((measure_reference_model.FOLDER / "curves.json").read_text())
+    monkeypatch.setattr(measure_reference_model, "FIGURES", drawn)
+    measure_reference_model.draw(record)
+    names = sorted(path.name for path in drawn.iterdir())
+    assert names == [f"reference-{name}.svg" for name in sorted(FIGURES)]
+    for name in names:
+        assert (drawn / name).read_text() == (committed / name).read_text(), f"draw {name} again"
