@@ -178,7 +178,7 @@ def test_the_watch_sees_a_file_of_the_clone(installed: Installed) -> None:
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
-        ("--version", f"kvquant, version {VERSION}"),
+        ("--version", f"kvquant {VERSION}"),
         ("analyze --layers 0-10:q8_0,11-31:q4_0", "0-10:q8_0,11-31:q4_0 on kvquant reference"),
         ("memory --shape llama-3.1-8b --layers 0-10:q8_0,11-31:q4_0 --ctx 8192", "q8_0"),
         ("policy 0-10:q8_0,11-31:q4_0 --shape llama-3.1-8b", "q4_0"),

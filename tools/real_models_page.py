@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from os.path import relpath
 from typing import TYPE_CHECKING
 
 from kvquant.assets.registry import models
+from kvquant.cli.divergence import divergence_text
 from kvquant.files import write_atomic
 from kvquant.report.drawing import (
     PLACEHOLDERS,
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 PAGE = ROOT / "eval/results/real/README.md"
 README = ROOT / "README.md"
 FIGURE = ROOT / "docs/figures/real-models.svg"
-MARKERS = re.compile(r"(<!-- real models -->).*?(<!-- end -->)", re.DOTALL)
+FIRST = ("smollm2-135m", ("q8_0", "k8v4", "q4_0"))
+"""The model and policies of README's first result."""
 
 TITLES = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
 TITLES |= {f"qwen2.5-coder-{size}b": f"Qwen2.5-Coder-{size}B-Instruct" for size in ("0.5", "1.5")}
@@ -136,9 +139,24 @@ def _cell(policy: PolicyDivergence) -> str:
     return f"{digits(policy.kl_mean)}, {_share(policy.top1, 0)}"
 
 
-def filled(readme: str, content: str) -> str:
-    """Return README with the table between its markers."""
-    return MARKERS.sub(lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}", readme)
+def first_result(found: Found) -> str:
+    """Return what the command of README's first result prints, as its record has it."""
+    model, names = FIRST
+    result = at(found, 512, "prefill")[model]
+    policies = [find(result, name) for name in names]
+    shown = replace(result, policies=tuple(policy for policy in policies if policy is not None))
+    return f"```text\n{divergence_text(shown)}\n```"
+
+
+def filled(readme: str, marker: str, content: str) -> str:
+    """Return README with ``content`` behind a marker and before the next end."""
+    place = re.compile(rf"(<!-- {marker} -->).*?(<!-- end -->)", re.DOTALL)
+    return place.sub(lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}", readme)
+
+
+def readme(found: Found, text: str) -> str:
+    """Return README with everything in it that records say."""
+    return filled(filled(text, "real models", table(found)), "first result", first_result(found))
 
 
 def figure(found: Found) -> str:
@@ -198,7 +216,7 @@ def _short(name: str) -> str:
 def write_all(found: Found) -> None:
     """Write the page, README's table and the figure."""
     write_atomic(PAGE, page(found))
-    write_atomic(README, filled(README.read_text(), table(found)))
+    write_atomic(README, readme(found, README.read_text()))
     write_atomic(FIGURE, figure(found))
 
 

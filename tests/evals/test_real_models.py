@@ -22,10 +22,23 @@ def test_the_page_is_what_the_records_say(found: pages.Found) -> None:
     assert pages.PAGE.read_text() == pages.page(found)
 
 
-def test_readmes_table_is_what_the_records_say(found: pages.Found) -> None:
-    readme = pages.README.read_text()
-    assert pages.table(found) in readme
-    assert pages.filled(readme, pages.table(found)) == readme
+def test_readmes_table_and_first_result_are_what_the_records_say(found: pages.Found) -> None:
+    text = pages.README.read_text()
+    assert pages.table(found) in text and pages.first_result(found) in text
+    assert pages.readme(found, text) == text
+
+
+def test_readmes_first_result_is_what_its_command_prints(found: pages.Found) -> None:
+    """The command of README has the model, the text, the tokens and the policies of the record."""
+    model, names = pages.FIRST
+    result = pages.at(found, 512, "prefill")[model]
+    policies = " ".join(f"--policy {name}" for name in names)
+    typed = f"kvquant divergence --model {model} --text prose --tokens {result.n_tokens} {policies}\n"
+    assert typed in pages.README.read_text()
+
+
+def test_readme_is_short() -> None:
+    assert len(pages.README.read_text().splitlines()) < 150
 
 
 def test_the_figure_is_what_the_records_say(found: pages.Found) -> None:
@@ -41,13 +54,15 @@ def test_every_record_is_of_the_plan(found: pages.Found) -> None:
 
 
 def test_a_changed_record_shows(found: pages.Found) -> None:
-    setting, result = next(one for one in found if one[0].n_ctx == 512 and one[0].path == "prefill")
+    setting, result = next(
+        one for one in found if (one[0].model, one[0].n_ctx, one[0].path) == (pages.FIRST[0], 512, "prefill")
+    )
     more = tuple(
         replace(policy, kl_mean=2 * (policy.kl_mean or 0), kv_bytes=policy.kv_bytes + 1024)
         for policy in result.policies
     )
     changed = [(setting, replace(result, policies=more))]
-    for write in (pages.page, pages.table, pages.figure):
+    for write in (pages.page, pages.table, pages.figure, pages.first_result):
         assert write(changed) != write([(setting, result)])
 
 
