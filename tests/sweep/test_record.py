@@ -22,7 +22,9 @@ from kvquant.sweep.plan import read_plan, tasks
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "eval/results/sweep"
-QUALITY = "eval/results/real/divergence/smollm2-135m.512.prefill.json"
+QUALITY = tuple(
+    f"eval/results/real/divergence/{model}.512.prefill.json" for model in ("smollm2-135m", "gemma3-270m")
+)
 PUBLISHED = "eval/sweep/published-rk3588.csv"
 """What the record was shown with: kvquant sweep --out eval/results/sweep --quality ... --published ..."""
 
@@ -31,7 +33,7 @@ PUBLISHED = "eval/sweep/published-rk3588.csv"
 def result() -> SweepResult:
     journal = read_journal(RECORDS)
     last = journal.starts[-1]
-    plan = replace(last.plan, quality=(QUALITY,), published=(PUBLISHED,))
+    plan = replace(last.plan, quality=QUALITY, published=(PUBLISHED,))
     journal.starts[-1] = replace(last, plan=plan)
     # Quality as it was when the record was made: the folder it came from may be measured anew.
     made = from_json(SweepResult, (RECORDS / "sweep.json").read_text(), "sweep.json")
