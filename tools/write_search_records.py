@@ -11,11 +11,12 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from kvquant.assets.registry import models
+from kvquant.assets.registry import models, texts
 from kvquant.documents import read_json, to_json
 from kvquant.files import write_atomic
 from kvquant.policy.presets import MeasuredPreset
 from kvquant.report.search import comparison_table
+from kvquant.results.divergence import FileUsed
 from kvquant.results.search import SearchResult
 from kvquant.tables import markdown, small
 
@@ -36,6 +37,13 @@ def model_name(result: SearchResult) -> str:
     """Return the name `kvquant models` has for the file, else the file's own."""
     known = {model.file: name for name, model in models().items()}
     return known.get(result.start.model.name, Path(result.start.model.name).stem)
+
+
+def text_name(file: FileUsed) -> str:
+    """Return the name `kvquant texts` has for a text, else the file's own."""
+    known = {text.calibration.sha256: f"{text.name}:calibration" for text in texts().values()}
+    known |= {text.held_out.sha256: f"{text.name}:held-out" for text in texts().values()}
+    return known.get(file.sha256, file.name)
 
 
 def presets() -> list[MeasuredPreset]:
@@ -59,7 +67,7 @@ def preset(name: str, result: SearchResult) -> MeasuredPreset:
         kl=kl.mean,
         low=low,
         high=high,
-        held_out=result.start.held_out.name,
+        held_out=text_name(result.start.held_out),
         n_tokens=kl.n_tokens,
         rival=None if rival is None else rival.name,
         rival_kl=None if rival is None or rival.kl_held_out is None else rival.kl_held_out.mean,
@@ -81,8 +89,8 @@ def _part(name: str, result: SearchResult) -> str:
     rank = "" if found.rank_correlation is None else f"; rank correlation {found.rank_correlation:.2f}"
     kl = result.kl_held_out
     said = (
-        f"Chosen on {result.start.fit.name}, compared on {0 if kl is None else kl.n_tokens} tokens of "
-        f"{result.start.held_out.name} in chunks of {result.start.n_ctx}; types "
+        f"Chosen on {text_name(result.start.fit)}, compared on {0 if kl is None else kl.n_tokens} tokens of "
+        f"{text_name(result.start.held_out)} in chunks of {result.start.n_ctx}; types "
         f"{', '.join(result.types)}; floor "
         f"{small(result.floor.mean)}. {ratio}{rank} ({found.n_policies} policies)."
     )

@@ -6,8 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import carry_over
 from kvquant.documents import to_document
+from kvquant.model.shape import LayerShape, ModelShape
 from kvquant.policy import parse_policy
 from kvquant.policy.presets import measured_presets
 from kvquant.results.search import SearchResult
@@ -44,6 +48,28 @@ def check_record(result: SearchResult) -> None:
     if result.simple is None:
         best = min(rival.kl_held_out.mean for rival in result.rivals if rival.kl_held_out is not None)
         assert result.kl_held_out.mean - best == pytest.approx(against.difference, rel=1e-5, abs=1e-9)
+
+
+def test_what_carried_over_is_on_the_page_and_of_committed_searches() -> None:
+    assert PAGE.read_text(encoding="utf-8") == carry_over.page(), "run tools/carry_over.py page"
+    found = carry_over.carried()
+    assert found
+    for one in found:
+        assert one.record in FOUND and one.kl.n_tokens == one.rival_kl.n_tokens
+        assert one.kl.mean - one.rival_kl.mean == pytest.approx(one.difference, rel=1e-4, abs=1e-9)
+        if one.place != "sibling":
+            assert one.policy == FOUND[one.record].policy
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_a_stretched_policy_keeps_its_shares_and_its_order(n: int, n_other: int, data: st.DataObject) -> None:
+    types = data.draw(st.lists(st.sampled_from(["q8_0", "q4_0"]), min_size=n, max_size=n))
+    policy = str(parse_policy(",".join(f"{layer}:{name}" for layer, name in enumerate(types))))
+    shape, other = (ModelShape("m", "llama", 0, (LayerShape(4, 2, 64, 64),) * size) for size in (n, n_other))
+    found = parse_policy(carry_over.stretched(policy, shape, other)).resolve(other)
+    assert [entry.k_type for entry in found.layers] == [types[i * n // n_other] for i in range(n_other)]
+    if n == n_other:
+        assert found == parse_policy(policy).resolve(shape)
 
 
 def test_the_check_notices_a_verdict_that_is_not_the_intervals() -> None:
