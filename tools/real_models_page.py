@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os.path import relpath
 from typing import TYPE_CHECKING
 
 from kvquant.assets.registry import models
 from kvquant.cli.divergence import divergence_text
+from kvquant.documents import read_json
 from kvquant.files import write_atomic
 from kvquant.report.drawing import (
     PLACEHOLDERS,
@@ -22,11 +23,13 @@ from kvquant.report.drawing import (
     themed_svg,
 )
 from kvquant.results.divergence import DivergenceResult, PolicyDivergence
+from kvquant.results.search import SearchResult
 from kvquant.units import format_n_bytes
 from real_models import EDGES, HYBRID, MIRROR, PLAN, ROOT, UNIFORM, Setting, policies_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PAGE = ROOT / "eval/results/real/README.md"
 README = ROOT / "README.md"
@@ -37,8 +40,66 @@ FIRST = ("smollm2-135m", ("q8_0", "k8v4", "q4_0"))
 TITLES = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
 TITLES |= {f"qwen2.5-coder-{size}b": f"Qwen2.5-Coder-{size}B-Instruct" for size in ("0.5", "1.5")}
 
+TRANSFORMS = ROOT / "benchmarks/results/transform"
+SEARCHES = ROOT / "eval/results/search"
+
 Found = Sequence[tuple[Setting, DivergenceResult]]
 """Settings with their records, in the order of the plan."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two measurements on the same text, as (share of f16, KL): what is compared with, and what is better.
+
+    kind: transform, a policy without and with a change of K; or search, the best simple rule and what
+    `kvquant search` found, on the held-out text of the search.
+    """
+
+    kind: str
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+
+Pairs = Mapping[str, Sequence[Pair]]
+"""Pairs by the SHA-256 of their model."""
+
+
+def read_pairs(found: Found) -> Pairs:
+    """Return the pairs of all records of searches, and of transforms measured on a panel's text."""
+    pairs: dict[str, list[Pair]] = {}
+    panels = {result.start.model.sha256: result for result in at(found, 512, "prefill").values()}
+    for path in sorted(TRANSFORMS.glob("*.json")):
+        if path.name.endswith(".calibration.json"):
+            continue
+        record = read_json(DivergenceResult, path)
+        panel = panels.get(record.start.model.sha256)
+        if panel is not None and _setting(panel) == _setting(record):
+            pairs.setdefault(record.start.model.sha256, []).extend(_transform_pairs(record))
+    for path in sorted(SEARCHES.glob("*.json")):
+        search = read_json(SearchResult, path)
+        if search.start.model.sha256 in panels:
+            pairs.setdefault(search.start.model.sha256, []).extend(_search_pairs(search))
+    return pairs
+
+
+def _setting(result: DivergenceResult) -> tuple[object, ...]:
+    start = result.start
+    return start.n_ctx, start.path, tuple(text.sha256 for text in start.texts)
+
+
+def _transform_pairs(record: DivergenceResult) -> Iterator[Pair]:
+    plain = {policy.policy: policy for policy in record.policies if policy.transform is None}
+    for policy in record.policies:
+        before = plain.get(policy.policy)
+        if policy.transform is not None and before is not None and before.kl_mean and policy.kl_mean:
+            yield Pair("transform", (before.of_f16, before.kl_mean), (policy.of_f16, policy.kl_mean))
+
+
+def _search_pairs(search: SearchResult) -> Iterator[Pair]:
+    rival = next((one for one in search.rivals if search.against and one.name == search.against.rival), None)
+    if search.kl_held_out is not None and rival is not None and rival.kl_held_out is not None:
+        yield Pair("search", (rival.of_f16, rival.kl_held_out.mean), (search.of_f16, search.kl_held_out.mean))
+
 
 INTRODUCTION = """# Real language models
 
@@ -159,20 +220,24 @@ def readme(found: Found, text: str) -> str:
     return filled(filled(text, "real models", table(found)), "first result", first_result(found))
 
 
-def figure(found: Found) -> str:
+def figure(found: Found, pairs: Pairs) -> str:
     """Return KL divergence against bytes as SVG, a panel for each model."""
     results = at(found, 512, "prefill")
-    values = [policy.kl_mean for result in results.values() for policy in result.policies if policy.kl_mean]
+    shown = {model: pairs.get(result.start.model.sha256, ()) for model, result in results.items()}
+    values = [end[1] for some in shown.values() for pair in some for end in (pair.before, pair.after)]
+    values += [policy.kl_mean for result in results.values() for policy in result.policies if policy.kl_mean]
     values += [result.floor.kl_mean for result in results.values() if result.floor is not None]
     limits = min(values) / 2, max(values) * 2
     n_columns = min(2, len(results))
     n_rows = -(-len(results) // n_columns)
-    with open_figure(FigureSize(10, 3.7 * n_rows), PLACEHOLDERS) as drawn:
+    with open_figure(FigureSize(10, 4.1 * n_rows + 0.6), PLACEHOLDERS) as drawn:
         for index, (model, result) in enumerate(results.items(), start=1):
             panel = drawn.add_subplot(n_rows, n_columns, index)
             _draw(panel, result, TITLES[model], limits)
-        for (_, result), panel in zip(results.items(), drawn.axes, strict=True):
+            _draw_pairs(panel, shown[model])
+        for result, panel in zip(results.values(), drawn.axes, strict=True):
             place_labels(panel, [(_short(name), point, color) for name, point, color in _points(result)])
+        _legend(drawn, {pair.kind for some in shown.values() for pair in some})
         return standalone_svg(themed_svg(drawn, "real"))
 
 
@@ -204,6 +269,43 @@ def _draw(axes: Axes, result: DivergenceResult, title: str, limits: tuple[float,
     axes.set_xlabel("bytes of the cache, of f16", color=PLACEHOLDERS.text)
 
 
+_PAIR_COLORS = {"transform": PLACEHOLDERS.series_5, "search": PLACEHOLDERS.bad}
+_PAIR_MARKERS = {"transform": ("D", 6), "search": ("*", 11)}
+_LEGEND = {
+    "plain": "hollow: not rotated",
+    "transform": "with a transform of K (hollow: without, on the same tokens)",
+    "search": "searched policy (hollow: the best simple rule), on the held-out text of the search",
+}
+
+
+def _legend(drawn: Figure, kinds: Collection[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = {"plain": ("o", 6), **_PAIR_MARKERS}
+    colors = {"plain": PLACEHOLDERS.series_1, **_PAIR_COLORS}
+    wanted = [kind for kind in _LEGEND if kind == "plain" or kind in kinds]
+    lines = [
+        Line2D([], [], linestyle="none", marker=marks[kind][0], markersize=marks[kind][1], color=colors[kind])
+        for kind in wanted
+    ]
+    drawn.legend(
+        lines,
+        [_LEGEND[kind] for kind in wanted],
+        loc="outside lower center",
+        ncols=1,
+        frameon=False,
+        labelcolor=PLACEHOLDERS.text,
+    )
+
+
+def _draw_pairs(axes: Axes, pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        color, (marker, size) = _PAIR_COLORS[pair.kind], _PAIR_MARKERS[pair.kind]
+        axes.plot(*zip(pair.before, pair.after, strict=True), color=color, linewidth=1)
+        for (x, y), filled_with in ((pair.before, PLACEHOLDERS.background), (pair.after, color)):
+            axes.plot([x], [y], marker, color=color, markerfacecolor=filled_with, markersize=size)
+
+
 def _color(name: str) -> str:
     roles = {"k8v4": "series_3", HYBRID: "series_2", MIRROR: "series_4", EDGES: "series_6"}
     return str(getattr(PLACEHOLDERS, roles.get(name, "series_1")))
@@ -217,7 +319,7 @@ def write_all(found: Found) -> None:
     """Write the page, README's table and the figure."""
     write_atomic(PAGE, page(found))
     write_atomic(README, readme(found, README.read_text()))
-    write_atomic(FIGURE, figure(found))
+    write_atomic(FIGURE, figure(found, read_pairs(found)))
 
 
 def _kl(policy: PolicyDivergence) -> str:

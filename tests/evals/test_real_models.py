@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +45,7 @@ def test_readme_is_short() -> None:
 
 
 def test_the_figure_is_what_the_records_say(found: pages.Found) -> None:
-    assert pages.FIGURE.read_text() == pages.figure(found)
+    assert pages.FIGURE.read_text() == pages.figure(found, pages.read_pairs(found))
 
 
 def test_every_record_is_of_the_plan(found: pages.Found) -> None:
@@ -62,8 +65,34 @@ def test_a_changed_record_shows(found: pages.Found) -> None:
         for policy in result.policies
     )
     changed = [(setting, replace(result, policies=more))]
-    for write in (pages.page, pages.table, pages.figure, pages.first_result):
+    figure = partial(pages.figure, pairs={})
+    for write in (pages.page, pages.table, figure, pages.first_result):
         assert write(changed) != write([(setting, result)])
+
+
+def test_transforms_are_drawn_beside_what_was_measured_on_the_same_text(found: pages.Found) -> None:
+    sha256 = pages.at(found, 512, "prefill")["smollm2-135m"].start.model.sha256
+    pairs = [pair for pair in pages.read_pairs(found)[sha256] if pair.kind == "transform"]
+    assert len(pairs) >= 3
+    for pair in pairs:
+        assert pair.before[0] == pair.after[0], "a transform costs no bytes of the cache"
+    assert "with a transform of K" in pages.FIGURE.read_text()
+    assert "with a transform of K" not in pages.figure(found, {})
+
+
+def test_a_searched_policy_is_drawn_with_the_rule_it_was_held_against(
+    found: pages.Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((pages.SEARCHES / "reference-0.35x.json").read_text())
+    sha256 = pages.at(found, 512, "prefill")["gemma3-270m"].start.model.sha256
+    record["start"]["model"]["sha256"] = sha256
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    monkeypatch.setattr(pages, "SEARCHES", tmp_path)
+    (pair,) = pages.read_pairs(found)[sha256]
+    assert pair.after == (record["of_f16"], record["kl_held_out"]["mean"])
+    rival = next(one for one in record["rivals"] if one["name"] == record["against"]["rival"])
+    assert pair.before == (rival["of_f16"], rival["kl_held_out"]["mean"])
+    assert "searched policy" in pages.figure(found, {sha256: [pair]})
 
 
 @pytest.mark.parametrize("n_layer", [18, 24, 28, 30])
