@@ -139,3 +139,11 @@ def test_evaluation_shows_the_verdicts_of_the_committed_validation() -> None:
     shown = (ROOT / "docs/evaluation.md").read_text()
     for row in cells:
         assert f"|{'|'.join(row)}|\n" in shown
+
+
+def test_every_patch_has_a_pull_request_text() -> None:
+    patches = (ROOT / "patches/llama.cpp/series").read_text().split()
+    for patch in (name for name in patches if re.fullmatch(r"\d{4}-[a-z-]+", name)):
+        text = (ROOT / f"docs/upstream/{patch}.md").read_text()
+        heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        assert heads == ["Purpose", "Design", "Tests", "Benchmarks", "Limits"], patch

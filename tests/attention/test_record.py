@@ -30,6 +30,16 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
 
 
+def test_the_pull_request_shows_rows_of_the_tables(text: str) -> None:
+    rows = [
+        line
+        for line in (ROOT / "docs/upstream/0004-kv-attention.md").read_text().splitlines()
+        if line.startswith(("| stock", "| patched"))
+    ]
+    assert len(rows) == 8
+    assert [row for row in rows if row not in text] == []
+
+
 def test_the_figure() -> None:
     from attention_figure import attention_figure
 
