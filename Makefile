@@ -104,7 +104,7 @@ rk3588: $(VENV)/run.stamp ## Cross-build for the RK3588, check the instructions,
 		--out benchmarks/results/rk3588.json
 
 .PHONY: standard
-standard: $(VENV)/run.stamp ## Validate six policies on the reference model; goes on where it stopped
+standard: $(VENV)/run.stamp ## Validate six policies on the reference model; run again to resume
 	$(BIN)/kvquant validate --llama-bin "$$($(BIN)/kvquant llama build --jobs $(JOBS))" --threads 1 --policy f16 \
 		--policy q8_0 --policy q4_0 --policy hybrid --policy k8v4 --policy 0-10:q4_0,11-31:q8_0 --out runs/standard
 	$(BIN)/kvquant report runs/standard --html runs/standard/report.html
@@ -115,7 +115,7 @@ REAL_N     := 100
 REAL_POLICIES := $(foreach policy,f16 q8_0 k8v4 hybrid q4_0,--policy $(policy))
 
 .PHONY: real
-real: $(VENV)/run.stamp ## Measure policies on real language models, for hours; goes on where it stopped
+real: $(VENV)/run.stamp ## Measure policies on real language models, for hours; run again to resume
 	@set -e; \
 	text=$$($(BIN)/kvquant texts get prose); \
 	bin=$$($(BIN)/kvquant llama build --jobs $(JOBS)); \
@@ -128,7 +128,7 @@ real: $(VENV)/run.stamp ## Measure policies on real language models, for hours; 
 	done
 
 .PHONY: sweep
-sweep: $(VENV)/run.stamp ## Every setting of two real models on this machine; goes on where it stopped
+sweep: $(VENV)/run.stamp ## Every setting of two real models on this machine; run again to resume
 	OMP_WAIT_POLICY=passive $(BIN)/kvquant sweep eval/sweep/here.toml --out runs/sweep \
 		--llama-bin "$$($(BIN)/kvquant llama build --jobs $(JOBS))"
 

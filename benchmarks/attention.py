@@ -5,7 +5,7 @@ slot is restored to each depth, then timed are batches of further prompt tokens 
 Every round runs all types on both builds in turn, the next round the other way round. By default each server
 has one thread and its processor time counts, so that waiting for other programs does not; --clock wall takes
 any number of threads and needs an idle machine. The program ends before it has run for --seconds; the same
-command goes on where it stopped.
+command resumes.
 
     python benchmarks/attention.py --patched "$(kvquant llama build)" \\
         --stock "$(kvquant llama build --stock --program llama-server)" \\

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the reference model by eval/reference-model/plan.toml, or go on where a checkpoint left off.
+"""Train the reference model by eval/reference-model/plan.toml, or resume from a checkpoint.
 
 An interrupt or a termination request ends it after the step at hand, saved.
 
