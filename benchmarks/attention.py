@@ -239,7 +239,7 @@ def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, clo
 
 
 def start_record(builds: dict[str, Path], folder: Path, models: Sequence[str]) -> dict[str, Any]:
-    record = provenance("benchmarks/attention.py", ("numpy", "gguf", "kvquant-llama"))
+    record = provenance("benchmarks/attention.py", ("numpy", "gguf"))
     kept = ("commit", "series_digest", "patches", "target", "cmake_args", "compiler")
     record["builds"] = {
         arm: {key: json.loads((programs.parent / "build-info.json").read_text())[key] for key in kept}

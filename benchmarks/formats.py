@@ -102,7 +102,7 @@ def main() -> None:
             'formats: error: no libggml; run tools/build_libggml.py --source "$(kvquant llama fetch)" first'
         )
     build = library.parent / "build.json"
-    record = provenance("benchmarks/formats.py", ("numpy", "gguf", "kvquant-llama"))
+    record = provenance("benchmarks/formats.py", ("numpy", "gguf"))
     record["llama_cpp_commit"] = COMMIT
     record["libggml"] = json.loads(build.read_text()) if build.exists() else None
     x = np.random.default_rng(0).standard_normal((arguments.mib * 2**18 // WIDTH, WIDTH), np.float32)

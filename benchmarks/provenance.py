@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from kvquant.files import write_atomic
+from kvquant.shipped import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance(script: str, packages: tuple[str, ...]) -> dict[str, Any]:
-    """Return time, arguments, commit, machine and load, and the versions of ``packages``.
+    """Return time, arguments, commit, machine and load, and the versions of ``packages``, kvquant and Python.
 
     Of a path that is no part of the clone only the last name is kept.
     """
@@ -31,7 +32,8 @@ def provenance(script: str, packages: tuple[str, ...]) -> dict[str, Any]:
         "commit": commit or None,
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
         "load_average_at_start": os.getloadavg()[0],
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in packages}
+        | {"kvquant": VERSION, "python": platform.python_version()},
     }
 
 

@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="(%(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     arguments = parser.parse_args()
-    record = provenance("benchmarks/transform_cost.py", ("numpy", "gguf", "kvquant-llama"))
+    record = provenance("benchmarks/transform_cost.py", ("numpy", "gguf"))
     info = json.loads((arguments.programs.parent / "build-info.json").read_text())
     record["build"] = {key: info[key] for key in ("series_digest", "target", "compiler")}
     record |= {"model": arguments.model.name, "policy": POLICY, "n_batch": N_BATCH, "n_decode": N_DECODE}

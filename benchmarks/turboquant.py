@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
-    record = provenance("benchmarks/turboquant.py", ("numpy", "scipy", "kvquant"))
+    record = provenance("benchmarks/turboquant.py", ("numpy", "scipy"))
     record["speed"] = speed(SPEED_FORMATS, (SPEED_WIDTH,), 1 << 22, arguments.rounds)
     record["growth"] = speed(("tq_mse_4b", "tq_mse_4b-qr"), WIDTHS, 1 << 20, arguments.rounds)
     record["distortion"] = distortion(10_000)
