@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from formats.coded_layouts import PartLayout
 from formats.layouts import (
     GRIDS,
     HALF_SUBNORMAL_F16,
@@ -115,6 +116,41 @@ def check_error_bound(fmt: Packs, x: Float32Array) -> None:
     assert (off <= rounding).all(), f"{fmt.name}: the stored scale is {off.max()} off"
 
 
+def check_coded_error(fmt: Packs, x: Float32Array, parts: Sequence[PartLayout]) -> None:
+    """Every value has the magnitude that one of the tries brings it nearest to; the scale keeps the norm.
+
+    Up to the rounding of scales to fp16 and of steps to float32, where scales are normal and finite.
+    """
+    packed, place = fmt.quantize(x), 0
+    values = fmt.dequantize(packed, x.shape[1]).astype(np.float64)
+    for part in parts:
+        exact, back = (rows[:, place : place + part.n] for rows in (x.astype(np.float64), values))
+        place += part.n
+        scale, norm = stored_half(packed, part.at), np.linalg.norm(exact, axis=1, keepdims=True)
+        usable = ((scale >= 2.0**-14) & (scale < 65504))[:, 0]
+        exact, back, scale, norm = exact[usable], back[usable], scale[usable], norm[usable]
+        levels = np.abs(back / scale)
+        off = np.abs(scale * np.linalg.norm(levels, axis=1, keepdims=True) / norm - 1)
+        assert (off <= HALF_ULP_F16 * 1.001).all(), f"{fmt.name}: a scale is {off.max():.2e} off"
+        assert (np.signbit(back) == np.signbit(exact)).all(), f"{fmt.name}: a sign is lost"
+        anchor = np.abs(exact).max(axis=1, keepdims=True) if part.by_peak else norm
+        grid = np.array(part.magnitudes, np.float64)
+        nearest = np.zeros(len(exact), bool)
+        for steps in part.tries:
+            y = np.abs(exact) / anchor * steps
+            best = np.abs(y[..., None] - grid).min(axis=2)
+            nearest |= (np.abs(y - levels) <= best + 2.0**-21 * y).all(axis=1)
+        assert nearest.all(), f"{fmt.name}: {np.sum(~nearest)} blocks have codes that no try gives"
+
+
+def check_coded_round_trip(fmt: Packs, x: Float32Array, parts: Sequence[PartLayout]) -> None:
+    """Packing what was unpacked gives the same bytes, where no scale is zero."""
+    packed = fmt.quantize(x)
+    again = fmt.quantize(fmt.dequantize(packed, x.shape[1]))
+    usable = np.all([stored_half(packed, part.at)[:, 0] > 0 for part in parts], axis=0)
+    check_same_bytes(again[usable], packed[usable], x[usable], f"{fmt.name} of its own output")
+
+
 def check_level_bound(fmt: Packs, x: Float32Array) -> None:
     """iq4_nl: the error, weighted by x², is at most 14/127 of the peak, plus the fp16 scale's rounding.
 
@@ -147,17 +183,22 @@ def check_nearest_level(fmt: Packs, x: Float32Array) -> None:
     assert (error <= best + rounding + steps_off).all(), f"{fmt.name}: a level further away than need be"
 
 
-def check_powers_of_two(fmt: Packs, x: Float32Array, exponent: int) -> None:
-    """Scaling by 2^exponent scales what comes back, exactly, where the stored fp16 numbers stay normal."""
+def check_powers_of_two(
+    fmt: Packs, x: Float32Array, exponent: int, halves: Sequence[int] | None = None
+) -> None:
+    """Scaling by 2^exponent scales what comes back, exactly, where the stored fp16 numbers stay normal.
+
+    halves: the bytes of a block where they are, those of ggml's formats when None.
+    """
     factor = np.float32(2.0**exponent)
     packed, scaled = fmt.quantize(x), fmt.quantize(x * factor)
     steady = np.ones(len(x), bool)
     if fmt.name not in ("f32", "bf16"):
-        for at in _half_positions(fmt.name):
+        for at in _half_positions(fmt.name) if halves is None else halves:
             for rows in (packed, scaled):
                 half = np.abs(stored_half(rows, at)[:, 0])
                 steady &= (half == 0) | ((half >= 2.0**-14) & np.isfinite(half))
-    before, after = fmt.dequantize(packed, 32) * factor, fmt.dequantize(scaled, 32)
+    before, after = fmt.dequantize(packed, x.shape[1]) * factor, fmt.dequantize(scaled, x.shape[1])
     np.testing.assert_array_equal(
         after[steady], before[steady], f"{fmt.name}: not equivariant to 2^{exponent}"
     )
@@ -171,7 +212,7 @@ def _half_positions(name: str) -> Sequence[int]:
 
 def check_sign_symmetry(fmt: Packs, x: Float32Array) -> None:
     """Negating the values negates what comes back (formats with a minimum do not promise this)."""
-    before, after = (fmt.dequantize(fmt.quantize(values), 32) for values in (x, -x))
+    before, after = (fmt.dequantize(fmt.quantize(values), x.shape[1]) for values in (x, -x))
     np.testing.assert_array_equal(after, -before, f"{fmt.name}: not symmetric in sign")
 
 
@@ -188,12 +229,12 @@ def check_blocks_are_independent(fmt: Packs, x: Float32Array, order: Sequence[in
 def check_layouts(fmt: Packs, x: Float32Array, lead: tuple[int, ...]) -> None:
     """Leading shape, strides, byte order and float dtype change nothing but the shape.
 
-    lead: the leading shape that ``x`` (n, 32) is repeated into.
+    lead: the leading shape that ``x`` (n, block) is repeated into.
     """
     full = (
-        np.resize(x, (*lead, x.shape[0] * 32))
+        np.resize(x, (*lead, x.size))
         if np.prod(lead, dtype=int)
-        else np.zeros((*lead, 32), np.float32)
+        else np.zeros((*lead, x.shape[1]), np.float32)
     )
     packed = fmt.quantize(full)
     width = full.shape[-1]
@@ -265,7 +306,7 @@ def check_broken_block(fmt: Packs, x: Float32Array, block: int, place: int, valu
     damaged = x.copy()
     damaged[block, place] = value
     packed = fmt.quantize(damaged)
-    values = fmt.dequantize(packed, 32)
+    values = fmt.dequantize(packed, x.shape[1])
     assert np.isnan(values[block]).all(), f"{fmt.name}: a block with {value} decodes to {values[block]}"
     others = np.arange(len(x)) != block
     check_same_bytes(packed[others], fmt.quantize(x)[others], x[others], f"{fmt.name} beside a broken block")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from formats.coded_layouts import BLOCK_BYTES, LAYOUTS
 from formats.layouts import GGML
 from kvquant.formats.ggml import COMMIT
 from kvquant.formats.registry import get_format
@@ -46,9 +47,25 @@ def test_simd_differences() -> None:
     assert one_in == round(32 * n_blocks / codes)
 
 
-@pytest.mark.parametrize("name", GGML)
+@pytest.mark.parametrize("name", [*GGML, *LAYOUTS])
 def test_sizes(name: str) -> None:
     assert [name, f"{get_format(name).bits_per_value(64):g}"] in [cells[:2] for cells in rows(name)]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_coded_blocks(name: str) -> None:
+    halves = ["first half", "second half"]
+    for part, half in zip(LAYOUTS[name], halves, strict=False):
+        (cells,) = rows(f"{name}, {half}" if len(LAYOUTS[name]) > 1 else name)[-1:]
+        signs = ", sign included" * (len(part.planes) == 1)
+        assert cells[1:] == [
+            f"{part.planes[0]}{signs}",
+            " ".join(map(str, part.magnitudes)),
+            f"{'peak' if part.by_peak else 'norm'} at {part.tries[0]:g}, {part.tries[1]:g}",
+        ]
+    assert f"values in {BLOCK_BYTES[name]} bytes" in next(
+        line for line in PAGE.splitlines() if line.startswith(f"    {name} ")
+    )
 
 
 def test_the_commit() -> None:

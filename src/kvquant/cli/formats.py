@@ -20,7 +20,8 @@ def formats(head_dim: int, as_json: bool) -> None:
     """List the formats: bits per value, values and bytes of a block, and the source that defines them.
 
     A star marks the cache types of llama.cpp; the others are for analysis. The tq_ formats pack a whole
-    head vector, so their sizes depend on --head-dim.
+    head vector, so their sizes depend on --head-dim. k5x3 and k4x2 are for keys whose dimensions a transform
+    has put in order.
 
     \b
     Example:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from kvquant.formats import bf16, f16, f32, iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0
+from kvquant.formats import bf16, f16, f32, iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, split, tq
 from kvquant.formats.registry import register, register_family
 from kvquant.formats.turboquant import names as turboquant
 
@@ -21,6 +21,10 @@ for _format in (
     q5_0.Q5_0(),
     q5_1.Q5_1(),
     iq4_nl.CACHE,
+    tq.TQ3(),
+    tq.TQ2(),
+    split.K5X3(),
+    split.K4X2(),
     *turboquant.plain_formats(),
 ):
     register(_format)

@@ -18,20 +18,28 @@ def n_norm_bytes(norm_type: NormType) -> int:
     return 2 if norm_type == "f16" else 4
 
 
-def column_norms(columns: Array) -> Array:
-    """Return the Euclidean length of every column of float64 (m, n), as float64 (n,).
+def column_sums(rows: Array) -> Array:
+    """Return the sum of every column of float64 (m, n), as float64 (n,); m >= 1.
 
-    Squares of float32 values neither overflow nor vanish in float64. Halves are added onto each other,
-    element by element, because the libraries' own sums round in orders of their own.
+    Halves are added onto each other, element by element, because the libraries' own sums round in orders of
+    their own.
     """
-    total = columns * columns
+    total = rows
     while len(total) > 1:
         half = len(total) // 2
         folded = total[:half] + total[half : 2 * half]
         if len(total) % 2:
             folded[0] += total[-1]
         total = folded
-    return namespace(total).sqrt(total[0])
+    return total[0]
+
+
+def column_norms(columns: Array) -> Array:
+    """Return the Euclidean length of every column of float64 (m, n), as float64 (n,).
+
+    Squares of float32 values neither overflow nor vanish in float64.
+    """
+    return namespace(columns).sqrt(column_sums(columns * columns))
 
 
 def norms_to_bytes(norms: Array, norm_type: NormType) -> Array:
