@@ -82,6 +82,12 @@ def test_only_quantized_cache_types_are_rotated(name: str, side: Side) -> None:
     assert not is_rotated(name, side, NEITHER)
 
 
+@pytest.mark.parametrize("name", ["tq3", "tq2", "k5x3", "k4x2"])
+@pytest.mark.parametrize("side", ["k", "v"])
+def test_types_that_are_nothing_without_a_rotation_have_it_always(name: str, side: Side) -> None:
+    assert is_rotated(name, side, BOTH) and is_rotated(name, side, NEITHER)
+
+
 @pytest.mark.parametrize("width", [32, 64, 80, 96, 128, 192, 256])
 def test_head_dims_that_64_divides_are_rotated(width: int) -> None:
     shape = replace(SMALL, layers=(LayerShape(4, 2, width, 64),) * 2)

@@ -9,9 +9,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from kvquant.errors import ShapeError, TransformError  # noqa: E402
+from kvquant.formats.storage import storage_format  # noqa: E402
 from kvquant.policy import parse_policy  # noqa: E402
 from kvquant.torch.hf_cache import QuantizedCache, as_transformers_has_it, shape_from_config  # noqa: E402
-from kvquant.torch.writing import storage_format, stored  # noqa: E402
+from kvquant.torch.writing import stored  # noqa: E402
 from kvquant.transform import KINDS, KVTransform, LayerTransform, ModelId, fit_layer, measure  # noqa: E402
 
 N_LAYER = 3

@@ -7,14 +7,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kvquant.errors import FormatError  # noqa: E402
+from kvquant.errors import FormatError, PolicyError, TransformError  # noqa: E402
 from kvquant.formats.hadamard import Rotated, rotate, unrotate  # noqa: E402
-from kvquant.formats.registry import get_format  # noqa: E402
+from kvquant.formats.registry import CACHE_TYPES, get_format  # noqa: E402
 from kvquant.model.shape import LayerShape, ModelShape  # noqa: E402
 from kvquant.policy import parse_policy  # noqa: E402
 from kvquant.torch import QuantizedKV, storage_format  # noqa: E402
 from kvquant.torch.writing import stored  # noqa: E402
 from kvquant.transform import KINDS, KVTransform, ModelId, fit_layer, measure  # noqa: E402
+from kvquant.transform.order import BLOCK, PROVENANCE_KEY, ordered_layer  # noqa: E402
 
 
 def heads(seed: int = 1) -> torch.Tensor:
@@ -118,3 +119,40 @@ def test_an_exact_type_keeps_keys_under_a_transform(kind):
     k = heads() + 9
     write = QuantizedKV(parse_policy("*:f32").resolve(SHAPE), transform=transform_for(kind))
     torch.testing.assert_close(write(1, k, k, k)[0], k, rtol=1e-4, atol=1e-4)
+
+
+def test_the_types_of_coded_blocks_are_always_rotated():
+    for name in ("tq3", "tq2"):
+        for turned in (True, False):
+            assert storage_format(name, 128, "k", rotate=turned) == Rotated(get_format(name), 128)
+            assert storage_format(name, 128, "v", rotate=turned) == Rotated(get_format(name), 64)
+    for name in ("k5x3", "k4x2"):
+        assert storage_format(name, 128, "k") == Rotated(get_format(name), 32)
+    with pytest.raises(FormatError, match="tq3 packs blocks of 64 values"):
+        storage_format("tq3", 96, "v")
+
+
+def test_types_that_want_an_order_are_refused_without_one():
+    policy = parse_policy("*:k=k5x3/v=tq3").resolve(SHAPE)
+    k, q = np.random.default_rng(0).standard_normal((2, 40, 2, 64)).astype(np.float32)
+    moments = [measure(layer, k, q) for layer in (0, 1)]
+    fitted = [fit_layer(found, "balanced") for found in moments]
+    model = ModelId("0" * 64, "qwen3", 2, 1)
+    for transform in (None, KVTransform(model, tuple(fitted))):
+        with pytest.raises(
+            TransformError, match="layer 0: k5x3 needs a transform that orders the dimensions"
+        ):
+            QuantizedKV(policy, transform=transform)
+    with pytest.raises(TransformError, match="k4x2 is a type for K alone"):
+        QuantizedKV(parse_policy("*:k=q8_0/v=k4x2").resolve(SHAPE))
+    layers = tuple(ordered_layer(*pair) for pair in zip(fitted, moments, strict=True))
+    ordered = KVTransform(model, layers, {PROVENANCE_KEY: BLOCK})
+    found, _ = QuantizedKV(policy, transform=ordered)(0, torch.tensor(q), torch.tensor(k), torch.tensor(k))
+    lost = float(((found.numpy() - k) ** 2).mean() / (k**2).mean())
+    assert lost < 0.05
+
+
+def test_llama_cpp_takes_none_of_them():
+    for name in ("tq3", "tq2", "k5x3", "k4x2"):
+        with pytest.raises(PolicyError, match=f"llama.cpp has no cache of type {name}"):
+            parse_policy(f"*:k={name}/v=q8_0", CACHE_TYPES)

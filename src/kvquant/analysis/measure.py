@@ -21,9 +21,8 @@ from kvquant.analysis.metrics import (
 from kvquant.analysis.result import LayerErrors, SideErrors
 from kvquant.analysis.sample import LayerSample
 from kvquant.formats.base import Float32Array, Format
-from kvquant.formats.hadamard import Rotated, llama_block
-from kvquant.formats.registry import CACHE_TYPES, cache_format
-from kvquant.memory.fit import NOT_QUANTIZED, rotated_layers
+from kvquant.formats.storage import rotation_block, storage_format
+from kvquant.memory.fit import ROTATED_MULTIPLE, rotated_layers
 from kvquant.model.shape import ModelShape
 from kvquant.transform import LayerTransform
 
@@ -37,20 +36,13 @@ def rotatable_sides(shape: ModelShape, layer: int) -> frozenset[Side]:
 
 
 def is_rotated(type_name: str, side: Side, rotatable: frozenset[Side]) -> bool:
-    """Return whether llama.cpp rotates ``side`` before it stores it as ``type_name``.
-
-    Research formats are no llama.cpp cache types; those that need a rotation bring their own.
-    """
-    return side in rotatable and type_name in CACHE_TYPES and type_name not in NOT_QUANTIZED
+    """Return whether ``side`` is rotated before it is stored as ``type_name``."""
+    return rotation_block(type_name, ROTATED_MULTIPLE, side, rotate=side in rotatable) is not None
 
 
 def stored_format(type_name: str, head_dim: int, side: Side, rotatable: frozenset[Side]) -> Format:
-    """Return the format of one side: ``type_name``, behind llama.cpp's rotation where that applies."""
-    inner = cache_format(type_name)
-    block = llama_block(head_dim, side)
-    if block is None or not is_rotated(type_name, side, rotatable):
-        return inner
-    return Rotated(inner, block)
+    """Return the format of one side: ``type_name``, behind the rotation that it gets there."""
+    return storage_format(type_name, head_dim, side, rotate=side in rotatable)
 
 
 def round_trip(x: Float32Array, fmt: Format) -> Float32Array:

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 from kvquant.errors import FormatError
 from kvquant.formats.base import BlockFormat
 from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.formats.storage import NOT_QUANTIZED
 from kvquant.model.shape import ModelShape
 from kvquant.policy import ResolvedLayer, ResolvedPolicy
-
-NOT_QUANTIZED = ("f32", "f16", "bf16")
 
 ROTATED_MULTIPLE = 64
 """llama.cpp rotates quantized K and V of heads whose values are a multiple of this."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from kvquant.errors import FormatError, UsageError
 from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.formats.storage import NOT_QUANTIZED
 from kvquant.memory.cells import DEFAULT_BATCH, DEFAULT_UBATCH, CacheCells, ContextOptions, cache_cells
-from kvquant.memory.fit import NOT_QUANTIZED, check_types
+from kvquant.memory.fit import check_types
 from kvquant.model.shape import LayerShape, ModelShape
 from kvquant.policy import ResolvedLayer, ResolvedPolicy
 

@@ -16,11 +16,11 @@ text has been read, so a spelling error is always reported first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NoReturn
 
 from kvquant.errors import FormatError, PolicyError
-from kvquant.formats.registry import format_names, get_format
+from kvquant.formats.registry import CACHE_TYPES, format_names, get_format, not_in_llama
 from kvquant.policy.messages import character, place, pointed, unknown
 from kvquant.policy.rules import MAX_INDEX, Counting, Rule, first_overlap, overlap_message
 
@@ -134,7 +134,7 @@ class _Reader:
             return None
         preset = _preset_text(name, self._types)
         if preset is None:
-            self._fail("preset", start, unknown("preset", name, [*NAMED, *self._types]))
+            self._fail("preset", start, self._problem("preset", name, [*NAMED, *self._types]))
         return preset
 
     def _rule(self) -> Rule:
@@ -230,8 +230,16 @@ class _Reader:
         if not name:
             self._fail_syntax("a type")
         if name not in self._types:
-            self._fail("type", start, unknown("type", name, self._types))
+            self._fail("type", start, self._problem("type", name, self._types))
         return name
+
+    def _problem(self, what: str, name: str, known: Iterable[str]) -> str:
+        """Say what is wrong with an unknown name; a type of kvquant's, where only llama.cpp's will do, is no
+        spelling mistake.
+        """
+        if name in format_names() and name not in CACHE_TYPES:
+            return f"{not_in_llama([name])}; it can be analysed and not run"
+        return unknown(what, name, known)
 
     def _name(self) -> str:
         start = self._at

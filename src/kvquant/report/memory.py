@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvquant.formats.registry import not_in_llama
 from kvquant.memory import ContextOptions, KVMemory, baselines
 from kvquant.memory.cells import MAX_CONTEXT, PADDING
 from kvquant.model.shape import ModelShape
@@ -71,7 +72,7 @@ def _comparison(shape: ModelShape, memory: KVMemory, options: ContextOptions) ->
             f"{_amount('recurrent', memory.recurrent_bytes)}  on top, float32 in {shape.n_recurrent} layers"
         )
     if memory.not_runnable:
-        lines.append(f"computed only: llama.cpp has no cache of type {', '.join(memory.not_runnable)}")
+        lines.append(f"computed only: {not_in_llama(memory.not_runnable)}")
     return lines
 
 

@@ -5,6 +5,7 @@ and unpacked at once and kept as floats, so it measures quality, never memory or
 torch.
 """
 
-from kvquant.torch.writing import QuantizedKV, storage_format
+from kvquant.formats.storage import storage_format
+from kvquant.torch.writing import QuantizedKV
 
 __all__ = ["QuantizedKV", "storage_format"]

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
+from kvquant.errors import TransformError
 from kvquant.formats.base import Format
-from kvquant.formats.hadamard import Rotated, llama_block
-from kvquant.formats.registry import CACHE_TYPES, cache_format
-from kvquant.policy import ResolvedPolicy
+from kvquant.formats.registry import ORDERED_TYPES
+from kvquant.formats.storage import storage_format
+from kvquant.policy import ResolvedLayer, ResolvedPolicy
 from kvquant.transform import KVTransform
-
-_FLOATS = ("f32", "f16", "bf16")
-
-
-def storage_format(type_name: str, head_dim: int, side: Literal["k", "v"], *, rotate: bool = True) -> Format:
-    """Return what a head vector of ``head_dim`` values goes through in a cache of type ``type_name``.
-
-    llama.cpp rotates heads before it packs them into its quantized types; ``rotate`` False is what it does
-    under LLAMA_ATTN_ROT_DISABLE. Research formats bring their own rotation and are never rotated twice.
-    Raises FormatError for an unknown type or a head the type cannot pack.
-    """
-    found = cache_format(type_name)
-    found.check_width(head_dim)
-    block = llama_block(head_dim, side)
-    if rotate and block is not None and type_name in CACHE_TYPES and type_name not in _FLOATS:
-        return Rotated(found, block)
-    return found
+from kvquant.transform.order import is_ordered
 
 
 def stored(x: Tensor, storage: Format) -> Tensor:
@@ -44,11 +27,15 @@ class QuantizedKV:
     policy: a policy resolved for the model. Layers it does not name keep K and V as they are.
     rotate: whether llama.cpp's rotation is on. transform: of K before it is stored; what attention reads has
     it undone, which in exact arithmetic is the same as changing Q.
+
+    Raises TransformError for a type that wants ordered dimensions, where no transform orders them.
     """
 
     def __init__(
         self, policy: ResolvedPolicy, *, rotate: bool = True, transform: KVTransform | None = None
     ) -> None:
+        for entry in policy.layers:
+            _check_order(entry, transform)
         self._types = {layer.layer: (layer.k_type, layer.v_type) for layer in policy.layers}
         self._rotate = rotate
         self._transforms = {layer.layer: layer for layer in transform.layers} if transform else {}
@@ -71,3 +58,18 @@ class QuantizedKV:
             return stored(k, storage)
         kept: Tensor = transform.undo_k(stored(transform.apply_k(k.float()), storage))
         return kept.to(k.dtype)
+
+
+def _check_order(entry: ResolvedLayer, transform: KVTransform | None) -> None:
+    for side, name in (("K", entry.k_type), ("V", entry.v_type)):
+        if name not in ORDERED_TYPES:
+            continue
+        if side == "V":
+            raise TransformError(
+                f"layer {entry.layer}: {name} is a type for K alone; V has no order to put it in"
+            )
+        if transform is None or not is_ordered(transform, entry.layer):
+            raise TransformError(
+                f"layer {entry.layer}: {name} needs a transform that orders the dimensions of keys; "
+                "kvquant.transform.order.ordered_layer makes one"
+            )

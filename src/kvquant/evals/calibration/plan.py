@@ -9,7 +9,7 @@ from typing import Literal
 
 from kvquant.errors import TransformError, UsageError
 from kvquant.files import write_atomic
-from kvquant.memory.fit import NOT_QUANTIZED
+from kvquant.formats.storage import NOT_QUANTIZED
 from kvquant.model.gguf_file import GgufModel
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy

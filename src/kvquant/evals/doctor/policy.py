@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kvquant.errors import FormatError
 from kvquant.evals.doctor.finding import Finding, Severity
 from kvquant.evals.doctor.key_bias import COARSE_TYPES
+from kvquant.formats.registry import not_in_llama
 from kvquant.llama.state import GGML_TYPE_NAMES
 from kvquant.memory import check_types
 from kvquant.model.shape import ModelShape
@@ -35,7 +36,7 @@ def check_policy(shape: ModelShape, policy: ResolvedPolicy, unrotated: Sequence[
     used = {name for layer in policy.layers for name in (layer.k_type, layer.v_type)}
     unknown = sorted(used - _RUNNABLE)
     if unknown:
-        what = f"llama.cpp has no cache of type {', '.join(unknown)}: it can be analysed and not run"
+        what = f"{not_in_llama(unknown)}: it can be analysed and not run"
         findings.append(Finding(Severity.FIX, "policy", what, f"use one of {', '.join(sorted(_RUNNABLE))}"))
     try:
         check_types(shape, policy)

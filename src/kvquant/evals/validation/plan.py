@@ -13,6 +13,7 @@ from kvquant.evals.suite_parts import REFERENCE_TEXT, DivergencePart
 from kvquant.evals.validation.records import Records
 from kvquant.evals.variations import split_variations
 from kvquant.files import write_atomic
+from kvquant.formats.registry import not_in_llama
 from kvquant.llama.build import BuildInfo, read_info
 from kvquant.memory import ContextOptions, memory_of
 from kvquant.model.gguf_file import GgufModel
@@ -175,7 +176,7 @@ def planned_policy(text: str, shape: ModelShape | None, options: ContextOptions)
     missing = memory_of(shape, resolved, options).not_runnable
     if missing:
         raise PolicyError(
-            f"--policy {text}: llama.cpp has no cache of type {', '.join(missing)}; measure it with kvquant "
+            f"--policy {text}: {not_in_llama(missing)}; measure it with kvquant "
             "analyze, or on whole models with kvquant.torch (docs/reference-model.md)",
             code="type",
         )
