@@ -29,8 +29,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvquant.formats.hadamard import llama_block
+from kvquant.formats.storage import storage_format
 from kvquant.formats.turboquant.codebook import lloyd_max
-from kvquant.torch.writing import storage_format, stored
+from kvquant.torch.writing import stored
 from kvquant.transform import KINDS, FitOptions, HeadMoments, LayerMoments, LayerTransform, fit_layer
 
 GGML_TYPES = ("q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")

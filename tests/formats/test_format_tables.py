@@ -1,0 +1,48 @@
+"""docs/turboquant.md shows the records of format_study.py and format_distortion.py; the formats fit them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from formats.coded_layouts import LAYOUTS
+from formats.turboquant.checks import unit_vectors
+from kvquant.formats.coded import CodedBlock
+from kvquant.formats.registry import get_format
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def tables() -> object:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("format_tables", BENCHMARKS / "format_tables.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return module
+
+
+def test_the_tables_are_those_of_the_records(tables: object) -> None:
+    page = tables.PAGE.read_text()
+    assert tables.filled(page, tables.tables()) == page
+
+
+def test_the_formats_lose_what_the_record_says(tables: object) -> None:
+    entries = tables.distortion()["formats"]
+    assert [entry["format"] for entry in entries] == [name for name in LAYOUTS for _ in LAYOUTS[name]]
+    for name in LAYOUTS:
+        fmt = get_format(name)
+        assert isinstance(fmt, CodedBlock)
+        for part, entry in zip(fmt.parts, (e for e in entries if e["format"] == name), strict=True):
+            x = unit_vectors(8000, part.n_values, seed=7)
+            back = part.decode(part.encode(np.ascontiguousarray(x.T))).T
+            measured = float(((back - x) ** 2).sum(1).mean())
+            assert measured == pytest.approx(entry["lost"], rel=0.02), (name, entry["values"])
