@@ -26,6 +26,7 @@ CHOICES = {
     "l{}b1": "one try, product kept",
     "g{}c1": "codebook of the Gaussian limit, norm kept",
     "l{}c2": "two norms tried, norm kept",
+    "l{}b2": "two norms tried, product kept",
     "l{}c3": "three norms tried, norm kept",
     "p{}c1": "by the peak, norm kept",
     "p{}c2": "two places of the peak, norm kept",

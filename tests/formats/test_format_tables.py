@@ -46,3 +46,24 @@ def test_the_formats_lose_what_the_record_says(tables: object) -> None:
             back = part.decode(part.encode(np.ascontiguousarray(x.T))).T
             measured = float(((back - x) ** 2).sum(1).mean())
             assert measured == pytest.approx(entry["lost"], rel=0.02), (name, entry["values"])
+
+
+def test_what_the_page_says_of_the_study_holds(tables: object) -> None:
+    records = tables.study()
+
+    def kl(k: str, v: str = "f16", transform: str = "none") -> float:
+        (found,) = tables.matching(records, {"k": k, "v": v, "transform": transform})
+        return float(found["kl"])
+
+    assert {record["model"] for record in records} == {"smollm2-135m"}
+    assert kl("f16", "64p3c2") < kl("f16", "64l3c1") * 5 / 6
+    assert kl("64p3c2", transform="diagonal") < kl("64l3c1", transform="diagonal") * 5 / 6
+    assert kl("f16", "64p3b2") == pytest.approx(kl("f16", "64p3c2"), rel=0.05)
+    codebooks = [kl(k, transform="balanced") for k in ("32p5c2+32p3c2", "32p4c2+32l2c2")]
+    even = [kl(k, transform="balanced") for k in ("32a5n1+32a3n1", "32a4n1+32a2n1")]
+    thirds = [kl(k, transform="balanced") for k in ("16a5n1+16a4n1+32a3n1", "16a4n1+16a3n1+32a2n1")]
+    assert codebooks[0] < 0.8 * even[0] and codebooks[1] < 0.75 * even[1]
+    assert all(three > two for three, two in zip(thirds, even, strict=True))
+    q4_0 = kl("32a4n1", transform="balanced")
+    assert kl("32a4s3", transform="balanced") == pytest.approx(0.87 * q4_0, rel=0.02)
+    assert kl("32p4c2", transform="balanced") == pytest.approx(2 / 3 * q4_0, rel=0.05)
