@@ -204,8 +204,10 @@ def first_result(found: Found) -> str:
     """Return what the command of README's first result prints, as its record has it."""
     model, names = FIRST
     result = at(found, 512, "prefill")[model]
-    policies = [find(result, name) for name in names]
-    shown = replace(result, policies=tuple(policy for policy in policies if policy is not None))
+    policies = [(name, find(result, name)) for name in names]
+    # A table's label is the policy as it was asked for.
+    named = tuple(replace(policy, label=name) for name, policy in policies if policy is not None)
+    shown = replace(result, policies=named)
     return f"```text\n{divergence_text(shown)}\n```"
 
 
