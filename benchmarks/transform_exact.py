@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,8 @@ def float_weights(model: Path, programs: Path, folder: Path) -> Path:
 
 def answers(programs: Path, model: Path, text: str, *extra: str) -> Answers:
     """Generate at once, after a restored slot, and past a full context."""
-    options = ServerOptions(
-        model, N_CTX, k_type="f32", v_type="f32", n_threads=1, extra=("--flash-attn", "off", *extra)
-    )
+    extra = ("--flash-attn", "off", "--swa-full", *extra)  # windows that forget cannot be gone on from
+    options = ServerOptions(model, N_CTX, k_type="f32", v_type="f32", n_threads=1, extra=extra)
     with LlamaServer(programs, options) as server:
         prompt = server.tokenize(text)[:N_PROMPT]
         at_once = _log_probs(server.completion(prompt, N_SHORT, **_OPTIONS))
@@ -60,10 +60,7 @@ def answers(programs: Path, model: Path, text: str, *extra: str) -> Answers:
         again = server.completion(prompt, N_SHORT, **_OPTIONS)
         if again["timings"]["cache_n"] < N_PROMPT - 1:
             raise SystemExit("transform_exact: error: the restored slot was not used")
-    shifting = ServerOptions(
-        model, N_CTX, k_type="f32", v_type="f32", n_threads=1,
-        extra=("--flash-attn", "off", "--context-shift", *extra),
-    )  # fmt: skip
+    shifting = replace(options, extra=("--context-shift", *extra))
     with LlamaServer(programs, shifting) as server:
         shifted = server.completion(prompt, N_CTX - N_PROMPT + N_SHIFTED, **_OPTIONS)
         if "slot context shift" not in server.log_text():
