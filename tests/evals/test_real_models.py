@@ -88,6 +88,7 @@ def test_a_searched_policy_is_drawn_with_the_rule_it_was_held_against(
     record["start"]["model"]["sha256"] = sha256
     (tmp_path / "a.json").write_text(json.dumps(record))
     monkeypatch.setattr(pages, "SEARCHES", tmp_path)
+    monkeypatch.setattr(pages, "TRANSFORMS", tmp_path / "none")
     (pair,) = pages.read_pairs(found)[sha256]
     assert pair.after == (record["of_f16"], record["kl_held_out"]["mean"])
     rival = next(one for one in record["rivals"] if one["name"] == record["against"]["rival"])
