@@ -15,6 +15,7 @@ from kvquant.model.shape import LayerShape, ModelShape
 from kvquant.policy import parse_policy
 from kvquant.policy.presets import measured_presets
 from kvquant.results.search import SearchResult
+from kvquant.tables import small
 from search.true_meter import found
 from write_search_records import PAGE, page, presets, records
 
@@ -48,6 +49,18 @@ def check_record(result: SearchResult) -> None:
     if result.simple is None:
         best = min(rival.kl_held_out.mean for rival in result.rivals if rival.kl_held_out is not None)
         assert result.kl_held_out.mean - best == pytest.approx(against.difference, rel=1e-5, abs=1e-9)
+
+
+def test_what_readme_says_of_searches() -> None:
+    qwen, smollm2 = FOUND["qwen2.5-coder-0.5b-0.30x.json"], FOUND["smollm2-135m-0.35x.json"]
+    assert qwen.against is not None and qwen.against.verdict == "better" and f"{qwen.of_f16:.2f}" == "0.30"
+    best = min(rival.kl_held_out.mean for rival in qwen.rivals if rival.kl_held_out is not None)
+    assert qwen.kl_held_out is not None
+    said = f"loses {small(qwen.kl_held_out.mean)}, the best rule in its bytes {small(best)};"
+    readme = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert said in " ".join(readme.split())
+    assert smollm2.against is not None
+    assert (smollm2.against.rival, smollm2.against.verdict) == ("q5_0", "level")
 
 
 def test_what_carried_over_is_on_the_page_and_of_committed_searches() -> None:
