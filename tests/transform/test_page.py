@@ -79,15 +79,20 @@ def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
             assert by_transform[True] < by_transform[False], (name, policy_text)
 
 
+AMPLIFIES = ("transform-exact-gemma3-270m",)
+"""ggml looks GELU up in a float16 table, so that any rounding grows to float16's, as in the proofs."""
+
+
 @pytest.mark.parametrize(
     "path", sorted(tables.EXACT.glob("transform-exact-*.json")), ids=lambda path: path.stem
 )
-def test_predictions_of_real_models_move_by_float32_rounding_alone(path: Path) -> None:
+def test_predictions_of_real_models_move_by_rounding_alone(path: Path) -> None:
     found = json.loads(path.read_text())["differences"]
+    times = 2 if path.stem in AMPLIFIES else 100
     for place, of_float16 in found.pop("float16 keys").items():
         for kind, of_place in found.items():
             assert of_place[place] is not None, (kind, place)
-            assert of_float16 is None or 100 * of_place[place] < of_float16, (kind, place)
+            assert times * of_place[place] < of_float16, (kind, place)
 
 
 def test_what_readme_says_of_a_model_that_four_bits_break() -> None:
