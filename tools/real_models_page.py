@@ -77,7 +77,7 @@ def read_pairs(found: Found) -> Pairs:
             pairs.setdefault(record.start.model.sha256, []).extend(_transform_pairs(record))
     for path in sorted(SEARCHES.glob("*.json")):
         search = read_json(SearchResult, path)
-        if search.start.model.sha256 in panels:
+        if search.start.model.sha256 in panels and search.start.transform is None:
             pairs.setdefault(search.start.model.sha256, []).extend(_search_pairs(search))
     return pairs
 

@@ -47,8 +47,15 @@ def text_name(file: FileUsed) -> str:
 
 
 def presets() -> list[MeasuredPreset]:
-    """Return what the package lists: the policy of each record with what it loses."""
-    return [preset(name, result) for name, result in records().items() if result.kl_held_out is not None]
+    """Return what the package lists: the policy of each record with what it loses.
+
+    Not of searches with a transform: without its file such a policy loses more.
+    """
+    return [
+        preset(name, result)
+        for name, result in records().items()
+        if result.kl_held_out is not None and result.start.transform is None
+    ]
 
 
 def preset(name: str, result: SearchResult) -> MeasuredPreset:
@@ -96,7 +103,8 @@ def _part(name: str, result: SearchResult) -> str:
     )
     return "\n".join(
         [
-            f"### {model_name(result)}, {result.of_f16:.3f}x of f16",
+            f"### {model_name(result)}, {result.of_f16:.3f}x of f16"
+            + ("" if result.start.transform is None else ", with a transform of K"),
             "",
             f"    {result.policy}",
             "",
