@@ -58,6 +58,10 @@ def test_what_readme_says_of_searches() -> None:
     assert qwen.kl_held_out is not None
     said = f"loses {small(qwen.kl_held_out.mean)}, the best rule in its bytes {small(best)};"
     readme = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    calibrated = FOUND["qwen2.5-coder-0.5b-0.30x-transform.json"]
+    assert calibrated.start.transform is not None and calibrated.of_f16 == qwen.of_f16
+    assert calibrated.kl_held_out is not None
+    said += f" with calibrated keys it finds one that loses {small(calibrated.kl_held_out.mean)}."
     assert said in " ".join(readme.split())
     assert smollm2.against is not None
     assert (smollm2.against.rival, smollm2.against.verdict) == ("q5_0", "level")
