@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kvquant.formats.hadamard import llama_block
 from kvquant.formats.turboquant.codebook import MAX_WIDTH, lloyd_max
-from transform_study import BLOCK, Setting, Study, hadamard_matrix, half, provenance
+from transform_study import BLOCK, Coder, Order, Setting, Study, hadamard_matrix, half, provenance
 
 _PART = re.compile(r"(?P<n>\d+)(?P<rule>[lgpa])(?P<bits>\d)(?P<scale>[ncsb])(?P<tries>\d+)")
 _NORM_STEP = 0.14
@@ -159,18 +159,11 @@ def split(x: Tensor, order: Tensor, parts: tuple[Quantizer, ...]) -> Tensor:
 class FormatStudy(Study):
     """The study, with `Quantizer`s for K and V."""
 
-    def treatment(self, setting: Setting) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        transforms = self.transforms(setting)
-        orders: dict[int, Tensor] = {}
-
+    def coder(self, _setting: Setting, order: Order) -> Coder:
         def one(x: Tensor, name: str, side: Any, layer: int) -> Tensor:
-            if name == "f16":
-                return x
             parts = quantizers(name)
             if len(parts) > 1:
-                if layer not in orders:
-                    orders[layer] = self.order(layer, setting, transforms.get(layer))
-                return split(x, orders[layer], parts)
+                return split(x, order(layer), parts)
             width = llama_block(x.shape[-1], side)
             assert width is not None
             matrix = hadamard_matrix(width, x.device)
@@ -178,16 +171,7 @@ class FormatStudy(Study):
             coded = parts[0](rotated.unflatten(-1, (-1, parts[0].n))).flatten(-2)
             return (coded.unflatten(-1, (-1, width)) @ matrix).flatten(-2)
 
-        def treat(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            if setting.k != "f16":
-                transform = transforms.get(layer)
-                changed = key.transpose(1, 2)
-                changed = changed if transform is None else transform.apply_k(changed)
-                changed = one(changed.transpose(1, 2), setting.k, "k", layer).transpose(1, 2)
-                key = (changed if transform is None else transform.undo_k(changed)).transpose(1, 2)
-            return key, one(value, setting.v, "v", layer)
-
-        return treat
+        return one
 
 
 _HALVES = ("a{}n1", "l{}c1", "p{}c1", "p{}c2", "p{}c3", "p{}b2", "a{}c3")

@@ -6,13 +6,12 @@ python benchmarks/format_tables.py --write  # put them into the page, between it
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transform_tables import MODELS, digits, filled, matching
+from transform_tables import MODELS, digits, matching, show, table
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "benchmarks/results/format-study.jsonl"
@@ -67,14 +66,14 @@ def tables() -> dict[str, str]:
             found = [matching(records, {"model": model, **key}) for model in models]
             if any(found):
                 body.append([name, *(digits(cell[0]["kl"]) if cell else "" for cell in found)])
-        return _table(["", *(MODELS[model] for model in models)], body)
+        return table(["", *(MODELS[model] for model in models)], body)
 
     return {
         "format-values": by_model(_values()),
         "format-keys": by_model(_keys()),
         "format-halves": by_model(_halves()),
         "format-distortion": _lost(lost),
-        "format-sizes": _table(
+        "format-sizes": table(
             ["format", "values", "lost"],
             [
                 [entry["format"], f"{entry['values'][0]} to {entry['values'][1] - 1}", f"{entry['lost']:.3g}"]
@@ -130,31 +129,12 @@ def _lost(record: Mapping[str, Any]) -> str:
         [words, *(_share(found, *part, how.format("")) for part in PARTS)] for how, words in CHOICES.items()
     ]
     head = ["", *(f"{n} values, {bits} bits" for n, bits in PARTS)]
-    return _table(head, [row for row in body if any(row[1:])])
+    return table(head, [row for row in body if any(row[1:])])
 
 
 def _share(found: Mapping[tuple[int, int, str], float], n: int, bits: int, choice: str) -> str:
     return f"{found[n, bits, choice]:.3g}" if (n, bits, choice) in found else ""
 
 
-def _table(head: list[str], body: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)])
-
-
-def main() -> None:
-    """Print the tables, or write them into the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="put them into docs/turboquant.md")
-    found = tables()
-    if parser.parse_args().write:
-        PAGE.write_text(filled(PAGE.read_text(), found))
-        return
-    for name, table in found.items():
-        print(f"{name}\n\n{table}\n")
-
-
 if __name__ == "__main__":
-    main()
+    show(__doc__, PAGE, tables())

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,13 @@ def load(path: Path, device: torch.device) -> tuple[Any, Any, Treated]:
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name), treated
 
 
+Order = Callable[[int], Tensor]
+"""The dimensions of a layer's keys by falling energy, int64 (n_head_kv, head_dim)."""
+
+Coder = Callable[[Tensor, str, Any, int], Tensor]
+"""Rows (1, n_head_kv, n, head_dim), what they are stored as, the side and the layer, to what is read back."""
+
+
 class Study:
     """One model and its texts; measures settings."""
 
@@ -350,23 +358,24 @@ class Study:
             rows.append(np.argsort(-energy, kind="stable"))
         return torch.tensor(np.stack(rows), device=self.device)
 
-    def treatment(self, setting: Setting) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """What a setting does to K (1, n_head_kv, n, head_dim) and V of a layer."""
-        transforms = self.transforms(setting)
-        orders: dict[int, Tensor] = {}
+    def coder(self, setting: Setting, order: Order) -> Coder:
+        """What stores one side of a layer and gives it back, by the names of a setting."""
 
         def one(x: Tensor, name: str, side: Any, layer: int) -> Tensor:
-            if name == "f16":
-                return x
             if name.startswith("tq"):
                 return tq(x, int(name[2:]), setting.scale)
             if name[0] in "sl" and name[1:].isdigit():
-                if layer not in orders:
-                    orders[layer] = self.order(layer, setting, transforms.get(layer))
-                return split(x, orders[layer], int(name[1]), int(name[2]), name[0] == "l")
+                return split(x, order(layer), int(name[1]), int(name[2]), name[0] == "l")
             width = x.shape[-1]
             rotated = setting.rotate and llama_block(width, side) is not None
             return stored(x, storage_format(name, width, side, rotate=rotated))
+
+        return one
+
+    def treatment(self, setting: Setting) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What a setting does to K (1, n_head_kv, n, head_dim) and V of a layer."""
+        transforms = self.transforms(setting)
+        one = self.coder(setting, cache(lambda layer: self.order(layer, setting, transforms.get(layer))))
 
         def treat(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             transform = transforms.get(layer)
@@ -376,7 +385,7 @@ class Study:
                 changed = changed if transform is None else transform.apply_k(changed)
                 changed = one(changed.transpose(1, 2), setting.k, "k", layer).transpose(1, 2)
                 changed = (changed if transform is None else transform.undo_k(changed)).transpose(1, 2)
-            values = one(value, setting.v, "v", layer)
+            values = value if setting.v == "f16" else one(value, setting.v, "v", layer)
             n = setting.exact_first
             if n:
                 changed = torch.cat([key[:, :, :n], changed[:, :, n:]], 2)

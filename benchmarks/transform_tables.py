@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,9 @@ def _calibrations() -> str:
         "held-out KL without",
         "with",
         "95 % of the difference",
+        "minutes",
     ]
-    lines = [f"| {' | '.join([*head, 'minutes'])} |", f"|{'---|' * (len(head) + 1)}"]
+    body = []
     for name, found in calibrations().items():
         kinds = Counter(layer.kind for layer in found.layers)
         judged = found.judgement
@@ -142,16 +143,14 @@ def _calibrations() -> str:
             change,
             f"{sum(found.seconds.values()) / 60:.0f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        body.append(cells)
+    return table(head, body)
 
 
 def _real() -> str:
     """One row for a model, context and policy; prose and code, each without and with."""
-    lines = [
-        "| model, context | policy | of f16 | prose without | with | code without | with |",
-        f"|{'---|' * 7}",
-    ]
+    head = ["model, context", "policy", "of f16", "prose without", "with", "code without", "with"]
+    body = []
     found = divergences()
     for name in dict.fromkeys(key.rpartition(".")[0] for key in found):
         results = [found.get(f"{name}.{text}") for text in ("prose", "code")]
@@ -159,31 +158,31 @@ def _real() -> str:
         for policy, one in policies.items():
             cells = [cell for result in results for cell in _pair(result, policy)]
             shown = policy.removeprefix("*:")
-            lines.append(f"| {_model_words(name)} | {shown} | {one.of_f16:.3f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            body.append([_model_words(name), shown, f"{one.of_f16:.3f}", *cells])
+    return table(head, body)
 
 
 def _exact() -> str:
     """Of each model: by how much predictions change, and by how much where keys are rounded to float16."""
     places = ("at once", "restored", "shifted")
-    lines = [f"| model | change | {' | '.join(places)} |", f"|{'---|' * 5}"]
+    body = []
     for model, title in MODELS.items():
         path = EXACT / f"transform-exact-{model}.json"
         for change, found in json.loads(path.read_text())["differences"].items() if path.exists() else ():
             cells = ["other tokens" if found[place] is None else f"{found[place]:.1e}" for place in places]
-            lines.append(f"| {title} | {change} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            body.append([title, change, *cells])
+    return table(["model", "change", *places], body)
 
 
 def _cost() -> str:
     """Processor time with a transform by that without, the median of the rounds and their range."""
-    lines = ["| transform | depth | prefill | decode | target |", f"|{'---|' * 5}"]
+    body = []
     for row in json.loads(COST.read_text())["summary"] if COST.exists() else ():
         cells = [
             "{median:.3f} ({least:.3f} to {most:.3f})".format(**row[phase]) for phase in ("prefill", "decode")
         ]
-        lines.append(f"| {row['arm']} | {row['depth']} | {' | '.join(cells)} | {row['allowed']:.2f} |")
-    return "\n".join(lines)
+        body.append([row["arm"], str(row["depth"]), *cells, f"{row['allowed']:.2f}"])
+    return table(["transform", "depth", "prefill", "decode", "target"], body)
 
 
 def _pair(result: DivergenceResult | None, policy: str) -> tuple[str, str]:
@@ -258,12 +257,14 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 
 
 def _table(records: Records, head: list[str], rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    cells = {name: [_cell(records, key) for key in keys] for name, keys in rows.items()}
+    return table(head, [[name, *found] for name, found in cells.items() if any(found)])
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for name, keys in rows.items():
-        cells = [_cell(records, key) for key in keys]
-        if any(cells):
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)])
 
 
 def matching(records: Records, key: Key) -> Records:
@@ -282,19 +283,16 @@ def digits(kl: float) -> str:
     return f"{kl:.2g}" if kl < 0.001 else f"{kl:.4f}" if kl < 0.1 else f"{kl:.3f}" if kl < 1 else f"{kl:.2f}"
 
 
-def main() -> None:
-    """Print the tables, or write them into the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="put them into docs/transform.md")
-    found = tables(read())
+def show(about: str | None, page: Path, found: Mapping[str, str]) -> None:
+    """The command line of a script of tables: print them, or with --write put them into their page."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"put them into docs/{page.name}")
     if parser.parse_args().write:
-        PAGE.write_text(filled(PAGE.read_text(), found))
+        page.write_text(filled(page.read_text(), found))
         return
-    for name, table in found.items():
-        print(f"{name}\n\n{table}\n")
+    for name, text in found.items():
+        print(f"{name}\n\n{text}\n")
 
 
 if __name__ == "__main__":
-    main()
+    show(__doc__, PAGE, tables(read()))

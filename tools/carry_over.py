@@ -29,7 +29,7 @@ from kvquant.results.comparison import Interval
 from kvquant.results.search import Kl, SearchResult
 from kvquant.search.sides import Assignment, Side, assignment_of, policy_of, sides_of
 from kvquant.tables import Table, markdown, small, with_interval
-from write_search_records import PAGE, RECORDS, model_name
+from write_search_records import PAGE, RECORDS, model_name, with_section
 
 CARRIED = RECORDS / "carry-over"
 RUNS = Path(__file__).resolve().parent.parent / "runs/carry-over"
@@ -188,9 +188,7 @@ def table() -> Table:
 
 def page() -> str:
     """Return docs/search.md with the table."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n\n{markdown(table())}\n\n{END}{rest.partition(END)[2]}"
+    return with_section(BEGIN, markdown(table()), END)
 
 
 def main() -> None:

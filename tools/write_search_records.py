@@ -118,9 +118,13 @@ def _part(name: str, result: SearchResult) -> str:
 
 def page() -> str:
     """Return docs/search.md with the section of the records."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n\n{section()}\n\n{END}{rest.partition(END)[2]}"
+    return with_section(BEGIN, section(), END)
+
+
+def with_section(begin: str, content: str, end: str) -> str:
+    """Return docs/search.md with ``content`` between two marks."""
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    return f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> None:
