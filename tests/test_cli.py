@@ -8,19 +8,10 @@ import sys
 import click
 import pytest
 
+from command_line import run_kvquant
 from kvquant.cli import main as cli
 from kvquant.errors import CheckFailed, KVQuantError, UsageError
 from write_cli_reference import commands, help_text
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kvquant", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -38,13 +29,13 @@ def test_every_command_has_help_with_an_example(name: str, command: click.Comman
 
 
 def test_version_and_help() -> None:
-    assert run("--version").stdout.startswith("kvquant ")
-    assert "analyze" in run("--help").stdout
+    assert run_kvquant("--version").stdout.startswith("kvquant ")
+    assert "analyze" in run_kvquant("--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [["no-such-command"], ["formats", "--no-such-option"]])
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
-    result = run(*arguments)
+    result = run_kvquant(*arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     assert "Traceback" not in result.stderr

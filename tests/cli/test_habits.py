@@ -12,6 +12,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from command_line import run_kvquant
 from kvquant.cli import progress
 from kvquant.cli.main import kvquant
 from kvquant.cli.progress import StatusLine, counted
@@ -20,17 +21,6 @@ from kvquant.llama.pin import load_pin
 from kvquant.shipped import VERSION, patches_folder
 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kvquant", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 def on_terminal(program: str, **environment: str) -> bytes:
@@ -58,7 +48,7 @@ def on_terminal(program: str, **environment: str) -> bytes:
 
 
 def test_version_names_package_patches_and_pin() -> None:
-    lines = run("--version").stdout.splitlines()
+    lines = run_kvquant("--version").stdout.splitlines()
     series, pin = load_series(patches_folder()), load_pin(patches_folder())
     assert lines[0] == f"kvquant {VERSION}"
     assert lines[1] == f"patch series {series.digest[:12]}, {len(series.patches)} patches"
@@ -71,7 +61,7 @@ def test_version_names_package_patches_and_pin() -> None:
 
 def completed(typed: str) -> list[str]:
     """What bash is given to choose from behind ``typed``, without the kind of each."""
-    answer = run(
+    answer = run_kvquant(
         _KVQUANT_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=str(len(typed.split(" ")) - 1)
     )
     return [line.partition(",")[2] for line in answer.stdout.splitlines()]
@@ -99,7 +89,7 @@ def test_a_shell_completes_commands_options_and_names(typed: str, expected: list
     ("shell", "word"), [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete")]
 )
 def test_the_script_for_a_shell(shell: str, word: str) -> None:
-    result = run("completion", shell)
+    result = run_kvquant("completion", shell)
     assert result.returncode == 0 and result.stderr == ""
     assert word in result.stdout and "_KVQUANT_COMPLETE" in result.stdout
 
@@ -107,7 +97,7 @@ def test_the_script_for_a_shell(shell: str, word: str) -> None:
 def test_bash_takes_the_script() -> None:
     script = 'eval "$1"; complete -p kvquant'
     found = subprocess.run(
-        ["bash", "--norc", "-c", script, "bash", run("completion", "bash").stdout],
+        ["bash", "--norc", "-c", script, "bash", run_kvquant("completion", "bash").stdout],
         capture_output=True,
         text=True,
         timeout=60,
@@ -141,7 +131,7 @@ def test_options_as_llama_server_spells_them(typed: str) -> None:
 
 def test_pipes_get_no_escape_codes() -> None:
     for arguments in (["formats"], ["analyze", "--profile", "typical", "--tokens", "32", "--heads", "1"]):
-        result = run(*arguments, FORCE_COLOR="1")
+        result = run_kvquant(*arguments, FORCE_COLOR="1")
         assert result.returncode == 0
         assert "\x1b" not in result.stdout + result.stderr
 
@@ -156,7 +146,7 @@ def test_a_terminal_gets_no_colours_either(environment: dict[str, str]) -> None:
 
 
 def test_help_is_as_wide_as_columns_says() -> None:
-    wide, narrow = (run("memory", "--help", COLUMNS=str(n)).stdout for n in (120, 60))
+    wide, narrow = (run_kvquant("memory", "--help", COLUMNS=str(n)).stdout for n in (120, 60))
     for shown, width in ((narrow, 60), (wide, 100)):
         options = shown.partition("Options:")[2].splitlines()
         assert width - 10 < max(map(len, options)) <= width

@@ -5,6 +5,7 @@ A format here is anything with `name`, `quantize(x)` and `dequantize(packed, wid
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -35,6 +36,18 @@ class Packs(Protocol):
 
     def quantize(self, x: Any) -> Any: ...
     def dequantize(self, packed: Any, width: int) -> Any: ...
+
+
+def check_temporary_memory(fmt: Packs, x: npt.NDArray[Any]) -> None:
+    """Packing and unpacking x (n, width) takes less than 8 MiB beside x and what comes of it."""
+    tracemalloc.start()
+    packed = fmt.quantize(x)
+    encoding = tracemalloc.get_traced_memory()[1] - packed.nbytes
+    tracemalloc.reset_peak()
+    values = fmt.dequantize(packed, x.shape[1])
+    decoding = tracemalloc.get_traced_memory()[1] - packed.nbytes - values.nbytes
+    tracemalloc.stop()
+    assert max(encoding, decoding) < 8 << 20, f"{encoding} bytes to encode, {decoding} to decode"
 
 
 def check_same_bytes(got: Uint8Array, expected: Uint8Array, x: Float32Array, what: str) -> None:

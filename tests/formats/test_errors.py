@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 import kvquant
+from formats import checks
 from formats.layouts import BLOCK, GGML
 from kvquant.errors import FormatError
 from kvquant.formats.q8_0 import Q8_0
@@ -158,15 +158,7 @@ def test_temporary_memory_is_bounded(name: str, layout: str) -> None:
     )
     if layout == "float64":
         x = x.astype(np.float64)
-    fmt = get_format(name)
-    tracemalloc.start()
-    packed = fmt.quantize(x)
-    encoding = tracemalloc.get_traced_memory()[1] - packed.nbytes
-    tracemalloc.reset_peak()
-    values = fmt.dequantize(packed, 32)
-    decoding = tracemalloc.get_traced_memory()[1] - packed.nbytes - values.nbytes
-    tracemalloc.stop()
-    assert max(encoding, decoding) < 8 << 20, f"{encoding} bytes to encode, {decoding} to decode"
+    checks.check_temporary_memory(get_format(name), x)
 
 
 def test_only_iq4_nl_is_written_otherwise_into_a_cache() -> None:

@@ -69,6 +69,13 @@ def test_same_values() -> None:
         checks.check_same_values(zero, minus_zero, "values")
 
 
+def test_temporary_memory() -> None:
+    def wasteful(real: Format, x: Any) -> Any:
+        return real.quantize(np.stack([x] * 8)[0])
+
+    fails(checks.check_temporary_memory, broken("q8_0", encode=wasteful), np.zeros((1 << 14, 32), np.float32))
+
+
 def test_idempotent() -> None:
     # Truncating instead of rounding lets the values shrink with every trip.
     shrinking = broken(
