@@ -1,7 +1,7 @@
 """The C of 0006-kv-types, compiled by itself, against the Python formats: bytes, values, products.
 
-KVQUANT_LLAMA_SOURCE names a llama.cpp tree; only its headers are needed. KVQUANT_CC and KVQUANT_RUN name
-another compiler and what runs its programs, such as aarch64-linux-gnu-gcc and qemu-aarch64-static.
+KVQUANT_LLAMA_SOURCE names a llama.cpp tree; only its headers are needed. KVQUANT_CXX and KVQUANT_RUN name
+another compiler and what runs its programs, such as aarch64-linux-gnu-g++ and qemu-aarch64-static.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kvquant.llama.patching.recipe import load_series
 
 SOURCE = Path(os.environ.get("KVQUANT_LLAMA_SOURCE", ""))
 SERIES = Path(__file__).resolve().parents[2] / "patches" / "llama.cpp"
-COMPILER = shlex.split(os.environ.get("KVQUANT_CC", "cc"))
+COMPILER = shlex.split(os.environ.get("KVQUANT_CXX", "c++"))
 RUNNER = shlex.split(os.environ.get("KVQUANT_RUN", ""))
 ARM = "aarch64" in COMPILER[0]
 
@@ -42,23 +42,30 @@ PROGRAM = r"""
 #include "kv-types-cpu.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+extern "C" {
 float ggml_table_f32_f16[1 << 16];
 float ggml_table_f32_e8m0_half[1 << 8];
 float ggml_table_f32_ue4m3[1 << 8];
+void ggml_abort(const char *, int, const char *, ...) { abort(); }
+}
 int main(void) {
     int n;
     if (fread(&n, 4, 1, stdin) != 1 || fread(ggml_table_f32_f16, 4, 1 << 16, stdin) != 1 << 16) return 1;
-    float * x = malloc(n*64*sizeof(float));
-    char  * q = malloc(n*68);
+    float * x = (float *) malloc(n*64*sizeof(float));
+    char  * q = (char *) malloc(n*68);
     if (fread(x, 256, n, stdin) != (size_t) n || fread(q, 68, n, stdin) != (size_t) n) return 1;
     for (int t = 0; t < 4; ++t) {
-        const enum ggml_type type = GGML_TYPE_KV_FIRST + t;
+        const ggml_type type = (ggml_type) (GGML_TYPE_KV_FIRST + t);
         const struct ggml_type_traits     * base = ggml_kv_type_traits(type);
         const struct ggml_type_traits_cpu * cpu  = ggml_kv_type_traits_cpu(type);
         for (int i = 0; i < n; ++i) {
             char bytes[64];
             float values[64], product;
+            char other[64];
             cpu->from_float(x + 64*i, bytes, 64);
+            base->from_float_ref(x + 64*i, other, 64);
+            if (memcmp(bytes, other, base->type_size) != 0) return 2;
             base->to_float(bytes, values, 64);
             cpu->vec_dot(64, &product, 0, bytes, 0, q + 68*i, 0, 1);
             fwrite(bytes, 1, base->type_size, stdout);
@@ -101,14 +108,19 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for path, data in patched().items():
         if (folder / path).parent.is_dir():
             (folder / path).write_bytes(data)
-    (folder / "main.c").write_text(PROGRAM)
+    (folder / "main.cpp").write_text(PROGRAM)
     ggml = folder / "ggml"
-    sources = [folder / "main.c", ggml / "src" / "kv-types.c", ggml / "src" / "ggml-cpu" / "kv-types-cpu.c"]
+    sources = [folder / "main.cpp", ggml / "src" / "kv-types.c", ggml / "src" / "ggml-cpu" / "kv-types-cpu.cpp"]
     folders = [f"-I{ggml / part}" for part in ("include", "src", "src/ggml-cpu")]
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unused-parameter"]
-    flags = [*FLAGS[request.param].split(), "-std=gnu11", *warnings, *["-static"] * bool(RUNNER)]
-    output = ["-o", str(folder / "program"), "-lm"]
-    subprocess.run([*COMPILER, *flags, *folders, *map(str, sources), *output], check=True)
+    flags = [*FLAGS[request.param].split(), *warnings]
+    objects = []
+    for source in sources:
+        objects.append(str(folder / f"{source.stem}.o"))
+        language = ["-x", "c", "-std=gnu11"] if source.suffix == ".c" else ["-std=gnu++17"]
+        subprocess.run([*COMPILER, *flags, *language, *folders, "-c", str(source), "-o", objects[-1]], check=True)
+    output = ["-o", str(folder / "program"), "-lm", *["-static"] * bool(RUNNER)]
+    subprocess.run([*COMPILER, *objects, *output], check=True)
     return folder / "program"
 
 

@@ -6,6 +6,7 @@
 #include "ggml.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -43,22 +44,16 @@ typedef struct {
     uint8_t     qs2[8];  // sign and magnitude, 2 bits each
 } block_k4x2;
 
-// Whether type is one of these, and what ggml has to know of it.
+// whether type is one of these
 static inline bool ggml_kv_type_is(enum ggml_type type) {
     return type >= GGML_TYPE_KV_FIRST && type < GGML_TYPE_KV_END;
 }
+
+// what ggml has to know of a type
 GGML_API const struct ggml_type_traits * ggml_kv_type_traits(enum ggml_type type);
 
-// x: k floats, k a multiple of 64; y: blocks
-GGML_API void quantize_row_tq3_ref (const float * x, void * y, int64_t k);
-GGML_API void quantize_row_tq2_ref (const float * x, void * y, int64_t k);
-GGML_API void quantize_row_k5x3_ref(const float * x, void * y, int64_t k);
-GGML_API void quantize_row_k4x2_ref(const float * x, void * y, int64_t k);
-
-GGML_API void dequantize_row_tq3 (const void * x, float * y, int64_t k);
-GGML_API void dequantize_row_tq2 (const void * x, float * y, int64_t k);
-GGML_API void dequantize_row_k5x3(const void * x, float * y, int64_t k);
-GGML_API void dequantize_row_k4x2(const void * x, float * y, int64_t k);
+// x: n_rows rows of n_per_row floats, a multiple of 64; returns the bytes written to y
+GGML_API size_t ggml_kv_type_quantize(enum ggml_type type, const float * x, void * y, int64_t n_rows, int64_t n_per_row);
 
 #ifdef __cplusplus
 }

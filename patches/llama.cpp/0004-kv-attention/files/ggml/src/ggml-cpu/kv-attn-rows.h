@@ -18,7 +18,7 @@
 
 namespace kv_attn {
 
-constexpr int64_t BLOCK = 32; // values of one block, for every type
+constexpr int64_t BLOCK = 32; // rows of floats are padded to whole blocks of so many values
 
 inline int64_t n_blocks(int64_t width) {
     return (width + BLOCK - 1) / BLOCK;
@@ -29,13 +29,23 @@ inline GGML_F32_VEC broadcast(ggml_half x) {
 }
 
 //
-// One block of each cache type. Values 0..15 are half 0, values 16..31 half 1.
-// A quantized value is d * code, or d * code + m where the type has an offset m.
+// One block of each cache type, in parts of 16 values: part 0 are values 0..15.
+// A quantized value is scale * code, or scale * code + m where the type has an offset m.
 //
 
 template <typename T>
 struct float_block {
-    T x[BLOCK];
+    static constexpr int64_t SIZE = BLOCK; // a multiple of BLOCK
+
+    T x[SIZE];
+};
+
+// blocks of upstream's types
+template <typename T>
+struct ggml_block : T {
+    static constexpr int64_t SIZE = BLOCK;
+
+    ggml_half scale(int) const { return T::d; } // of a part
 };
 
 // Bytes with 16 codes in the low nibbles and 16 in the high ones
@@ -51,32 +61,32 @@ inline i8x16 nibbles_and_bit(const uint8_t * qs, const uint8_t * qh, int h) {
     return plus_fifth_bit(nibbles(qs, h), bits);
 }
 
-struct q8_0_block : block_q8_0 {
+struct q8_0_block : ggml_block<block_q8_0> {
     static constexpr bool HAS_OFFSET = false;
     i8x16 codes(int h) const { return load_i8x16(qs + 16*h); }
 };
 
-struct q4_0_block : block_q4_0 {
+struct q4_0_block : ggml_block<block_q4_0> {
     static constexpr bool HAS_OFFSET = false;
     i8x16 codes(int h) const { return minus(nibbles(qs, h), 8); }
 };
 
-struct q4_1_block : block_q4_1 {
+struct q4_1_block : ggml_block<block_q4_1> {
     static constexpr bool HAS_OFFSET = true;
     i8x16 codes(int h) const { return nibbles(qs, h); }
 };
 
-struct q5_0_block : block_q5_0 {
+struct q5_0_block : ggml_block<block_q5_0> {
     static constexpr bool HAS_OFFSET = false;
     i8x16 codes(int h) const { return minus(nibbles_and_bit(qs, qh, h), 16); }
 };
 
-struct q5_1_block : block_q5_1 {
+struct q5_1_block : ggml_block<block_q5_1> {
     static constexpr bool HAS_OFFSET = true;
     i8x16 codes(int h) const { return nibbles_and_bit(qs, qh, h); }
 };
 
-struct iq4_nl_block : block_iq4_nl {
+struct iq4_nl_block : ggml_block<block_iq4_nl> {
     static constexpr bool HAS_OFFSET = false;
     i8x16 codes(int h) const { return lookup(load_i8x16(kvalues_iq4nl), nibbles(qs, h)); }
 };
@@ -87,13 +97,16 @@ template <typename T>
 constexpr bool is_quantized<float_block<T>> = false;
 
 template <typename Block>
-inline f32x16 half_as_f32(const Block & block, int h) {
+constexpr int N_PARTS = Block::SIZE / 16;
+
+template <typename Block>
+inline f32x16 part_as_f32(const Block & block, int h) {
     if constexpr (!is_quantized<Block>) {
         return load_16(block.x + 16*h);
     } else if constexpr (Block::HAS_OFFSET) {
-        return scaled(widen(block.codes(h)), broadcast(block.d), broadcast(block.m));
+        return scaled(widen(block.codes(h)), broadcast(block.scale(h)), broadcast(block.m));
     } else {
-        return scaled(widen(block.codes(h)), broadcast(block.d));
+        return scaled(widen(block.codes(h)), broadcast(block.scale(h)));
     }
 }
 
@@ -156,14 +169,14 @@ struct float_dots {
     // acc[r][t] += q[r] . k[t] over n blocks
     void add(const float * GGML_RESTRICT q, int64_t q_stride, const Block * const k[4], int64_t n) {
         for (int64_t i = 0; i < n; ++i) {
-            for (int h = 0; h < 2; ++h) {
+            for (int h = 0; h < N_PARTS<Block>; ++h) {
                 for (int t0 = 0; t0 < 4; t0 += DOT_HELD) {
                     f32x16 x[DOT_HELD];
                     for (int t = 0; t < DOT_HELD; ++t) {
-                        x[t] = half_as_f32(k[t0 + t][i], h);
+                        x[t] = part_as_f32(k[t0 + t][i], h);
                     }
                     for (int r = 0; r < N; ++r) {
-                        const f32x16 y = load_16(q + r*q_stride + i*BLOCK + 16*h);
+                        const f32x16 y = load_16(q + r*q_stride + i*Block::SIZE + 16*h);
                         for (int t = 0; t < DOT_HELD; ++t) {
                             for (int j = 0; j < N_VEC; ++j) {
                                 acc[r][t0 + t] = GGML_F32_VEC_FMA(acc[r][t0 + t], x[t].v[j], y.v[j]);
@@ -234,31 +247,38 @@ struct sdot_dots {
 
     void add(const float * q, int64_t q_stride, const Block * const k[4], int64_t n) {
         for (int64_t i = 0; i < n; ++i) {
-            int8x16_t x[4][2];
-            for (int t = 0; t < 4; ++t) {
-                x[t][0] = k[t][i].codes(0);
-                x[t][1] = k[t][i].codes(1);
+            for (int h = 0; h < N_PARTS<Block>; h += 2) {
+                add_query_block(q + i*Block::SIZE + 16*h, q_stride, k, i, h);
             }
-            const float32x4_t d = widen_f16(k[0][i].d, k[1][i].d, k[2][i].d, k[3][i].d);
-            for (int r = 0; r < N; ++r) {
-                const query_block * y = (const query_block *) (q + r*q_stride + i*BLOCK);
-                const int8x16_t high[2] = { vld1q_s8(y->high), vld1q_s8(y->high + 16) };
-                const int8x16_t low [2] = { vld1q_s8(y->low),  vld1q_s8(y->low  + 16) };
-                float32x4_t sum[4];
-                for (int t = 0; t < 4; ++t) {
-                    int32x4_t n = vdotq_s32(vdotq_s32(vdupq_n_s32(0), x[t][0], high[0]), x[t][1], high[1]);
-                    n = vdotq_s32(vdotq_s32(vshlq_n_s32(n, 8), x[t][0], low[0]), x[t][1], low[1]);
-                    sum[t] = vcvtq_f32_s32(n);
-                }
-                const float32x4_t scale = vmulq_n_f32(d, y->scale);
-                acc[r][0] = vfmaq_laneq_f32(acc[r][0], sum[0], scale, 0);
-                acc[r][1] = vfmaq_laneq_f32(acc[r][1], sum[1], scale, 1);
-                acc[r][2] = vfmaq_laneq_f32(acc[r][2], sum[2], scale, 2);
-                acc[r][3] = vfmaq_laneq_f32(acc[r][3], sum[3], scale, 3);
-                if constexpr (Block::HAS_OFFSET) {
-                    const float32x4_t m = widen_f16(k[0][i].m, k[1][i].m, k[2][i].m, k[3][i].m);
-                    offset[r] = vfmaq_n_f32(offset[r], m, y->sum);
-                }
+        }
+    }
+
+    // parts h and h + 1 of block i
+    void add_query_block(const float * q, int64_t q_stride, const Block * const k[4], int64_t i, int h) {
+        int8x16_t x[4][2];
+        for (int t = 0; t < 4; ++t) {
+            x[t][0] = k[t][i].codes(h);
+            x[t][1] = k[t][i].codes(h + 1);
+        }
+        const float32x4_t d = widen_f16(k[0][i].scale(h), k[1][i].scale(h), k[2][i].scale(h), k[3][i].scale(h));
+        for (int r = 0; r < N; ++r) {
+            const query_block * y = (const query_block *) (q + r*q_stride);
+            const int8x16_t high[2] = { vld1q_s8(y->high), vld1q_s8(y->high + 16) };
+            const int8x16_t low [2] = { vld1q_s8(y->low),  vld1q_s8(y->low  + 16) };
+            float32x4_t sum[4];
+            for (int t = 0; t < 4; ++t) {
+                int32x4_t n = vdotq_s32(vdotq_s32(vdupq_n_s32(0), x[t][0], high[0]), x[t][1], high[1]);
+                n = vdotq_s32(vdotq_s32(vshlq_n_s32(n, 8), x[t][0], low[0]), x[t][1], low[1]);
+                sum[t] = vcvtq_f32_s32(n);
+            }
+            const float32x4_t scale = vmulq_n_f32(d, y->scale);
+            acc[r][0] = vfmaq_laneq_f32(acc[r][0], sum[0], scale, 0);
+            acc[r][1] = vfmaq_laneq_f32(acc[r][1], sum[1], scale, 1);
+            acc[r][2] = vfmaq_laneq_f32(acc[r][2], sum[2], scale, 2);
+            acc[r][3] = vfmaq_laneq_f32(acc[r][3], sum[3], scale, 3);
+            if constexpr (Block::HAS_OFFSET) {
+                const float32x4_t m = widen_f16(k[0][i].m, k[1][i].m, k[2][i].m, k[3][i].m);
+                offset[r] = vfmaq_n_f32(offset[r], m, y->sum);
             }
         }
     }
@@ -318,7 +338,7 @@ struct row_kernels {
             for_row_groups<INTEGER_DOT ? SDOT_ROWS : DOT_ROWS>(0, n_rows, [&](auto n, int64_t row) {
                 const float * q_rows = q + row*q_stride;
                 dots<n> products;
-                products.add(q_rows, q_stride, rows, width/BLOCK);
+                products.add(q_rows, q_stride, rows, width/Block::SIZE);
                 if (!is_quantized<Block> && width % BLOCK != 0) {
                     Block last[4];
                     const Block * lasts[4];
@@ -333,44 +353,43 @@ struct row_kernels {
         }
     }
 
-    // o[r] += sum over t of p[r][t] * v[t], HALVES halves of block i of each, from half FIRST on
-    template <int N, int FIRST, int HALVES>
-    static inline void add_halves(const float * GGML_RESTRICT p, int64_t p_stride, const Block * const * v,
-                                  int64_t n_kv, int64_t i, float * GGML_RESTRICT o, int64_t o_stride) {
-        GGML_F32_VEC acc[N][HALVES*N_VEC];
+    // o[r] += sum over t of p[r][t] * v[t], PARTS parts of block i of each, from part FIRST on
+    template <int N, int FIRST, int PARTS>
+    static inline void add_parts(const float * GGML_RESTRICT p, int64_t p_stride, const Block * const * v,
+                                 int64_t n_kv, int64_t i, float * GGML_RESTRICT o, int64_t o_stride) {
+        GGML_F32_VEC acc[N][PARTS*N_VEC];
         for (int r = 0; r < N; ++r) {
-            for (int j = 0; j < HALVES*N_VEC; ++j) {
+            for (int j = 0; j < PARTS*N_VEC; ++j) {
                 acc[r][j] = GGML_F32_VEC_LOAD(o + r*o_stride + 16*FIRST + j*EPR);
             }
         }
         for (int64_t t = 0; t < n_kv; ++t) {
-            f32x16 x[HALVES];
-            for (int h = 0; h < HALVES; ++h) {
-                x[h] = half_as_f32(v[t][i], FIRST + h);
+            f32x16 x[PARTS];
+            for (int h = 0; h < PARTS; ++h) {
+                x[h] = part_as_f32(v[t][i], FIRST + h);
             }
             for (int r = 0; r < N; ++r) {
                 const GGML_F32_VEC weight = GGML_F32_VEC_SET1(p[r*p_stride + t]);
-                for (int j = 0; j < HALVES*N_VEC; ++j) {
+                for (int j = 0; j < PARTS*N_VEC; ++j) {
                     acc[r][j] = GGML_F32_VEC_FMA(acc[r][j], x[j / N_VEC].v[j % N_VEC], weight);
                 }
             }
         }
         for (int r = 0; r < N; ++r) {
-            for (int j = 0; j < HALVES*N_VEC; ++j) {
+            for (int j = 0; j < PARTS*N_VEC; ++j) {
                 GGML_F32_VEC_STORE(o + r*o_stride + 16*FIRST + j*EPR, acc[r][j]);
             }
         }
     }
 
-    // the same for a whole block, in two parts where its sums would take more than half of 32 registers
-    template <int N>
+    // the same for a whole block, few enough parts at a time that their sums take half of 32 registers
+    template <int N, int FIRST = 0>
     static inline void add_block(const float * p, int64_t p_stride, const Block * const * v, int64_t n_kv,
                                  int64_t i, float * o, int64_t o_stride) {
-        if constexpr (2*N_VEC*N <= 16) {
-            add_halves<N, 0, 2>(p, p_stride, v, n_kv, i, o, o_stride);
-        } else {
-            add_halves<N, 0, 1>(p, p_stride, v, n_kv, i, o, o_stride);
-            add_halves<N, 1, 1>(p, p_stride, v, n_kv, i, o, o_stride);
+        constexpr int PARTS = 2*N_VEC*N <= 16 ? 2 : 1;
+        add_parts<N, FIRST, PARTS>(p, p_stride, v, n_kv, i, o, o_stride);
+        if constexpr (FIRST + PARTS < N_PARTS<Block>) {
+            add_block<N, FIRST + PARTS>(p, p_stride, v, n_kv, i, o, o_stride);
         }
     }
 
@@ -383,8 +402,8 @@ struct row_kernels {
             next.prefetch(t0, n_t);
             const Block * const * rows = (const Block * const *) (v + t0);
             for_row_groups<ADD_ROWS>(0, n_rows, [&](auto n, int64_t row) {
-                for (int64_t i = 0; i < width/BLOCK; ++i) {
-                    add_block<n>(p + row*p_stride + t0, p_stride, rows, n_t, i, o + row*o_stride + i*BLOCK, o_stride);
+                for (int64_t i = 0; i < width/Block::SIZE; ++i) {
+                    add_block<n>(p + row*p_stride + t0, p_stride, rows, n_t, i, o + row*o_stride + i*Block::SIZE, o_stride);
                 }
                 if (width % BLOCK != 0) {
                     Block last[ADD_KV];
@@ -403,8 +422,8 @@ struct row_kernels {
     // y = the row as floats, padded with zeros to whole blocks
     static void to_f32(const char * row, int64_t width, float * y) {
         const Block * x = (const Block *) row;
-        for (int64_t i = 0; i < width/BLOCK; ++i) {
-            block_to_f32(x[i], y + i*BLOCK);
+        for (int64_t i = 0; i < width/Block::SIZE; ++i) {
+            block_to_f32(x[i], y + i*Block::SIZE);
         }
         if (width % BLOCK != 0) {
             block_to_f32(last_block(x, width), y + width/BLOCK*BLOCK);
@@ -412,8 +431,9 @@ struct row_kernels {
     }
 
     static void block_to_f32(const Block & x, float * y) {
-        store_16(y,      half_as_f32(x, 0));
-        store_16(y + 16, half_as_f32(x, 1));
+        for (int h = 0; h < N_PARTS<Block>; ++h) {
+            store_16(y + 16*h, part_as_f32(x, h));
+        }
     }
 };
 
