@@ -23,7 +23,7 @@ from kvquant.analysis.metrics import decibel, kl_divergence, logit_rmse, mse, nm
 from kvquant.analysis.result import LayerErrors
 from kvquant.errors import CaptureError, FormatError
 from kvquant.formats.hadamard import rotate, unrotate
-from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.formats.registry import UPSTREAM_TYPES, get_format
 from kvquant.model.shape import LayerShape, WindowKind
 
 
@@ -74,7 +74,7 @@ def meter_of(sample: LayerSample) -> LayerMeter:
     return LayerMeter(sample, BOTH)
 
 
-@pytest.mark.parametrize("name", [*CACHE_TYPES, "tq_mse_4b", "tq_prod_4b"])
+@pytest.mark.parametrize("name", [*UPSTREAM_TYPES, "tq_mse_4b", "tq_prod_4b"])
 @pytest.mark.parametrize("side", ["k", "v"])
 def test_only_quantized_cache_types_are_rotated(name: str, side: Side) -> None:
     quantized = name in ("q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")

@@ -7,14 +7,13 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from attention_op import AttentionCase
-from kvquant.formats.registry import CACHE_TYPES, cache_format, get_format
+from kvquant.formats.registry import CACHE_TYPES, OWN_TYPES, cache_format, get_format
 
 TILE = 64
 """Cache rows that kernels take together; sizes around its multiples are drawn often."""
 
 _FLOATS = ("f32", "f16", "bf16")
 _HEAD_DIMS = (64, 80, 96, 128, 192, 256)
-_BLOCK = 32
 
 Float32Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.float16]
@@ -132,7 +131,7 @@ def cases(draw: st.DrawFn, k_type: str, tokens: str) -> AttentionCase:
 
 def _head_dim(draw: st.DrawFn, type_name: str) -> int:
     """A width that the type's blocks divide; types without blocks also get widths that no vector divides."""
-    widths = [width for width in _HEAD_DIMS if width % _BLOCK == 0]
+    widths = [width for width in _HEAD_DIMS if width % (64 if type_name in OWN_TYPES else 32) == 0]
     if type_name in _FLOATS:
         widths = [*_HEAD_DIMS, 8, 40, 100, 101]
     width = draw(st.sampled_from(widths))

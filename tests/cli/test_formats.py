@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from kvquant.cli.formats import formats
 from kvquant.errors import FormatError
-from kvquant.formats.registry import CACHE_TYPES, format_names
+from kvquant.formats.registry import CACHE_TYPES, UPSTREAM_TYPES, format_names
 
 
 def entries(*arguments: str) -> dict[str, dict[str, object]]:
@@ -23,7 +23,7 @@ def test_every_format_is_listed_once() -> None:
 
 
 def test_block_sizes_are_ggml_s() -> None:
-    for name in CACHE_TYPES:
+    for name in UPSTREAM_TYPES:
         size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
         assert (entries()[name]["block_size"], entries()[name]["block_bytes"]) == size, name
 

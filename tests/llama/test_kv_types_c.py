@@ -110,7 +110,11 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             (folder / path).write_bytes(data)
     (folder / "main.cpp").write_text(PROGRAM)
     ggml = folder / "ggml"
-    sources = [folder / "main.cpp", ggml / "src" / "kv-types.c", ggml / "src" / "ggml-cpu" / "kv-types-cpu.cpp"]
+    sources = [
+        folder / "main.cpp",
+        ggml / "src" / "kv-types.c",
+        ggml / "src" / "ggml-cpu" / "kv-types-cpu.cpp",
+    ]
     folders = [f"-I{ggml / part}" for part in ("include", "src", "src/ggml-cpu")]
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unused-parameter"]
     flags = [*FLAGS[request.param].split(), *warnings]
@@ -118,7 +122,9 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for source in sources:
         objects.append(str(folder / f"{source.stem}.o"))
         language = ["-x", "c", "-std=gnu11"] if source.suffix == ".c" else ["-std=gnu++17"]
-        subprocess.run([*COMPILER, *flags, *language, *folders, "-c", str(source), "-o", objects[-1]], check=True)
+        subprocess.run(
+            [*COMPILER, *flags, *language, *folders, "-c", str(source), "-o", objects[-1]], check=True
+        )
     output = ["-o", str(folder / "program"), "-lm", *["-static"] * bool(RUNNER)]
     subprocess.run([*COMPILER, *objects, *output], check=True)
     return folder / "program"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pytest
 
 from kvquant.formats.hadamard import llama_block, rotate
-from kvquant.formats.registry import CACHE_TYPES, get_format
+from kvquant.formats.registry import UPSTREAM_TYPES, get_format
 from kvquant.llama.state import SequenceState, StoredRows
 from kvquant.model.architectures import read_shape
 from kvquant.model.shape import ModelShape
@@ -103,7 +103,7 @@ def test_each_layer_alone(arch: str, proof_model: Model) -> None:
     model = proof_model(arch)
     shape = read_shape(model)
     plain = float_run(PATCHED, model).state(shape)
-    types = [name for name in CACHE_TYPES if name != "f32"]
+    types = [name for name in UPSTREAM_TYPES if name != "f32"]
     for number, layer in enumerate(shape.kv_layers):
         k_type, v_type = types[number % len(types)], types[(number + 3) % len(types)]
         policy = f"{layer}:k={k_type}/v={v_type}"
@@ -117,7 +117,7 @@ def test_each_layer_alone(arch: str, proof_model: Model) -> None:
 
 
 @needs_patched
-@pytest.mark.parametrize("type_name", [name for name in CACHE_TYPES if name != "f32"])
+@pytest.mark.parametrize("type_name", [name for name in UPSTREAM_TYPES if name != "f32"])
 @pytest.mark.parametrize("rotation", [True, False])
 def test_each_type(type_name: str, rotation: bool, proof_model: Model) -> None:
     model = proof_model("llama")
@@ -140,7 +140,7 @@ def test_stock_stores_the_same_blocks(type_name: str, proof_model: Model) -> Non
 
 def test_meta_a_wrong_block_is_seen() -> None:
     values = np.random.default_rng(0).standard_normal((40, 128)).astype(np.float32)
-    for type_name in CACHE_TYPES:
+    for type_name in UPSTREAM_TYPES:
         rows = expected_rows(values, type_name, 64, True, "k")
         packed = get_format(STORED_AS.get(type_name, type_name)).quantize(rows)
         if type_name == "q8_0":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kvquant.formats.registry import CACHE_TYPES
+from kvquant.formats.registry import UPSTREAM_TYPES
 from kvquant.llama.logs import parse_kv_log
 from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.memory import ContextOptions, KVMemory, memory_of
@@ -185,8 +185,8 @@ def test_every_layer_in_types_of_its_own(arch: str, model_file: Callable[[str], 
     if not takes_policies():
         pytest.skip("the server is a stock build, which has no --kv-layers")
     shape = read_shape(model_file(arch))
-    n = len(CACHE_TYPES)
-    types = [(CACHE_TYPES[i % n], CACHE_TYPES[(3 * i + 1) % n]) for i in range(len(shape.kv_layers))]
+    n = len(UPSTREAM_TYPES)
+    types = [(UPSTREAM_TYPES[i % n], UPSTREAM_TYPES[(3 * i + 1) % n]) for i in range(len(shape.kv_layers))]
     policy = policy_from_layers((layer, k, v) for layer, (k, v) in zip(shape.kv_layers, types, strict=True))
     context = ContextOptions(700, n_parallel=2)
     options = ServerOptions(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvquant.errors import FormatError, UsageError
-from kvquant.formats.registry import CACHE_TYPES
+from kvquant.formats.registry import UPSTREAM_TYPES
 from kvquant.memory import (
     CacheCells,
     ContextOptions,
@@ -176,7 +176,7 @@ options = st.builds(
 def cases(draw: st.DrawFn) -> tuple[ModelShape, ResolvedPolicy, ContextOptions]:
     """A model, a policy that gives each layer types of its own, and options."""
     shape = draw(model_shapes())
-    types = st.sampled_from(CACHE_TYPES)
+    types = st.sampled_from(UPSTREAM_TYPES)
     rules = []
     for layer in shape.kv_layers:
         k = draw(types)
@@ -251,7 +251,7 @@ def test_a_cache_that_stops_growing_fits_any_context() -> None:
     assert largest_context(shape, resolved(shape), most) == MAX_CONTEXT
 
 
-@given(st.sampled_from(preset_names()), st.sampled_from(CACHE_TYPES), st.integers(1, 10**6))
+@given(st.sampled_from(preset_names()), st.sampled_from(UPSTREAM_TYPES), st.integers(1, 10**6))
 def test_every_preset_in_every_type(name: str, type_name: str, n_ctx: int) -> None:
     shape = load_preset(name)
     memory = kv_bytes(shape, resolved(shape, f"*:{type_name}"), n_ctx=n_ctx)

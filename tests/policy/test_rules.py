@@ -25,7 +25,7 @@ def _error(text: str) -> str:
 def test_error_points_at_the_column_and_names_the_types() -> None:
     assert _error("0-3:q8_0,4-7:q40") == (
         "policy, column 14: unknown type 'q40', did you mean q4_0? "
-        "known: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1\n"
+        "known: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1, tq3, tq2, k5x3, k4x2\n"
         "  0-3:q8_0,4-7:q40\n"
         "               ^"
     )
@@ -79,7 +79,7 @@ def test_what_people_type_or_paste_is_named_with_what_to_write(text: str, words:
 def test_the_line_at_fault_is_shown() -> None:
     assert _error("0:q8_0, # \u00e9\r\n1:q9, \r\n") == (
         "policy, line 2, column 3: unknown type 'q9'; "
-        "known: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1\n  1:q9, \n    ^"
+        "known: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1, tq3, tq2, k5x3, k4x2\n  1:q9, \n    ^"
     )
 
 

@@ -18,9 +18,9 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
 
 from kvquant.formats.registry import get_format
+from kvquant.llama.state import GGML_TYPE_NAMES
 
 PROGRAM = "llama-kv-attention-op"
 
@@ -78,7 +78,8 @@ class AttentionCase:
         n_stream, n_tokens, n_head, head_dim_k = self.q.shape
         _, n_rows, n_head_kv, _ = self.k.shape
         mask_streams, mask_heads = (0, 0) if self.mask is None else self.mask.shape[:2]
-        types = (int(GGMLQuantizationType[name.upper()]) for name in (self.k_type, self.v_type))
+        numbers = {name: number for number, name in GGML_TYPE_NAMES.items()}
+        types = (numbers[name] for name in (self.k_type, self.v_type))
         sizes = (head_dim_k, self.head_dim_v, n_head, n_head_kv, n_tokens, self.n_kv, n_rows, n_stream)
         flags = (self.v is None, mask_heads, mask_streams, self.sinks is not None)
         arrays = (self.q, self.k, self.v, self.mask, self.sinks)

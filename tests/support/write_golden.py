@@ -23,11 +23,11 @@ from edge_blocks import SIZE, edge_blocks
 from kvquant.errors import LlamaError
 from kvquant.files import write_atomic
 from kvquant.formats.ggml import COMMIT
-from kvquant.formats.registry import CACHE_TYPES
+from kvquant.formats.registry import UPSTREAM_TYPES
 from libggml import LibGGML, find_library
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-FORMATS = (*CACHE_TYPES, "iq4_nl_cache")
+FORMATS = (*UPSTREAM_TYPES, "iq4_nl_cache")
 PLAIN = {"f32": 4, "f16": 2, "bf16": 2}
 
 # fp16 scales that matter when reading: zeros, subnormals, the ends of the range, infinities, a NaN, one.

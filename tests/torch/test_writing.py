@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kvquant.errors import FormatError, PolicyError, TransformError  # noqa: E402
+from kvquant.errors import FormatError, TransformError  # noqa: E402
 from kvquant.formats.hadamard import Rotated, rotate, unrotate  # noqa: E402
-from kvquant.formats.registry import CACHE_TYPES, get_format  # noqa: E402
+from kvquant.formats.registry import get_format  # noqa: E402
 from kvquant.model.shape import LayerShape, ModelShape  # noqa: E402
 from kvquant.policy import parse_policy  # noqa: E402
 from kvquant.torch import QuantizedKV, storage_format  # noqa: E402
@@ -150,9 +150,3 @@ def test_types_that_want_an_order_are_refused_without_one():
     found, _ = QuantizedKV(policy, transform=ordered)(0, torch.tensor(q), torch.tensor(k), torch.tensor(k))
     lost = float(((found.numpy() - k) ** 2).mean() / (k**2).mean())
     assert lost < 0.05
-
-
-def test_llama_cpp_takes_none_of_them():
-    for name in ("tq3", "tq2", "k5x3", "k4x2"):
-        with pytest.raises(PolicyError, match=f"llama.cpp has no cache of type {name}"):
-            parse_policy(f"*:k={name}/v=q8_0", CACHE_TYPES)

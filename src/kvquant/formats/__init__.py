@@ -20,11 +20,11 @@ for _format in (
     iq4_nl.IQ4NL(),
     q5_0.Q5_0(),
     q5_1.Q5_1(),
-    iq4_nl.CACHE,
     tq.TQ3(),
     tq.TQ2(),
     split.K5X3(),
     split.K4X2(),
+    iq4_nl.CACHE,
     *turboquant.plain_formats(),
 ):
     register(_format)

@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterable
 from kvquant.errors import FormatError
 from kvquant.formats.base import Format
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+UPSTREAM_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 """The types llama.cpp accepts for a KV cache, in the order its help lists them."""
 
 ORDERED_TYPES = ("k5x3", "k4x2")
 """Types for keys whose dimensions a transform has put in the order of what they carry."""
+
+OWN_TYPES = ("tq3", "tq2", *ORDERED_TYPES)
+"""The types that the patch series adds, on the CPU."""
+
+CACHE_TYPES = (*UPSTREAM_TYPES, *OWN_TYPES)
+"""The types of a KV cache that patched programs run with."""
 
 _CACHE_ENCODERS = {"iq4_nl": "iq4_nl_cache"}
 
@@ -51,10 +57,8 @@ def cache_format(name: str) -> Format:
 
 
 def not_in_llama(names: Iterable[str]) -> str:
-    """Say which of ``names`` are no cache types of llama.cpp's, and what some would need besides."""
-    needs = " (needs a transform that orders the dimensions of keys)"
-    missing = [name + needs * (name in ORDERED_TYPES) for name in names if name not in CACHE_TYPES]
-    return f"llama.cpp has no cache of type {', '.join(missing)}"
+    """Say which of ``names`` are no cache types."""
+    return f"llama.cpp has no cache of type {', '.join(name for name in names if name not in CACHE_TYPES)}"
 
 
 def format_names() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Literal
 from kvquant.formats.base import Format
 from kvquant.formats.coded import CodedBlock
 from kvquant.formats.hadamard import Rotated, llama_block
-from kvquant.formats.registry import CACHE_TYPES, cache_format
+from kvquant.formats.registry import UPSTREAM_TYPES, cache_format
 
 NOT_QUANTIZED = ("f32", "f16", "bf16")
 
@@ -24,7 +24,7 @@ def rotation_block(
     found = cache_format(type_name)
     if isinstance(found, CodedBlock):
         return found.rotation_block or llama_block(head_dim, side)
-    is_rotated = rotate and type_name in CACHE_TYPES and type_name not in NOT_QUANTIZED
+    is_rotated = rotate and type_name in UPSTREAM_TYPES and type_name not in NOT_QUANTIZED
     return llama_block(head_dim, side) if is_rotated else None
 
 

@@ -67,8 +67,12 @@ GGML_TYPE_NAMES = {
     8: "q8_0",
     20: "iq4_nl",
     30: "bf16",
+    0x4B56: "tq3",
+    0x4B57: "tq2",
+    0x4B58: "k5x3",
+    0x4B59: "k4x2",
 }
-"""``enum ggml_type`` for the cache types, ggml/include/ggml.h."""
+"""``enum ggml_type`` for the cache types, ggml/include/ggml.h; the last four of patch 0006-kv-types."""
 
 _UNPACKED = ("f32", "f16", "bf16")
 """Types of one value each: never rotated, and the only ones that V can have transposed."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kvquant.errors import TransformError
 from kvquant.formats.base import Format
-from kvquant.formats.registry import ORDERED_TYPES
 from kvquant.formats.storage import storage_format
-from kvquant.policy import ResolvedLayer, ResolvedPolicy
+from kvquant.policy import ResolvedPolicy
 from kvquant.transform import KVTransform
-from kvquant.transform.order import is_ordered
+from kvquant.transform.order import check_order
 
 
 def stored(x: Tensor, storage: Format) -> Tensor:
@@ -34,8 +32,7 @@ class QuantizedKV:
     def __init__(
         self, policy: ResolvedPolicy, *, rotate: bool = True, transform: KVTransform | None = None
     ) -> None:
-        for entry in policy.layers:
-            _check_order(entry, transform)
+        check_order(policy, transform)
         self._types = {layer.layer: (layer.k_type, layer.v_type) for layer in policy.layers}
         self._rotate = rotate
         self._transforms = {layer.layer: layer for layer in transform.layers} if transform else {}
@@ -58,18 +55,3 @@ class QuantizedKV:
             return stored(k, storage)
         kept: Tensor = transform.undo_k(stored(transform.apply_k(k.float()), storage))
         return kept.to(k.dtype)
-
-
-def _check_order(entry: ResolvedLayer, transform: KVTransform | None) -> None:
-    for side, name in (("K", entry.k_type), ("V", entry.v_type)):
-        if name not in ORDERED_TYPES:
-            continue
-        if side == "V":
-            raise TransformError(
-                f"layer {entry.layer}: {name} is a type for K alone; V has no order to put it in"
-            )
-        if transform is None or not is_ordered(transform, entry.layer):
-            raise TransformError(
-                f"layer {entry.layer}: {name} needs a transform that orders the dimensions of keys; "
-                "kvquant.transform.order.ordered_layer makes one"
-            )

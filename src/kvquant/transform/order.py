@@ -10,13 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kvquant.errors import TransformError
+from kvquant.formats.registry import ORDERED_TYPES
 from kvquant.formats.split import HALF
+from kvquant.policy import ResolvedPolicy
 from kvquant.transform.moments import LayerMoments
 from kvquant.transform.transform import KVTransform, LayerTransform
 
 BLOCK = 2 * HALF
 PROVENANCE_KEY = "order"
-"""Under which a `KVTransform` says that its layers are ordered, by blocks of how many values."""
+"""Under which a `KVTransform` says that its layers are ordered, by blocks of how many values; the sidecar's
+key `kv-transform.order` says it to llama.cpp."""
 
 
 def places(head_dim: int) -> npt.NDArray[np.intp]:
@@ -53,3 +56,17 @@ def ordered_layer(transform: LayerTransform, moments: LayerMoments) -> LayerTran
 def is_ordered(transform: KVTransform, layer: int) -> bool:
     """Return whether ``transform`` puts the keys of ``layer`` into the order."""
     return transform.provenance.get(PROVENANCE_KEY) == BLOCK and transform.of(layer) is not None
+
+
+def check_order(policy: ResolvedPolicy, transform: KVTransform | None) -> None:
+    """Raise TransformError for a type that wants ordered dimensions where no transform orders them."""
+    for entry in policy.layers:
+        if entry.v_type in ORDERED_TYPES:
+            raise TransformError(
+                f"layer {entry.layer}: {entry.v_type} is a type for K alone; V has no order to put it in"
+            )
+        if entry.k_type in ORDERED_TYPES and (transform is None or not is_ordered(transform, entry.layer)):
+            raise TransformError(
+                f"layer {entry.layer}: {entry.k_type} needs a transform that orders the dimensions of keys; "
+                f"kvquant calibrate --policy '*:k={entry.k_type}/v=f16' makes one"
+            )

@@ -9,6 +9,7 @@ kv-transform.model_bytes    uint64, bytes of all its tensors
 kv-transform.n_layer        uint32, its layers
 kv-transform.digest         `KVTransform.digest`
 kv-transform.provenance     JSON object of texts and numbers
+kv-transform.order          uint32, 64 where every layer's matrix orders the dimensions of keys (`order`)
 
 layer.N.centre    float16, (n_head_kv, head_dim), row-major
 layer.N.forward   float16, M: the same shape for a diagonal, (n_head_kv, head_dim, head_dim) for a matrix;
@@ -30,6 +31,7 @@ import numpy as np
 from kvquant.documents import parse_json, to_json
 from kvquant.errors import KVQuantError, TransformError
 from kvquant.files import write_atomic
+from kvquant.transform.order import PROVENANCE_KEY
 from kvquant.transform.transform import KVTransform, LayerTransform, ModelId
 
 ARCHITECTURE = "kv-transform"
@@ -59,6 +61,8 @@ def write_transform(transform: KVTransform, path: str | Path) -> None:
         writer.add_uint32(f"{ARCHITECTURE}.n_layer", transform.model.n_layer)
         writer.add_string(f"{ARCHITECTURE}.digest", transform.digest)
         writer.add_string(f"{ARCHITECTURE}.provenance", to_json(dict(transform.provenance), indent=None))
+        if PROVENANCE_KEY in transform.provenance:
+            writer.add_uint32(f"{ARCHITECTURE}.order", int(transform.provenance[PROVENANCE_KEY]))
         for layer in transform.layers:
             for key, array in _arrays(layer).items():
                 writer.add_tensor(f"layer.{layer.layer}.{key}", array)

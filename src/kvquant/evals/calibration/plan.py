@@ -9,11 +9,13 @@ from typing import Literal
 
 from kvquant.errors import TransformError, UsageError
 from kvquant.files import write_atomic
+from kvquant.formats.registry import ORDERED_TYPES
 from kvquant.formats.storage import NOT_QUANTIZED
 from kvquant.model.gguf_file import GgufModel
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from kvquant.transform import Kind
+from kvquant.transform.order import places
 
 SHALLOW = 8
 """A quarter of what is fitted comes in chunks of n_ctx / SHALLOW tokens, so that short sequences count beside
@@ -49,6 +51,12 @@ class CalibrationPlan:
         return tuple(layer.layer for layer in resolved.layers if layer.k_type not in NOT_QUANTIZED)
 
     @property
+    def ordered(self) -> bool:
+        """Whether the policy's types want the dimensions of keys in order."""
+        resolved = parse_policy(self.policy).resolve(self.shape)
+        return any(layer.k_type in ORDERED_TYPES for layer in resolved.layers)
+
+    @property
     def contexts(self) -> dict[int, int]:
         """Tokens to fit on, by the length of the chunks they come in."""
         shallow = self.n_ctx // SHALLOW
@@ -81,6 +89,9 @@ def check_plan(plan: CalibrationPlan) -> None:
         raise UsageError(
             f"--policy {plan.policy}: quantizes no layer's keys; a transform has nothing to help"
         )
+    if plan.ordered:
+        for layer in plan.layers:
+            places(plan.shape.layers[layer].head_dim_k)
     seen = sees_logits(plan.model)
     if seen is not None and plan.centred and plan.kind == "centre":
         raise TransformError(f"{plan.model.shown} {seen}: keys cannot be centred; take another --kind")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import numpy as np
+
 from kvquant.transform import (
     KINDS,
     FitOptions,
@@ -15,6 +17,7 @@ from kvquant.transform import (
     ModelId,
     fit_layer,
 )
+from kvquant.transform.order import ordered_layer
 
 Recipe = Literal["none", "centre", "diagonal", "centre, diagonal", "balanced", "centre, balanced"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
@@ -43,27 +46,38 @@ def possible(*, centred: bool) -> tuple[Recipe, ...]:
     return tuple(recipe for recipe in RECIPES if centred or not recipe.startswith("centre"))
 
 
-def fit_recipes(moments: Sequence[LayerMoments], recipes: Sequence[Recipe]) -> Fitted:
-    """Fit every layer by every recipe but "none"."""
-    return {
+def fit_recipes(
+    moments: Sequence[LayerMoments], recipes: Sequence[Recipe], *, ordered: bool = False
+) -> Fitted:
+    """Fit every layer by every recipe; "none" is no transform, or where dimensions are ordered that alone."""
+    fitted = {
         (layer.layer, recipe): _fit(layer, recipe)
         for layer in moments
         for recipe in recipes
         if recipe != "none"
     }
+    if not ordered:
+        return fitted
+    fitted |= {(layer.layer, "none"): _unchanged(layer) for layer in moments}
+    of_layer = {layer.layer: layer for layer in moments}
+    return {key: ordered_layer(transform, of_layer[key[0]]) for key, transform in fitted.items()}
 
 
 def transform_of(
     assignment: Assignment, fitted: Fitted, model: ModelId, provenance: Mapping[str, str | int | float]
 ) -> KVTransform:
     """Put a transform together from what each layer is given."""
-    layers = [fitted[layer, recipe] for layer, recipe in assignment if recipe != "none"]
+    layers = [fitted[layer, recipe] for layer, recipe in assignment if (layer, recipe) in fitted]
     return KVTransform(model, tuple(layers), provenance)
 
 
 def uniform(layers: Sequence[int], recipe: Recipe) -> Assignment:
     """Give all layers the same."""
     return tuple((layer, recipe) for layer in layers)
+
+
+def _unchanged(moments: LayerMoments) -> LayerTransform:
+    return LayerTransform(moments.layer, np.stack([0 * head.key_mean for head in moments.heads]))
 
 
 def _fit(moments: LayerMoments, recipe: Recipe) -> LayerTransform:

@@ -42,6 +42,7 @@ from kvquant.results.calibration import CalibrationResult, Judgement, LayerCalib
 from kvquant.results.divergence import FileUsed
 from kvquant.shipped import VERSION
 from kvquant.transform import ModelId, model_id, transform_file, write_transform
+from kvquant.transform.order import BLOCK, PROVENANCE_KEY
 
 PART_TOKENS = 4096
 """About so many tokens are summed before what there is goes to the disk."""
@@ -90,7 +91,9 @@ def calibrate(
         centred = plan.centred and sees_logits(plan.model) is None
         recipes = possible(centred=centred)
         wanted = frozenset(plan.layers)
-        fitted = fit_recipes([layer for layer in moments.layers if layer.layer in wanted], recipes)
+        fitted = fit_recipes(
+            [layer for layer in moments.layers if layer.layer in wanted], recipes, ordered=plan.ordered
+        )
         provenance = _provenance(plan, start, moments)
         bench = Bench(plan, work, fitted, own, provenance, progress)
         with clock("choosing"):
@@ -227,6 +230,7 @@ def _provenance(plan: CalibrationPlan, start: _Start, moments: Moments) -> dict[
         "llama_cpp": build[0] or "",
         "series": build[1] or "",
         "kvquant_version": VERSION,
+        **({PROVENANCE_KEY: BLOCK} if plan.ordered else {}),
     }
 
 

@@ -100,7 +100,7 @@ KV_TYPES_INLINE double kv_types_nearest(
         const int32_t step  = part->magnitudes[j] - part->magnitudes[j - 1];
         for (int i = 0; i < part->n; ++i) {
             const int32_t above = in_steps[i] >= bound;
-            levels[i] += above ? step : 0;
+            levels[i] += -above & step; // without a branch, for vectors
             places[i] += above;
         }
     }
@@ -116,21 +116,22 @@ KV_TYPES_INLINE double kv_types_nearest(
 }
 
 // Value i of a plane of m bytes is in byte i % m: the bytes shifted and masked are the values in their order.
-KV_TYPES_INLINE void kv_types_pack(const struct kv_types_part * part, const uint8_t * codes, uint8_t * out) {
-    int taken = 0;
-    for (int p = 0; p < 2; ++p) {
-        const int bits = part->plane_bits[p];
-        const int m    = part->n * bits / 8;
-        for (int i = 0; i < m; ++i) {
-            int byte = 0;
-            for (int j = 0; j < 8/bits; ++j) {
-                byte |= ((codes[i + j*m] >> taken) & ((1 << bits) - 1)) << (bits*j);
-            }
-            out[i] = (uint8_t) byte;
-        }
-        out   += m;
-        taken += bits;
+KV_TYPES_INLINE void kv_types_pack_plane(const uint8_t * codes, int n, int shift, int bits, uint8_t * out) {
+    const int m = n * bits / 8;
+    for (int i = 0; i < m; ++i) {
+        out[i] = 0;
     }
+    for (int first = 0, to = 0; first < n && m > 0; first += m, to += bits) {
+        for (int i = 0; i < m; ++i) {
+            out[i] |= (uint8_t) (((codes[first + i] >> shift) & ((1 << bits) - 1)) << to);
+        }
+    }
+}
+
+KV_TYPES_INLINE void kv_types_pack(const struct kv_types_part * part, const uint8_t * codes, uint8_t * out) {
+    const int bits = part->plane_bits[0];
+    kv_types_pack_plane(codes, part->n, 0,    bits,                out);
+    kv_types_pack_plane(codes, part->n, bits, part->plane_bits[1], out + part->n * bits / 8);
 }
 
 KV_TYPES_INLINE void kv_types_unpack(const struct kv_types_part * part, const uint8_t * in, int8_t * levels) {
