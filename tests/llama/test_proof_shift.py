@@ -30,7 +30,7 @@ N_COMPARED = 64
 """Tokens of the prompt that are still there after one shift of a full context of 256."""
 
 # Twice the normalised error of packing Gaussian values once, and half as much again.
-MAX_NMSE = {"f16": 1e-6, "q8_0": 1e-4, "q4_0": 0.025, "q5_1": 0.006, "iq4_nl": 0.022}
+MAX_NMSE = {"f16": 1e-6, "q8_0": 1e-4, "q4_0": 0.025, "q5_1": 0.006, "iq4_nl": 0.022, "tq3": 0.095}
 
 
 def shifted(model: Path, shape: ModelShape, policy: str | None) -> tuple[SequenceState, str]:

@@ -31,7 +31,7 @@ static void check_side(uint32_t il, const char * side, const ggml_tensor * tenso
     const char * missing =
         is_split(tensor->type) && !is_key     ? "is a type for K alone" :
         is_split(tensor->type) && !ordered    ? "wants keys in the order of what they carry; give a transform that orders them "
-                                                "(kvquant calibrate --order, --kv-transform)" :
+                                                "(kvquant calibrate --policy with this type, --kv-transform)" :
         !is_split(tensor->type) && !rotated   ? "wants the cache's rotation, which is off, or has no matrix for heads of this width" :
         tensor->buffer && !ggml_backend_buffer_is_host(tensor->buffer) ? "runs on the CPU alone; keep the cache there (-nkvo)" : nullptr;
     if (missing) {

@@ -84,7 +84,7 @@ KV_TYPES_INLINE double kv_types_sum(double * x, int n) {
 // returns the squared norm of the projection of the values onto the magnitudes, and their sum of squares.
 KV_TYPES_INLINE double kv_types_nearest(
         const struct kv_types_part * part, const float * sizes, double anchor, float steps, int32_t * places, int32_t * squares) {
-    float inverse = (float) (steps / anchor);
+    float inverse = (float) ((double) steps / anchor);
     if (!isfinite(inverse)) {
         inverse = 0.0f; // of zeros, or past float; the scale is 0 then, whatever the codes
     }
@@ -162,12 +162,12 @@ KV_TYPES_INLINE void kv_types_quantize_part(const struct kv_types_part * part, c
         const int32_t size = bits[i] & 0x7FFFFFFF;
         peak_bits  = size > peak_bits ? size : peak_bits;
         sizes[i]   = fabsf(x[i]);
-        squared[i] = (double) x[i] * x[i];
+        squared[i] = (double) x[i] * (double) x[i];
     }
     float peak;
     memcpy(&peak, &peak_bits, sizeof(peak));
     const double norm   = sqrt(kv_types_sum(squared, part->n));
-    const double anchor = part->by_peak ? peak : norm;
+    const double anchor = part->by_peak ? (double) peak : norm;
 
     int32_t places[2][KV_TYPES_BLOCK];
     int32_t squares[2];

@@ -36,8 +36,12 @@ inline i8x16 bits_at(i8x16 first, int n) { return _mm_slli_epi16(first, n); }
 
 // x negated where which has a bit in common with bits
 inline i8x16 negated(i8x16 x, i8x16 bits, i8x16 which) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    return _mm_mask_sub_epi8(x, _mm_test_epi8_mask(bits, which), _mm_setzero_si128(), x);
+#else
     const __m128i mask = _mm_cmpeq_epi8(_mm_and_si128(bits, which), which);
     return _mm_sub_epi8(_mm_xor_si128(x, mask), mask);
+#endif
 }
 
 #elif defined(KV_ATTN_NEON)
