@@ -1,4 +1,4 @@
-"""Proof: the cache types that the series adds store what the package's formats make, and ask for what they need.
+"""Proof: the series' cache types store what the package's formats make, and ask for what they need.
 
 tq3 and tq2 hold what the cache's rotation has mixed; k5x3 and k4x2 hold keys that a transform has put in
 order, each half of a block rotated by itself.
@@ -69,7 +69,7 @@ def test_rotated_types_store_the_reference_s_blocks(arch: str, type_name: str, p
 def test_ordered_types_store_keys_in_order_rotated_by_halves(
     arch: str, type_name: str, proof_model: Model, tmp_path: Path
 ) -> None:
-    """Products in llama.cpp are float32 sums in another order: a value at a boundary may take its neighbour."""
+    """llama.cpp sums products in another order: a value at a boundary may take its neighbour."""
     model = proof_model(arch)
     shape = read_shape(model)
     transform = ordering(tmp_path / "order.gguf", model)
@@ -114,7 +114,7 @@ def test_another_policy_refuses_it_by_name(other: str | None, proof_model: Model
     model = proof_model("llama")
     saved = run(PATCHED, small(model, kv_layers=MIXED)).saved
     assert {layer.k.type for layer in parse_state(saved, read_shape(model)).layers} == {"q8_0", "tq3"}
-    with pytest.raises(LlamaError, match="the saved state has tq|rotation"):
+    with pytest.raises(LlamaError, match=r"the saved state has tq|rotation"):
         restored(PATCHED, small(model, kv_layers=other), saved).stop()
 
 
