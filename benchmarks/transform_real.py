@@ -24,6 +24,19 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks/results/transform"
 RUNS = ROOT / "runs/transform"
 POLICIES = ("q4_0", "q5_0", "*:k=q4_0/v=q8_0")
+ROTATED = (
+    "q5_0",
+    "q4_0",
+    *(
+        f"*:k={k}/v={v}"
+        for k, v in (("q8_0", "q4_0"), ("q8_0", "tq3"), ("q8_0", "tq2"), ("q5_0", "tq3"), ("q4_0", "tq3"))
+    ),
+    "tq3",
+    "tq2",
+)
+ORDERED = ("*:k=k5x3/v=q4_0", "*:k=k5x3/v=tq3", "*:k=k4x2/v=tq3")
+"""Policies of the types that the series adds, beside uniform ones."""
+
 TEXTS = {"prose": "prose:held-out", "code": "code:held-out"}
 FITTED_ON = "prose:calibration"
 
@@ -32,7 +45,8 @@ FITTED_ON = "prose:calibration"
 class Setting:
     """A model calibrated to a context and used at one. fitted_at: None for the context it is used at.
 
-    n_tokens: scored, of each text. n_fit, n_chunks, rounds: of the calibration.
+    n_tokens: scored, of each text. n_fit, n_chunks, rounds: of the calibration. types: calibrated for the
+    series' own types, ordered, and measured with them.
     """
 
     model: str
@@ -43,23 +57,34 @@ class Setting:
     rounds: int = 0
     fitted_at: int | None = None
     policies: tuple[str, ...] = POLICIES
+    types: bool = False
 
     @property
     def name(self) -> str:
         """Of its records."""
         at = "" if self.fitted_at is None else f".fitted-{self.fitted_at}"
-        return f"{self.model}.{self.n_ctx}{at}"
+        return f"{self.model}.{self.n_ctx}{at}{'.types' * self.types}"
+
+    @property
+    def caches(self) -> list[str]:
+        """The policies with the transform and without; ordered keys are nothing without."""
+        pairs = [name for policy in self.policies for name in (policy, f"{policy}@no-transform")]
+        return [*pairs, *(ORDERED if self.types else ())]
 
     @property
     def sidecar(self) -> Path:
         """The file that is calibrated, or was for another setting."""
-        return RUNS / f"{self.model}.{self.fitted_at or self.n_ctx}.kvt.gguf"
+        return RUNS / f"{self.model}.{self.fitted_at or self.n_ctx}{'.types' * self.types}.kvt.gguf"
 
 
 SETTINGS = (
     Setting("smollm2-135m", 512, 255, 4096, 2),
     Setting("gemma3-270m", 512, 255, 4096, 2),
     Setting("qwen2.5-coder-0.5b", 512, 255, 4096, 2),
+    Setting("smollm2-135m", 512, 255, 4096, 2, policies=ROTATED, types=True),
+    Setting("gemma3-270m", 512, 255, 4096, 2, policies=ROTATED, types=True),
+    Setting("qwen2.5-coder-0.5b", 512, 255, 4096, 2, policies=ROTATED, types=True),
+    Setting("qwen2.5-coder-1.5b", 512, 255, 4096, 2, policies=ROTATED, types=True),
     Setting("smollm2-135m", 4096, 2047, 0, 0, fitted_at=512, policies=("*:k=q4_0/v=f16",)),
     Setting("smollm2-135m", 4096, 2047, 8192, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
     Setting("gemma3-270m", 4096, 2047, 8192, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
@@ -76,6 +101,7 @@ def run(setting: Setting, programs: Path, n_threads: int) -> None:
     if setting.fitted_at is None and not record.exists():
         chosen = ["--ctx", str(setting.n_ctx), "--tokens", str(setting.n_fit)]
         chosen += ["--chunks", str(setting.n_chunks), "--rounds", str(setting.rounds)]
+        chosen += ["--policy", ORDERED[-1]] if setting.types else []
         work = RUNS / f"{setting.name}.work"
         where = ["--text", FITTED_ON, "--output", str(setting.sidecar), "--work", str(work)]
         keep(["calibrate", *common, *where, *chosen], record, also=(3,))
@@ -86,8 +112,7 @@ def run(setting: Setting, programs: Path, n_threads: int) -> None:
         found = RECORDS / f"{setting.name}.{name}.json"
         if found.exists():
             continue
-        policies = [x for policy in setting.policies for x in (policy, f"{policy}@no-transform")]
-        options = [part for policy in policies for part in ("--policy", policy)]
+        options = [part for policy in setting.caches for part in ("--policy", policy)]
         where = ["--out", str(RUNS / f"{setting.name}.{name}"), "--ctx", str(setting.n_ctx)]
         tokens = ["--tokens", str(setting.n_tokens), "--transform", str(setting.sidecar)]
         keep(["divergence", *common, "--text", text, *where, *tokens, *options], found)
