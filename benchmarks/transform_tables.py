@@ -30,6 +30,9 @@ MODELS = {
     "smollm2-135m": "SmolLM2-135M",
     "gemma3-270m": "Gemma-3-270M",
 }
+REAL_MODELS = {**MODELS, "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B"}
+"""The models of the study, and those that only llama.cpp was measured with."""
+
 RECIPES = {
     "none": "rotation alone",
     "centre": "centre",
@@ -91,6 +94,7 @@ def tables(records: Records) -> dict[str, str]:
     return found | {
         "calibrations": _calibrations(),
         "real": _real(),
+        "types": _types(),
         "exact": _exact(),
         "cost": _cost(),
     }
@@ -108,17 +112,23 @@ def divergences() -> dict[str, DivergenceResult]:
     return {path.stem: read_json(DivergenceResult, path) for path in sorted(paths, key=_order)}
 
 
+def of_own_types(name: str) -> bool:
+    """Whether a record is of the types that the series adds, calibrated for them."""
+    return ".types" in name
+
+
 def _order(path: Path) -> tuple[int, int, str]:
-    model = next(name for name in MODELS if path.name.startswith(name))
+    model = next(name for name in REAL_MODELS if path.name.startswith(name))
     n_ctx = int(path.name.removeprefix(f"{model}.").split(".")[0])
-    return list(MODELS).index(model), n_ctx, path.name
+    return list(REAL_MODELS).index(model), n_ctx, path.name
 
 
 def _model_words(name: str) -> str:
-    model = next(model for model in MODELS if name.startswith(model))
+    model = next(model for model in REAL_MODELS if name.startswith(model))
     n_ctx, _, rest = name.removeprefix(f"{model}.").partition(".")
     at = re.search(r"fitted-(\d+)", rest)
-    return f"{MODELS[model]}, {int(n_ctx):,}" + (f" (calibrated to {int(at[1]):,})" if at else "")
+    words = f"{REAL_MODELS[model]}, {int(n_ctx):,}" + (f" (calibrated to {int(at[1]):,})" if at else "")
+    return words + ", ordered" * of_own_types(name)
 
 
 def _calibrations() -> str:
@@ -152,7 +162,7 @@ def _real() -> str:
     head = ["model, context", "policy", "of f16", "prose without", "with", "code without", "with"]
     body = []
     found = divergences()
-    for name in dict.fromkeys(key.rpartition(".")[0] for key in found):
+    for name in dict.fromkeys(key.rpartition(".")[0] for key in found if not of_own_types(key)):
         results = [found.get(f"{name}.{text}") for text in ("prose", "code")]
         policies = {p.policy: p for result in results if result for p in result.policies}
         for policy, one in policies.items():
@@ -160,6 +170,21 @@ def _real() -> str:
             shown = policy.removeprefix("*:")
             body.append([_model_words(name), shown, f"{one.of_f16:.3f}", *cells])
     return table(head, body)
+
+
+def _types() -> str:
+    """One row for a model and policy; prose and code, each without and with an ordering transform."""
+    found = divergences()
+    names = dict.fromkeys(key.rpartition(".")[0] for key in found if of_own_types(key))
+    rows = []
+    for name in names:
+        results = [found.get(f"{name}.{text}") for text in ("prose", "code")]
+        policies = {p.policy: p for result in results if result for p in result.policies}
+        for policy, one in sorted(policies.items(), key=lambda entry: -entry[1].kv_bytes):
+            cells = [cell for result in results for cell in _pair(result, policy)]
+            model = next(title for key, title in REAL_MODELS.items() if name.startswith(key))
+            rows.append([model, policy.removeprefix("*:"), f"{one.of_f16:.3f}", *cells])
+    return table(["model", "policy", "of f16", "prose without", "with", "code without", "with"], rows)
 
 
 def _exact() -> str:

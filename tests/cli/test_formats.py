@@ -31,7 +31,8 @@ def test_block_sizes_are_ggml_s() -> None:
 def test_the_table_shows_what_json_says() -> None:
     lines = CliRunner().invoke(formats, catch_exceptions=False).stdout.splitlines()[1:]
     for line, entry in zip(lines, entries().values(), strict=True):
-        assert line.startswith("*") == entry["cache_type"]
+        mark = "*" if entry["name"] in UPSTREAM_TYPES else "+" if entry["cache_type"] else " "
+        assert line.startswith(f"{mark} ")
         assert f" {entry['name']} " in line
         assert f" {entry['bits_per_value']:g} " in line
         assert f" {entry['block_size']} in {entry['block_bytes']} bytes " in line

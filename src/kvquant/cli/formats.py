@@ -10,7 +10,7 @@ import click
 from kvquant.cli.options import json_option
 from kvquant.formats.base import BlockFormat, Format
 from kvquant.formats.ggml import PlainFormat
-from kvquant.formats.registry import CACHE_TYPES, format_names, get_format
+from kvquant.formats.registry import CACHE_TYPES, UPSTREAM_TYPES, format_names, get_format
 
 
 @click.command()
@@ -19,9 +19,9 @@ from kvquant.formats.registry import CACHE_TYPES, format_names, get_format
 def formats(head_dim: int, as_json: bool) -> None:
     """List the formats: bits per value, values and bytes of a block, and the source that defines them.
 
-    A star marks the cache types of llama.cpp; the others are for analysis. The tq_ formats pack a whole
-    head vector, so their sizes depend on --head-dim. k5x3 and k4x2 are for keys whose dimensions a transform
-    has put in order.
+    * marks the cache types of llama.cpp, + those that patched builds add; the others are for analysis. The
+    tq_ formats pack a whole head vector, so their sizes depend on --head-dim. k5x3 and k4x2 need a transform
+    that orders the dimensions of keys.
 
     \b
     Example:
@@ -34,9 +34,9 @@ def formats(head_dim: int, as_json: bool) -> None:
         return
     click.echo(f"  {'name':<13} {'bits per value':>14}  {'block':>18}  source")
     for row in rows:
-        star = "*" if row["cache_type"] else " "
+        mark = "*" if row["name"] in UPSTREAM_TYPES else "+" if row["cache_type"] else " "
         block = f"{row['block_size']} in {row['block_bytes']} bytes"
-        click.echo(f"{star} {row['name']:<13} {row['bits_per_value']:>14g}  {block:>18}  {row['source']}")
+        click.echo(f"{mark} {row['name']:<13} {row['bits_per_value']:>14g}  {block:>18}  {row['source']}")
 
 
 def describe(fmt: Format, head_dim: int) -> dict[str, Any]:
