@@ -17,8 +17,10 @@ from kvquant.evals.calibration.bench import by_depth
 from kvquant.evals.calibration.plan import CalibrationPlan, check_plan, split_text
 from kvquant.evals.calibration.recipes import RECIPES, fit_recipes, transform_of, uniform
 from kvquant.evals.divergence import TokenDivergence
+from kvquant.formats import split
 from kvquant.model.architectures import shape_of
 from kvquant.model.gguf_file import open_model
+from kvquant.model.shape import LayerShape
 from kvquant.transform import ModelId, measure
 
 MODEL = open_model(Path(__file__).parents[3] / "eval/reference-model/kvquant-reference-f16.gguf")
@@ -117,3 +119,23 @@ def test_every_recipe_is_fitted_as_it_is_named() -> None:
     mixed = transform_of(((0, "none"), (3, "balanced")), fitted, model, {"n_ctx": 9})
     assert [layer.layer for layer in mixed.layers] == [3] and mixed.n_ctx == 9
     assert transform_of(uniform((0, 3), "none"), fitted, model, {}).layers == ()
+
+
+def test_a_policy_of_ordered_types_orders_every_recipe_and_the_baseline() -> None:
+    rng = np.random.default_rng(0)
+    strong = np.where(np.arange(64) % 2, 9.0, 0.5)
+    moments = [
+        measure(i, rng.standard_normal((99, 2, 64)) * strong, rng.standard_normal((99, 4, 64)))
+        for i in (0, 3)
+    ]
+    fitted = fit_recipes(moments, RECIPES, ordered=True)
+    assert set(fitted) == {(layer, recipe) for layer in (0, 3) for recipe in RECIPES}
+    alone = fitted[0, "none"]
+    assert alone.forward is not None and not alone.centre.any()
+    assert (alone.forward.sum(axis=2) == 1).all() and (alone.forward.sum(axis=1) == 1).all()
+    assert (alone.forward[:, : split.HALF].argmax(axis=2) % 2 == 1).all(), "the strong half comes first"
+    policy = "*:k=k4x2/v=f16"
+    assert replace(PLAN, policy=policy).ordered and not PLAN.ordered
+    narrow = replace(PLAN, policy=policy, shape=replace(SHAPE, layers=(LayerShape(4, 2, 96, 96),) * 4))
+    with pytest.raises(TransformError, match="heads of 96 values"):
+        check_plan(narrow)

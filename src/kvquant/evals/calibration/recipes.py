@@ -50,7 +50,7 @@ def fit_recipes(
     moments: Sequence[LayerMoments], recipes: Sequence[Recipe], *, ordered: bool = False
 ) -> Fitted:
     """Fit every layer by every recipe; "none" is no transform, or where dimensions are ordered that alone."""
-    fitted = {
+    fitted: dict[tuple[int, Recipe], LayerTransform] = {
         (layer.layer, recipe): _fit(layer, recipe)
         for layer in moments
         for recipe in recipes
@@ -58,7 +58,8 @@ def fit_recipes(
     }
     if not ordered:
         return fitted
-    fitted |= {(layer.layer, "none"): _unchanged(layer) for layer in moments}
+    for layer in moments:
+        fitted[layer.layer, "none"] = _unchanged(layer)
     of_layer = {layer.layer: layer for layer in moments}
     return {key: ordered_layer(transform, of_layer[key[0]]) for key, transform in fitted.items()}
 
