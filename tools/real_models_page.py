@@ -69,8 +69,8 @@ def read_pairs(found: Found) -> Pairs:
     pairs: dict[str, list[Pair]] = {}
     panels = {result.start.model.sha256: result for result in at(found, 512, "prefill").values()}
     for path in sorted(TRANSFORMS.glob("*.json")):
-        if path.name.endswith(".calibration.json"):
-            continue
+        if path.name.endswith(".calibration.json") or ".types." in path.name:
+            continue  # of a file, and of small types, which have a figure of their own
         record = read_json(DivergenceResult, path)
         panel = panels.get(record.start.model.sha256)
         if panel is not None and _setting(panel) == _setting(record):

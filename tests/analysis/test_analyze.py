@@ -173,3 +173,10 @@ def test_json_writes_what_is_not_finite_as_null() -> None:
 def test_other_documents_are_refused(text: str) -> None:
     with pytest.raises(KVQuantError):
         Analysis.from_json(text)
+
+
+def test_a_type_that_nothing_orders_is_a_warning() -> None:
+    found = analyze("0:k=k4x2/v=tq3", baselines=(), sampling=FEW)
+    assert any("layer 0: k4x2 needs a transform that orders" in line for line in found.warnings)
+    (line,) = (line for line in analyze("2:v=k5x3", baselines=(), sampling=FEW).warnings if "k5x3" in line)
+    assert line == "layer 2: k5x3 is a type for K alone; V has no order to put it in"

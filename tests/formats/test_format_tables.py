@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmark_scripts import load_benchmark
 from formats.coded_layouts import LAYOUTS
 from formats.turboquant.checks import unit_vectors
 from kvquant.formats.coded import CodedBlock
 from kvquant.formats.registry import get_format
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+tables = load_benchmark("format_tables")
 
 
-@pytest.fixture(scope="module")
-def tables() -> object:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("format_tables", BENCHMARKS / "format_tables.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
-
-
-def test_the_tables_are_those_of_the_records(tables: object) -> None:
+def test_the_tables_are_those_of_the_records() -> None:
     page = tables.PAGE.read_text()
     assert sys.modules["transform_tables"].filled(page, tables.tables()) == page
 
 
-def test_the_formats_lose_what_the_record_says(tables: object) -> None:
+def test_the_formats_lose_what_the_record_says() -> None:
     entries = tables.distortion()["formats"]
     assert [entry["format"] for entry in entries] == [name for name in LAYOUTS for _ in LAYOUTS[name]]
     for name in LAYOUTS:
@@ -48,7 +34,7 @@ def test_the_formats_lose_what_the_record_says(tables: object) -> None:
             assert measured == pytest.approx(entry["lost"], rel=0.02), (name, entry["values"])
 
 
-def test_what_the_page_says_of_the_study_holds(tables: object) -> None:
+def test_what_the_page_says_of_the_study_holds() -> None:
     records = tables.study()
 
     def kl(k: str, v: str = "f16", transform: str = "none") -> float:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_PATH = Path(__file__).resolve().parents[2] / "benchmarks/transform_tables.py"
-_SPEC = importlib.util.spec_from_file_location("transform_tables", _PATH)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-tables = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tables)
+from benchmark_scripts import load_benchmark
+
+tables = load_benchmark("transform_tables")
 RECORDS = tables.read()
 
 

@@ -32,6 +32,7 @@ from kvquant.model.capture import KVCapture
 from kvquant.model.shape import ModelShape
 from kvquant.policy import Policy, ResolvedLayer, ResolvedPolicy, parse_policy
 from kvquant.transform import KVTransform, check_layers, read_transform, transform_file
+from kvquant.transform.order import missing_order
 
 DEFAULT_N_CTX = 4096
 """Tokens of context that bytes are counted for when none is asked for."""
@@ -148,7 +149,7 @@ def analyze(
         verdict=verdict(layers, totals[0], by_name, wanted.n_ctx, source.info),
         warnings=(
             *wanted.warnings,
-            *([plain] if plain else []),
+            *(line for line in (plain, missing_order(wanted.resolved, found)) if line),
             *left_out,
             *([too_deep] if too_deep else []),
         ),

@@ -58,15 +58,21 @@ def is_ordered(transform: KVTransform, layer: int) -> bool:
     return transform.provenance.get(PROVENANCE_KEY) == BLOCK and transform.of(layer) is not None
 
 
-def check_order(policy: ResolvedPolicy, transform: KVTransform | None) -> None:
-    """Raise TransformError for a type that wants ordered dimensions where no transform orders them."""
+def missing_order(policy: ResolvedPolicy, transform: KVTransform | None) -> str:
+    """Say which layer has a type that wants ordered dimensions where nothing orders them; "" for none."""
     for entry in policy.layers:
         if entry.v_type in ORDERED_TYPES:
-            raise TransformError(
-                f"layer {entry.layer}: {entry.v_type} is a type for K alone; V has no order to put it in"
-            )
+            return f"layer {entry.layer}: {entry.v_type} is a type for K alone; V has no order to put it in"
         if entry.k_type in ORDERED_TYPES and (transform is None or not is_ordered(transform, entry.layer)):
-            raise TransformError(
+            return (
                 f"layer {entry.layer}: {entry.k_type} needs a transform that orders the dimensions of keys; "
                 f"kvquant calibrate --policy '*:k={entry.k_type}/v=f16' makes one"
             )
+    return ""
+
+
+def check_order(policy: ResolvedPolicy, transform: KVTransform | None) -> None:
+    """Raise TransformError for a type that wants ordered dimensions where no transform orders them."""
+    missing = missing_order(policy, transform)
+    if missing:
+        raise TransformError(missing)
