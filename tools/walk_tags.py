@@ -42,7 +42,7 @@ from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.llama.tree import digest_tree, source_files
 from kvquant.shipped import patches_folder, reference_model
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PROGRAMS = ("llama-server", "llama-bench")
 MIXED_POLICY, MIXED_TYPES = "0-10:q8_0,11-:k=q5_0/v=q4_0", [("q8_0", "q8_0")] * 11 + [("q5_0", "q4_0")] * 21
 UNOPTIMIZED = ("-DCMAKE_C_FLAGS_RELEASE=-O1", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
@@ -70,9 +70,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Built:
-    """What the programs of a patched tag showed."""
+    """What the programs of a tag showed, patched with the series of that digest."""
 
     tag: str
+    series_digest: str
     programs: tuple[str, ...]
     compiler: str
     kv_layers: bool | None
@@ -154,14 +155,16 @@ class Walk:
         self.record.tags = sorted(self._seen.values(), key=lambda row: tag_number(row.tag))
         write_json(self.out, self.record)
 
-    def go_on(self, earlier: Record) -> None:
-        """Take over what an earlier walk of the same series proved. Raises LlamaError for another series."""
+    def go_on(self, earlier: Record) -> bool:
+        """Take over what an earlier walk of the same series proved; of one of another series only what was
+        built, which names its own. Return whether tags were taken over.
+        """
         if earlier.series_digest != self.series.digest:
-            raise LlamaError(
-                f"{self.out} is of series {earlier.series_digest[:12]}; walk anew, without --more"
-            )
+            self.record.built = earlier.built
+            return False
         self._seen = {row.tag: row for row in earlier.tags}
         self.record = earlier
+        return True
 
     def sample(self, count: int) -> None:
         """Walk ``count`` tags spread over the range, both ends included."""
@@ -233,9 +236,11 @@ class Walk:
         programs = (*PROGRAMS, *self.series.programs)
         request = BuildRequest(work / "tree", "native", programs, UNOPTIMIZED, work / "build", jobs)
         done = build(request, say)
+        self.record.built = [row for row in self.record.built if row.tag != tag]
         self.record.built.append(
             Built(
                 tag,
+                self.series.digest,
                 done.info.programs,
                 done.info.compiler,
                 done.info.features.kv_layers,
@@ -407,7 +412,11 @@ def main() -> int:
         "--compile", action="append", default=[], metavar="TAG", help="compile this tag's sources"
     )
     parser.add_argument("--build", action="append", default=[], metavar="TAG", help="build and run this tag")
-    parser.add_argument("--more", action="store_true", help="go on with the record of an earlier walk")
+    parser.add_argument(
+        "--more",
+        action="store_true",
+        help="go on with the record of an earlier walk; of another series it keeps what was built",
+    )
     parser.add_argument("--patches", type=Path, metavar="DIR", help="the folder with the series and its PIN")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (default 2)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
@@ -419,12 +428,11 @@ def main() -> int:
                 say(f"new: {tag}")
         pin = load_pin(patches)
         walk = Walk(pin, load_series(patches), arguments.out, offline=arguments.offline)
-        if arguments.more:
-            walk.go_on(read_json(Record, arguments.out))
+        goes_on = arguments.more and walk.go_on(read_json(Record, arguments.out))
         for tag in [*arguments.tag, *(newest_beyond(pin) if arguments.newest else [])]:
             walk.walk(tag)
         if not arguments.newest:
-            if not arguments.more:
+            if not goes_on:
                 walk.sample(arguments.tags)
             walk.find_edges()
         for tag in arguments.compile:

@@ -141,10 +141,17 @@ def test_a_checksum_that_the_index_changed_stops_the_walk(patches: Path, tmp_pat
     assert "could not download" in refusal(patches, tmp_path / "walk.json", "--tags", "2")
 
 
-def test_a_record_of_another_series_is_not_gone_on_with(patches: Path, tmp_path: Path) -> None:
-    walk(patches, tmp_path / "walk.json", "--tags", "2")
+def test_of_another_series_only_what_was_built_is_kept(patches: Path, tmp_path: Path) -> None:
+    out = tmp_path / "walk.json"
+    _, first = walk(patches, out, "--tags", "2", "--tag", "b104")
+    built = {"tag": "b100", "series_digest": first["series_digest"], "programs": [], "compiler": "cc"}
+    built |= {"kv_layers": True, "vectors_hold": True, "serves_mixed": True}
+    out.write_text(json.dumps({**first, "built": [built]}))
     make_series(patches, SERIES + "# newer\n")
-    assert "walk anew, without --more" in refusal(patches, tmp_path / "walk.json", "--more")
+    code, later = walk(patches, out, "--more", "--tags", "2")
+    assert code == 0 and later["series_digest"] != first["series_digest"]
+    assert later["built"] == [built]
+    assert all(row["reverts"] for row in later["tags"])  # type: ignore[attr-defined]
 
 
 def test_the_sample_has_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
