@@ -26,6 +26,7 @@ from kvquant.model.gguf_file import open_model
 from kvquant.reference.tasks import Size, Split, held_out_documents
 from kvquant.results.calibration import CalibrationResult
 from kvquant.transform import open_transform, read_transform
+from kvquant.transform.order import is_ordered
 from llama.proof import PATCHED
 
 pytestmark = pytest.mark.skipif(
@@ -95,6 +96,23 @@ def test_with_and_without_it_in_one_measurement(text: Path, tmp_path: Path) -> N
     assert f"digest {read_transform(output).digest[:16]}" in table
     alone = CliRunner().invoke(kvquant, [*words, "--json"])
     assert isinstance(alone.exception, UsageError)  # q4_0 twice: with and without mean the same now
+
+
+def test_types_that_want_an_order_are_calibrated_and_measured_in_it(text: Path, tmp_path: Path) -> None:
+    """Both sides of the judgement are ordered; k5x3 has the bytes of q4_0."""
+    output = tmp_path / "t.gguf"
+    done = run(text, output, "--kind", "diagonal", "--policy", "*:k=k5x3/v=f16")
+    assert done.exit_code == 0, done.output
+    assert is_ordered(read_transform(output), 31)
+    options = ["--ctx", str(N_CTX), "--tokens", "496", "--threads", "1", "--transform", str(output), "--json"]
+    policies = [f"--policy=*:k={name}/v=q8_0" for name in ("k5x3", "q4_0", "k4x2")]
+    words = ["divergence", "--model", str(MODEL), "--text", str(text), *options, *policies]
+    done = CliRunner().invoke(kvquant, [*words, "--policy", "*:k=k5x3/v=q8_0@no-transform"])
+    assert done.exit_code == 0, done.output
+    split, q4_0, smaller, refused = json.loads(done.stdout)["policies"]
+    assert split["kv_bytes"] == q4_0["kv_bytes"] > smaller["kv_bytes"]
+    assert split["kl_mean"] < q4_0["kl_mean"] < smaller["kl_mean"]
+    assert "K type k5x3 wants keys in the order" in refused["failure"]
 
 
 def test_deeper_than_it_was_calibrated_is_warned_of(text: Path, tmp_path: Path) -> None:
