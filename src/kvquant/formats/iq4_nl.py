@@ -15,6 +15,8 @@ from kvquant.formats.ops import Ops
 # ggml-common.h, kvalues_iq4nl: what the sixteen codes stand for, in steps of the scale.
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
+_INTEGER_LEVELS = LEVELS.astype(np.int8)
+
 # Blocks whose largest magnitude is below this are stored as zeros (ggml-quants.c, GROUP_MAX_EPS).
 _TINY = float(np.float32(1e-15))
 
@@ -74,7 +76,7 @@ class IQ4NL(ScaledBlockFormat):
 
     def _decode(self, ops: Ops, packed: Any, out: Any) -> None:
         scale, codes = ops.split(packed, 2, 16)
-        out[:] = ops.lookup(LEVELS, ops.from_nibbles(codes)) * ops.from_half(scale)
+        ops.write(out, ops.levels(codes, _INTEGER_LEVELS), 0, ops.from_half(scale))
 
 
 CACHE = IQ4NL("iq4_nl_cache", ggml_source("quantize_row_iq4_nl_ref", "dequantize_row_iq4_nl"), searches=False)

@@ -55,8 +55,8 @@ class Ops(Protocol):
     def codes(self, x: Any, low: Any | None, factor: Any, offset: float, top: int) -> Any:
         """Return min(trunc((x - low) * factor + offset), top) as uint8, 0 where a step is not finite.
 
-        low, factor: (n, 1); ``low`` None subtracts nothing. top + 1 must be a power of two. Where the sum is
-        finite it must not be negative nor reach top + 2.
+        low, factor: (n, 1); ``low`` None subtracts nothing. Where the sum is finite it must not be negative
+        nor reach 256.
         """
 
     def signed_codes(self, x: Any, factor: Any) -> Any:
@@ -81,6 +81,9 @@ class Ops(Protocol):
 
     def from_nibbles(self, packed: Any) -> Any:
         """Unpack (n, 16) bytes into (n, 32) uint8; the inverse of `nibbles`."""
+
+    def levels(self, packed: Any, table: npt.NDArray[np.int8]) -> Any:
+        """Return the ``table`` entries, int8 (n, 32), of 4-bit codes as `nibbles` packs them into (n, 16)."""
 
     def fifth_bits(self, codes: Any) -> Any:
         """Pack bit 4 of codes (n, 32) into (n, 4): a little-endian 32-bit word with code j's at bit j."""
@@ -122,7 +125,7 @@ class Ops(Protocol):
         """Write the byte fields (n, k) side by side into ``out`` (n, sum of k)."""
 
     def split(self, packed: Any, *lengths: int) -> list[Any]:
-        """Return the fields of ``packed`` (n, sum of lengths), each (n, length) and contiguous."""
+        """Return the fields of ``packed`` (n, sum of lengths), each (n, length), its rows contiguous."""
 
     def write(self, out: Any, codes: Any, minus: int, factor: Any, plus: Any | None = None) -> None:
         """Write (codes - minus) * factor + plus into ``out``, float32 (n, 32).

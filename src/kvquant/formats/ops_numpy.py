@@ -2,11 +2,15 @@
 
 NumPy is fast on long contiguous runs and slow on a short inner axis, and a block is short. So reductions run
 over a copy that puts place j of every block in one run, bytes move as fixed-size records (`V16`), and work
-buffers are kept from piece to piece.
+buffers are kept from piece to piece. Decoders convert codes to float32 in the multiplication by the scale,
+where NumPy does it a few thousand at a time, and touch every value once.
 """
 
 from __future__ import annotations
 
+import math
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ HALF = np.nextafter(np.float32(0.5), np.float32(0))
 _HALF_BITS = HALF.view(np.uint32)
 _SIGN = np.uint32(0x80000000)
 _LOW_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
-_ONES = np.uint64(0x0101010101010101)
+_NIBBLE_SHIFTS = np.array([0, 0, 4, 4], np.uint64)  # of the 32 codes of a block, eight at a time
 
 
 class NumpyOps:
@@ -38,6 +42,12 @@ class NumpyOps:
             buffer = self._buffers[name] = np.empty(shape, dtype)
         return buffer[: shape[0]]
 
+    def _filled(self, name: str, shape: tuple[int, ...], row: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return an array of ``shape`` whose rows all are ``row``; a name goes with one row."""
+        if name not in self._buffers or len(self._buffers[name]) < shape[0]:
+            self._buffer(name, shape, row.dtype)[...] = row
+        return self._buffers[name][: shape[0]]
+
     # -- one number per block --
 
     def extremes(self, x: Any) -> tuple[Any, Any]:
@@ -53,9 +63,12 @@ class NumpyOps:
         return ends[0], ends[1]
 
     def peak(self, x: Any, low: Any, high: Any) -> Any:
-        peak = np.where(-low > high, low, high) + np.float32(0)  # adding +0 turns -0 into +0
-        tied = np.flatnonzero((-low == high) & (high > 0))
+        lowest = np.negative(low)
+        peak = np.where(lowest > high, low, high)
+        tied = np.flatnonzero(lowest == high)
         if tied.size:
+            peak[tied] += np.float32(0)  # turns -0 into +0
+            tied = tied[high[tied, 0] > 0]
             blocks = x[tied]
             first = np.argmax(np.abs(blocks) == high[tied], axis=1)
             peak[tied, 0] = blocks[np.arange(tied.size), first]
@@ -76,12 +89,14 @@ class NumpyOps:
 
     def inverse(self, scale: Any) -> Any:
         inverse = np.float32(1) / scale
-        inverse[scale == 0] = 0
+        if not scale.all():
+            inverse[scale == 0] = 0
         return inverse
 
     def broken(self, low: Any, high: Any) -> Any:
-        mask = ~(np.isfinite(low) & np.isfinite(high))
-        return mask if mask.any() else None
+        if math.isfinite(low.min()) and math.isfinite(high.max()):  # a NaN is both ends of its block
+            return None
+        return ~(np.isfinite(low) & np.isfinite(high))
 
     def where(self, mask: Any, x: Any, y: Any) -> Any:
         return np.where(mask, x, y)
@@ -95,18 +110,13 @@ class NumpyOps:
         else:
             np.subtract(x, low, out=y)
             np.multiply(y, factor, out=y)
-        np.add(y, np.float32(offset), out=y)
         # Undefined are 0 * inf and what overflowed: a factor did, or max - min did and left a factor of 0.
         if not np.isfinite(factor).all() or (low is not None and not factor.all()):
-            y[~np.isfinite(y)] = 0
+            y[~np.isfinite(np.add(y, np.float32(offset)))] = -offset
         codes = self._buffer("codes", x.shape, np.uint8)
-        np.copyto(codes, y, casting="unsafe")
-        # Nothing exceeds top + 1, a power of two, by a whole step: take its bit off, eight codes at a time.
-        words, over = codes.view(np.uint64), self._buffer("codes.over", (len(x), x.shape[1] // 8), np.uint64)
-        np.right_shift(words, np.uint64(top.bit_length()), out=over)
-        np.bitwise_and(over, _ONES, out=over)
-        np.subtract(words, over, out=words)
-        return codes
+        np.add(y, np.float32(offset), out=codes, casting="unsafe")
+        # From a whole array: NumPy's minimum with a single number is not vectorized.
+        return np.minimum(codes, self._filled("tops", x.shape, np.array(top, np.uint8)), out=codes)
 
     def signed_codes(self, x: Any, factor: Any) -> Any:
         y = self._buffer("scratch", x.shape, np.float32)
@@ -116,10 +126,8 @@ class NumpyOps:
             y[~np.isfinite(y)] = 0
         np.bitwise_and(y.view(np.uint32), _SIGN, out=nudge)
         np.bitwise_or(nudge, _HALF_BITS, out=nudge)
-        np.add(y, nudge.view(np.float32), out=y)
         codes = self._buffer("signed_codes", x.shape, np.int8)
-        np.copyto(codes, y, casting="unsafe")
-        return codes
+        return np.add(y, nudge.view(np.float32), out=codes, casting="unsafe")
 
     def nearest(self, x: Any, table: npt.NDArray[np.uint8]) -> Any:
         y = np.fmin(x, np.float32(127.5))  # fmin and fmax ignore a NaN
@@ -160,22 +168,30 @@ class NumpyOps:
 
     def from_nibbles(self, packed: Any) -> Any:
         codes = self._buffer("from_nibbles", (len(packed), 32), np.uint8)
-        half = self._buffer("from_nibbles.half", (len(packed), 16), np.uint8)
-        words, half_words = packed.view(np.uint64), half.view(np.uint64)
-        np.bitwise_and(words, _LOW_NIBBLES, out=half_words)
-        np.copyto(codes.view("V16")[:, :1], half.view("V16"))
-        np.right_shift(words, np.uint64(4), out=half_words)
-        np.bitwise_and(half_words, _LOW_NIBBLES, out=half_words)
-        np.copyto(codes.view("V16")[:, 1:], half.view("V16"))
+        np.copyto(codes.view("V16"), packed.view("V16"))  # every byte twice, 16 places apart
+        words = codes.view(np.uint64)
+        np.right_shift(words, self._filled("shifts", words.shape, _NIBBLE_SHIFTS), out=words)
+        np.bitwise_and(words, _LOW_NIBBLES, out=words)
         return codes
+
+    def levels(self, packed: Any, table: npt.NDArray[np.int8]) -> Any:
+        # One look-up for the two codes of a byte; the 16 bits it gives part afterwards.
+        pairs = np.take(_pairs(table.tobytes()), packed)
+        levels = self._buffer("levels", (len(packed), 32), np.int8)
+        np.copyto(levels.view("V16")[:, :1], pairs.astype(np.uint8).view("V16"))
+        np.right_shift(pairs, np.uint16(8), out=pairs)
+        np.copyto(levels.view("V16")[:, 1:], pairs.astype(np.uint8).view("V16"))
+        return levels
 
     def fifth_bits(self, codes: Any) -> Any:
         return np.packbits((codes & np.uint8(16)).reshape(-1), bitorder="little").reshape(-1, 4)
 
     def with_fifth_bits(self, codes: Any, packed: Any) -> Any:
-        bits = np.unpackbits(packed.reshape(-1), bitorder="little").reshape(codes.shape)
-        np.left_shift(bits, np.uint8(4), out=bits)
-        return np.bitwise_or(codes, bits, out=bits)
+        words = np.ascontiguousarray(packed.view("V4")).view(np.uint8)
+        bits = np.unpackbits(words.reshape(-1), bitorder="little").view(np.uint64).reshape(-1, 4)
+        np.left_shift(bits, np.uint64(4), out=bits)
+        np.bitwise_or(codes.view(np.uint64), bits, out=codes.view(np.uint64))
+        return codes
 
     def half(self, x: Any) -> Any:
         halves = x.astype("<f2")
@@ -226,19 +242,13 @@ class NumpyOps:
             start += length
 
     def split(self, packed: Any, *lengths: int) -> list[Any]:
-        fields, start = [], 0
-        for index, length in enumerate(lengths):
-            field = self._buffer(f"split.{index}", (len(packed), length), np.uint8)
-            np.copyto(field.view(f"V{length}")[:, 0], _records(packed, start, length))
-            fields.append(field)
-            start += length
-        return fields
+        ends = accumulate(lengths)
+        return [packed[:, end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
     def write(self, out: Any, codes: Any, minus: int, factor: Any, plus: Any | None = None) -> None:
         if minus:
             codes = np.subtract(codes.view(np.int8), np.int8(minus), out=codes.view(np.int8))
-        np.copyto(out, codes)
-        np.multiply(out, factor, out=out)
+        np.multiply(codes, factor, out=out, dtype=np.float32)
         if plus is not None:
             np.add(out, plus, out=out)
 
@@ -246,3 +256,11 @@ class NumpyOps:
 def _records(packed: npt.NDArray[np.uint8], start: int, length: int) -> npt.NDArray[np.void]:
     """Return ``length`` bytes from ``start`` on of every row of ``packed``, contiguous, as records (n,)."""
     return np.ndarray((len(packed),), f"V{length}", packed, offset=start, strides=(packed.shape[1],))
+
+
+@cache
+def _pairs(table: bytes) -> npt.NDArray[np.uint16]:
+    """Return uint16 (256,): for two codes in a byte, the lower one's ``table`` entry below the other's."""
+    entries, both = np.frombuffer(table, np.uint8).astype(np.uint16), np.arange(256)
+    pairs: npt.NDArray[np.uint16] = entries[both & 15] | entries[both >> 4] << np.uint16(8)
+    return pairs

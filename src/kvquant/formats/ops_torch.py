@@ -94,6 +94,9 @@ class TorchOps:
     def from_nibbles(self, packed: Any) -> Any:
         return torch.cat((packed & 15, packed >> 4), dim=1)
 
+    def levels(self, packed: Any, table: npt.NDArray[np.int8]) -> Any:
+        return torch.from_numpy(table).to(self.device)[self.from_nibbles(packed).long()]
+
     def fifth_bits(self, codes: Any) -> Any:
         bits = (codes >> 4 & 1).view(len(codes), 4, 8)
         return (bits << torch.arange(8, dtype=torch.uint8, device=self.device)).sum(dim=2).to(torch.uint8)
