@@ -142,6 +142,19 @@ def test_a_tensor_with_gradient_is_packed_without_it() -> None:
     assert not packed.requires_grad
 
 
+@pytest.mark.parametrize("threads", [0, -2])
+def test_threads_are_one_or_more(threads: int) -> None:
+    with pytest.raises(FormatError, match=f"threads is {threads}; give 1 or more"):
+        kvquant.quantize(np.zeros(32, np.float32), "q8_0", threads=threads)
+    with pytest.raises(FormatError, match=f"threads is {threads}; give 1 or more"):
+        kvquant.dequantize(np.zeros(34, np.uint8), "q8_0", width=32, threads=threads)
+
+
+def test_torch_brings_its_own_threads() -> None:
+    with pytest.raises(FormatError, match="threads is 2, but Torch has its own"):
+        kvquant.quantize(torch.zeros(32), "q8_0", threads=2)
+
+
 def test_a_float64_past_float32_is_an_infinity() -> None:
     packed = kvquant.quantize(np.full(32, 1e300), "q8_0")
     assert np.isnan(kvquant.dequantize(packed, "q8_0", width=32)).all()

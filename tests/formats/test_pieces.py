@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,6 +12,8 @@ import torch
 
 from formats.checks import check_same_bytes, check_same_values
 from formats.layouts import GGML
+from kvquant.formats.chunks import map_units
+from kvquant.formats.ops import Ops
 from kvquant.formats.ops_numpy import NumpyOps
 from kvquant.formats.ops_torch import TorchOps
 from kvquant.formats.registry import get_format
@@ -55,3 +60,25 @@ def test_one_long_row(name: str, rows: npt.NDArray[np.float32]) -> None:
     check_same_values(
         fmt.dequantize(packed, row.size), fmt.dequantize(fmt.quantize(rows), WIDTH).reshape(-1), name
     )
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("name", GGML)
+def test_threads_change_nothing(name: str, threads: int, rows: npt.NDArray[np.float32]) -> None:
+    fmt = get_format(name)
+    expected = fmt.quantize(rows)
+    for layout in (rows, np.asfortranarray(rows)):
+        check_same_bytes(fmt.quantize(layout, threads=threads), expected, rows, f"{name}, {threads} threads")
+    values = fmt.dequantize(expected, WIDTH)
+    check_same_values(fmt.dequantize(expected, WIDTH, threads=threads), values, f"{name}, {threads} threads")
+
+
+def test_threads_work_at_once() -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def wait_for_the_other(_ops: Ops, x: Any, out: Any) -> None:
+        both.wait()
+        out[...] = x
+
+    x = np.arange(2 * NumpyOps.chunk_values, dtype=np.float32)
+    assert (map_units(wait_for_the_other, x, (32, 32), "float32", "float32", threads=2) == x).all()

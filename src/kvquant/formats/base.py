@@ -55,26 +55,28 @@ class Format(ABC):
         return 8 * self.n_bytes(width) / width
 
     @overload
-    def quantize(self, x: torch.Tensor) -> torch.Tensor: ...
+    def quantize(self, x: torch.Tensor, *, threads: int = 1) -> torch.Tensor: ...
     @overload
-    def quantize(self, x: npt.ArrayLike) -> Uint8Array: ...
+    def quantize(self, x: npt.ArrayLike, *, threads: int = 1) -> Uint8Array: ...
     @abstractmethod
-    def quantize(self, x: Any) -> Any:
+    def quantize(self, x: Any, *, threads: int = 1) -> Any:
         """Pack ``x``, float32 of shape (..., width), into uint8 of shape (..., n_bytes(width)).
 
-        Other float dtypes are rounded to float32 first. Raises FormatError for a width or dtype that it
-        cannot take.
+        Other float dtypes are rounded to float32 first. threads: how many share an array's pieces; the bytes
+        do not depend on it. Raises FormatError for a width or dtype that it cannot take, for less than one
+        thread, and for more with a tensor, since Torch has its own.
         """
 
     @overload
-    def dequantize(self, packed: torch.Tensor, width: int) -> torch.Tensor: ...
+    def dequantize(self, packed: torch.Tensor, width: int, *, threads: int = 1) -> torch.Tensor: ...
     @overload
-    def dequantize(self, packed: npt.ArrayLike, width: int) -> Float32Array: ...
+    def dequantize(self, packed: npt.ArrayLike, width: int, *, threads: int = 1) -> Float32Array: ...
     @abstractmethod
-    def dequantize(self, packed: Any, width: int) -> Any:
+    def dequantize(self, packed: Any, width: int, *, threads: int = 1) -> Any:
         """Unpack uint8 of shape (..., n_bytes(width)) into float32 of shape (..., width).
 
-        Raises FormatError when the dtype is not uint8 or the last axis does not hold ``width`` values.
+        threads: as in `quantize`. Raises FormatError when the dtype is not uint8 or the last axis does not
+        hold ``width`` values, and as `quantize` for the threads.
         """
 
 
@@ -109,14 +111,16 @@ class UnitFormat(Format):
         n_values, n_bytes = self.unit(width)
         return width // n_values * n_bytes
 
-    def quantize(self, x: Any) -> Any:
+    def quantize(self, x: Any, *, threads: int = 1) -> Any:
         x = float_rows(x)
-        return map_units(self._encode, x, self.unit(x.shape[-1]), "float32", "uint8", self.chunk_values)
+        unit = self.unit(x.shape[-1])
+        return map_units(self._encode, x, unit, "float32", "uint8", self.chunk_values, threads)
 
-    def dequantize(self, packed: Any, width: int) -> Any:
+    def dequantize(self, packed: Any, width: int, *, threads: int = 1) -> Any:
         n_values, n_bytes = self.unit(width)
         packed = packed_rows(packed, self.n_bytes(width), f"{self.name} rows of {width} values")
-        return map_units(self._decode, packed, (n_bytes, n_values), "uint8", "float32", self.chunk_values)
+        unit = (n_bytes, n_values)
+        return map_units(self._decode, packed, unit, "uint8", "float32", self.chunk_values, threads)
 
 
 @dataclass(frozen=True)
