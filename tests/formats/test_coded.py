@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_blocks import edge_blocks
+from edge_blocks import edge_blocks, side_by_side
 from formats import checks
 from formats.coded_layouts import (
     BLOCK_BYTES,
@@ -119,6 +120,14 @@ def test_values_are_as_defined(name: str, data: st.DataObject) -> None:
     checks.check_same_values(get_format(name).dequantize(packed, 64), expected, name)
     tensor = get_format(name).dequantize(torch.from_numpy(packed.copy()), 64)
     checks.check_same_values(tensor.numpy(), expected, f"{name} in Torch")
+
+
+@every_format
+def test_golden_bytes(name: str) -> None:
+    folder = Path(__file__).parent.parent / "golden"
+    with np.load(folder / "inputs.npz") as inputs, np.load(folder / "own_types.npz") as packed:
+        x = side_by_side(dict(inputs))
+        checks.check_same_bytes(get_format(name).quantize(x), packed[name], x, name)
 
 
 @every_format

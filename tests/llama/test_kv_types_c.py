@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge_blocks import edge_blocks
+from edge_blocks import edge_blocks, side_by_side
 from formats.checks import check_same_bytes, check_same_values
 from kvquant.formats.registry import get_format
 from kvquant.llama.patching.plan import make_plan
@@ -132,8 +132,12 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def inputs() -> npt.NDArray[np.float32]:
     """Edge blocks and normal ones, float32 (n, 64), a NaN and an infinity among them."""
-    groups = [np.concatenate((x, x[::-1]), axis=1) for x in edge_blocks(24, seed=11).values()]
-    x = np.concatenate([*groups, np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)])
+    x = np.concatenate(
+        [
+            side_by_side(edge_blocks(24, seed=11)),
+            np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32),
+        ]
+    )
     x[5, 3], x[6, 40] = np.nan, -np.inf
     return x.astype(np.float32)
 

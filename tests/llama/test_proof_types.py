@@ -18,11 +18,11 @@ from kvquant.formats.hadamard import rotate
 from kvquant.formats.registry import ORDERED_TYPES, get_format
 from kvquant.formats.split import HALF
 from kvquant.llama.server import LlamaServer, ServerOptions
-from kvquant.llama.state import load_state, parse_state
+from kvquant.llama.state import GGML_TYPE_NAMES, load_state, parse_state
 from kvquant.model.architectures import read_shape
 from kvquant.transform import KVTransform, LayerTransform, write_transform
 from kvquant.transform.order import BLOCK, PROVENANCE_KEY, places
-from llama.proof import PATCHED, PROMPT, generate, needs_patched, run, small
+from llama.proof import PATCHED, PROMPT, STOCK, generate, needs_both, needs_patched, run, small
 from llama.test_proof_blocks import check_layer, float_run
 from llama.test_proof_refusals import refusal
 from llama.test_proof_state import restored
@@ -32,6 +32,7 @@ from write_random_gguf import RandomModel, write_random_gguf
 Model = Callable[[str], Path]
 
 LAYER = 2
+NUMBER = next(number for number, name in GGML_TYPE_NAMES.items() if name == "tq3")
 MIXED = "kv0:k=q8_0/v=tq2,kv1-:k=tq3/v=tq3"
 
 
@@ -116,6 +117,18 @@ def test_another_policy_refuses_it_by_name(other: str | None, proof_model: Model
     assert {layer.k.type for layer in parse_state(saved, read_shape(model)).layers} == {"q8_0", "tq3"}
     with pytest.raises(LlamaError, match=r"the saved state has tq|rotation"):
         restored(PATCHED, small(model, kv_layers=other), saved).stop()
+
+
+@needs_both
+def test_a_build_without_the_patch_refuses_it_clearly(proof_model: Model) -> None:
+    model = proof_model("llama")
+    saved = run(PATCHED, small(model, kv_layers="*:tq3")).saved
+    assert STOCK is not None
+    with LlamaServer(STOCK, small(model, k_type="q8_0", v_type="q8_0")) as server:
+        (server.slot_folder / "saved").write_bytes(saved)
+        with pytest.raises(LlamaError, match="Unable to restore slot"):
+            server.restore_slot(name="saved")
+        assert f"mismatched key type (8 != {NUMBER}, layer 0)" in server.log_text()
 
 
 @needs_patched

@@ -6,6 +6,8 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -149,3 +151,8 @@ def _bit_patterns(random: np.random.Generator, n_blocks: int) -> Blocks:
     bits = random.integers(0, 1 << 32, (n_blocks, SIZE), dtype=np.uint64).astype(np.uint32)
     not_finite = (bits >> np.uint32(23)) & np.uint32(0xFF) == 0xFF
     return np.where(not_finite, bits ^ np.uint32(0x40000000), bits).astype(np.uint32).view(np.float32)
+
+
+def side_by_side(groups: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return the blocks of every group beside those of the same group in reverse, float32 (n, 2 SIZE)."""
+    return np.concatenate([np.concatenate((x, x[::-1]), axis=1) for x in groups.values()])

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_blocks import SIZE, edge_blocks
+from edge_blocks import SIZE, edge_blocks, side_by_side
 from kvquant.errors import LlamaError
 from kvquant.files import write_atomic
 from kvquant.formats.ggml import COMMIT
-from kvquant.formats.registry import UPSTREAM_TYPES
+from kvquant.formats.registry import OWN_TYPES, UPSTREAM_TYPES, get_format
 from libggml import LibGGML, find_library
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -46,6 +46,9 @@ def encoded(ggml: LibGGML) -> dict[str, dict[str, npt.NDArray[np.generic]]]:
             "stored": stored,
             "stored_values": ggml.dequantize(stored, name, SIZE),
         }
+    # Not ggml's: tests/llama/test_kv_types_c.py holds the series' C to the same functions.
+    rows = side_by_side(inputs)
+    files["own_types.npz"] = {name: get_format(name).quantize(rows) for name in OWN_TYPES}
     return files
 
 
