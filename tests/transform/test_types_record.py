@@ -4,8 +4,68 @@ from __future__ import annotations
 
 from benchmark_scripts import load_benchmark
 
-types_figure = load_benchmark("types_figure")
+types_figure, tables = load_benchmark("types_figure"), load_benchmark("transform_tables")
 
 
 def test_the_figure_is_what_the_records_say() -> None:
     assert types_figure.FIGURE.read_text() == types_figure.figure(types_figure.records())
+
+
+def kl(text: str) -> dict[str, dict[tuple[str, bool], float]]:
+    """KL by the model's title, then by policy and whether it had the transform."""
+    found: dict[str, dict[tuple[str, bool], float]] = {}
+    for model, title in tables.REAL_MODELS.items():
+        result = tables.divergences().get(f"{model}.512.types.{text}")
+        for one in () if result is None else result.policies:
+            assert one.kl_mean is not None
+            found.setdefault(title, {})[one.policy.removeprefix("*:"), one.transform is not None] = (
+                one.kl_mean
+            )
+    return found
+
+
+def test_what_was_asked_of_small_types_on_the_model_that_four_bits_break() -> None:
+    for text in ("prose", "code"):
+        of = kl(text)["Qwen2.5-Coder-0.5B"]
+        assert of["k=q4_0/v=tq3", True] <= 0.045
+        assert of["k=k4x2/v=tq3", True] <= 0.07
+        assert of["k=k5x3/v=q4_0", True] <= 0.018
+        assert max(of["k=q4_0/v=tq3", True], of["k=k4x2/v=tq3", True]) < of["q5_0", False]
+
+
+def test_split_keys_beat_q4_0_in_the_same_bytes_on_prose() -> None:
+    """With the same transform on both."""
+    for title, of in kl("prose").items():
+        assert of["k=k5x3/v=q4_0", True] < of["q4_0", True], title
+
+
+def test_the_page_quotes_the_records() -> None:
+    of = kl("prose")["Qwen2.5-Coder-0.5B"]
+    small, smaller, split = (
+        tables.digits(of[policy, True]) for policy in ("k=q4_0/v=tq3", "k=k4x2/v=tq3", "k=k5x3/v=q4_0")
+    )
+    page = " ".join(tables.PAGE.read_text().split())
+    assert f"loses {small} with `k=q4_0/v=tq3`, {smaller} with `k=k4x2/v=tq3` and {split} with" in page
+    assert f"loses {tables.digits(of['q5_0', False])} without a transform" in page
+
+
+def test_a_transform_of_k_does_little_for_v() -> None:
+    for text in ("prose", "code"):
+        for title, of in kl(text).items():
+            share = of["k=q8_0/v=tq3", True] / of["k=q8_0/v=tq3", False]
+            assert 0.7 < share < 1.15, (title, text)
+            assert kl("code")[title]["k=q8_0/v=tq3", True] > kl("prose")[title]["k=q8_0/v=tq3", True]
+            assert of["k=q8_0/v=tq2", True] > of["k=k5x3/v=tq3", True], (title, text)
+
+
+def test_readme_quotes_the_records() -> None:
+    result = tables.divergences()["qwen2.5-coder-0.5b.512.types.prose"]
+    small, smaller = (
+        next(one for one in result.policies if one.policy == f"*:{policy}" and one.transform is not None)
+        for policy in ("k=q4_0/v=tq3", "k=k4x2/v=tq3")
+    )
+    said = (
+        f"`k=q4_0/v=tq3` takes {small.of_f16:.3f} of f16 and loses {tables.digits(small.kl_mean)} on that "
+        f"model and prose, `k=k4x2/v=tq3` {smaller.of_f16:.3f} and {tables.digits(smaller.kl_mean)}."
+    )
+    assert said in " ".join((tables.ROOT / "README.md").read_text().split())
