@@ -80,6 +80,42 @@ def test_export_writes_one_file_per_patch(tree: Path, tmp_path: Path) -> None:
     assert patch("export", tree).stdout == whole
 
 
+SECOND = """
+purpose = "More of it."
+[[edit]]
+id = "other"
+why = "Because of other."
+file = "src/other.cpp"
+find = "int other;"
+action = "replace"
+text = "int another;"
+"""
+
+
+def test_one_patch_alone(tree: Path, tmp_path: Path) -> None:
+    patches = tmp_path / "patches"
+    (patches / "0002-more").mkdir()
+    (patches / "0002-more/recipe.toml").write_text(SECOND)
+    (patches / "series").write_text("0001-layers\n0002-more\n")
+    whole, second = patch("export", tree).stdout, patch("export", tree, "--only", "0002-more").stdout
+    assert whole.endswith(second) and second.startswith("0002-more\n")
+    assert patch("check", tree, "--only", "0002-more").stdout.splitlines() == [
+        "0002-more other  src/other.cpp:1  matches"
+    ]
+    for command in ("check", "apply", "export"):
+        unknown = patch(command, tree, "--only", "0003-lost")
+        assert (unknown.returncode, unknown.stdout, unknown.stderr.count("\n")) == (2, "", 1)
+        assert "has no patch '0003-lost'; known: 0001-layers, 0002-more" in unknown.stderr
+    assert patch("apply", tree, "--only", "0002-more").stdout == "src/other.cpp\n"
+    assert patch("status", tree).stdout == "0001-layers: not applied\n0002-more: applied\n"
+    assert "nothing to do" in patch("apply", tree, "--only", "0002-more").stderr
+    refused = patch("apply", tree)
+    assert refused.returncode == 1 and "kvquant patch revert" in refused.stderr
+    assert patch("export", tree, "--only", "0001-layers", "--only", "0002-more").stdout == whole
+    half = patch("export", tree, "--only", "0002-more", "--surroundings", "--out", tmp_path / "out")
+    assert half.returncode == 2 and not (tmp_path / "out").exists()
+
+
 def test_bad_input_gets_one_line(tmp_path: Path) -> None:
     nested = tmp_path / "sdist"
     make_tree(nested / "vendor" / "llama.cpp")

@@ -17,7 +17,7 @@ from kvquant.llama.patching.recipe import Patch, load_series
 from kvquant.llama.patching.surroundings import load_surroundings, surroundings_of
 from kvquant.llama.patching.transaction import apply_series, plan_tree
 from kvquant.llama.pin import load_pin
-from kvquant.llama.tree import read_file
+from kvquant.llama.tree import digest_tree, read_file
 from kvquant.shipped import patches_folder
 from llama.patch_trees import CACHE, CONTEXT, make_series, make_tree, snapshot
 
@@ -83,11 +83,35 @@ def test_any_change_of_a_file_goes_through_git(
     assert (root / "f").read_bytes() == after
 
 
-def test_the_committed_diffs_are_those_of_the_pinned_tree() -> None:
-    patches = patches_folder()
-    tree = default_dest(load_pin(patches).sdist())
+@pytest.fixture
+def pinned() -> Path:
+    """The unpatched tree of the pin."""
+    tree = default_dest(load_pin(patches_folder()).sdist())
     if not tree.is_dir():
         pytest.skip(f"the pinned tree is not in {cache_folder()}; run: kvquant llama fetch")
+    return tree
+
+
+@pytest.mark.parametrize("name", ["0001-kv-layers", "0004-kv-attention"])
+def test_what_could_go_upstream_alone_applies_alone(pinned: Path, tmp_path: Path, name: str) -> None:
+    """Its committed diff is the one to send: git takes it without the rest, and makes what apply makes."""
+    alone = load_series(patches_folder()).only((name,))
+    plan = plan_tree(alone, pinned)
+    assert not plan.failures
+    diff = (patches_folder() / f"{name}.patch").read_bytes()
+    assert export_patch(plan.patches[0]) == diff
+    by_git, by_apply = tmp_path / "git", tmp_path / "apply"
+    for copy in (by_git, by_apply):
+        for path in ["CMakeLists.txt", *(change.path for change in plan.changes if change.before)]:
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path).write_bytes((pinned / path).read_bytes())
+    git_apply(by_git, diff)
+    apply_series(alone, by_apply)
+    assert digest_tree(by_git) == digest_tree(by_apply)
+
+
+def test_the_committed_diffs_are_those_of_the_pinned_tree(pinned: Path) -> None:
+    patches, tree = patches_folder(), pinned
     plan = plan_tree(load_series(patches), tree)
     assert not plan.failures
     expected = {f"{item.patch.name}.patch": export_patch(item) for item in plan.patches}

@@ -46,6 +46,12 @@ patches_option = click.option(
     metavar="DIR",
     help="The folder with the series.  [default: kvquant's own]",
 )
+only_option = click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Take this patch alone; repeat it for more.  [default: the whole series]",
+)
 
 
 @click.group()
@@ -61,7 +67,8 @@ def patch() -> None:
 @patch.command()
 @source_option
 @patches_option
-def check(source: Path, patches: Path | None) -> None:
+@only_option
+def check(source: Path, patches: Path | None, only: tuple[str, ...]) -> None:
     """Show where every edit goes, or which one does not fit and why.
 
     Changes nothing. Exits with 3 if an edit does not fit, and shows its purpose and what changed around
@@ -71,7 +78,7 @@ def check(source: Path, patches: Path | None) -> None:
     Example:
       kvquant patch check --source ~/llama.cpp
     """
-    root, plan, explainer = _examine(source, patches)
+    root, plan, explainer = _examine(source, patches, only)
     for outcome in plan.outcomes:
         click.echo("\n".join(explainer.outcome_lines(plan.series, outcome)))
     if plan.failures:
@@ -87,14 +94,17 @@ def check(source: Path, patches: Path | None) -> None:
 @patch.command()
 @source_option
 @patches_option
-def apply(source: Path, patches: Path | None) -> None:
+@only_option
+def apply(source: Path, patches: Path | None, only: tuple[str, ...]) -> None:
     """Patch the tree, all or nothing. Does nothing if this version of the series is already applied.
+
+    A patch that --only leaves out can be added after kvquant patch revert.
 
     \b
     Example:
       kvquant patch apply --source ~/llama.cpp
     """
-    root, series = open_tree(source), _series(patches)
+    root, series = open_tree(source), _series(patches, only)
     written = apply_series(series, root)
     for path in written:
         click.echo(path)
@@ -166,6 +176,7 @@ def status(source: Path, patches: Path | None) -> None:
 @patch.command()
 @source_option
 @patches_option
+@only_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -177,16 +188,23 @@ def status(source: Path, patches: Path | None) -> None:
     is_flag=True,
     help=f"Also write {SURROUNDINGS}, which lets `patch check` show what later trees changed.",
 )
-def export(source: Path, patches: Path | None, out: Path | None, surroundings: bool) -> None:
+def export(
+    source: Path, patches: Path | None, only: tuple[str, ...], out: Path | None, surroundings: bool
+) -> None:
     """Write the patches as unified diffs for this tree, to be applied in order with git apply.
+
+    With --only the diffs fit the tree without the rest of the series.
 
     \b
     Example:
       kvquant patch export --source ~/llama.cpp --out diffs/
+      kvquant patch export --source ~/llama.cpp --only 0001-kv-layers > kv-layers.patch
     """
     if surroundings and out is None:
         raise UsageError("--surroundings goes into the folder of --out; name one")
-    root, plan, explainer = _examine(source, patches)
+    if surroundings and only:
+        raise UsageError("--surroundings describes the whole series; leave --only out")
+    root, plan, explainer = _examine(source, patches, only)
     if plan.failures:
         raise CheckFailed(
             f"{len(plan.failures)} edits do not fit {root}; see: kvquant patch check --source {root}"
@@ -274,14 +292,15 @@ def _folder(patches: Path | None) -> Path:
     return patches_folder() if patches is None else patches
 
 
-def _series(patches: Path | None) -> Series:
-    return load_series(_folder(patches))
+def _series(patches: Path | None, only: tuple[str, ...] = ()) -> Series:
+    series = load_series(_folder(patches))
+    return series.only(only) if only else series
 
 
-def _examine(source: Path, patches: Path | None) -> tuple[Path, Plan, Explainer]:
+def _examine(source: Path, patches: Path | None, only: tuple[str, ...] = ()) -> tuple[Path, Plan, Explainer]:
     """The tree, the series against it, and what is known to explain the outcome."""
     root, folder = open_tree(source), _folder(patches)
-    series = load_series(folder)
+    series = _series(patches, only)
     with exclusive(root) as recovered:
         _say_recovered(recovered)
         plan = plan_tree(series, root)

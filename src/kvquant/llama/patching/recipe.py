@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from kvquant.errors import PatchError
+from kvquant.errors import PatchError, UsageError
 
 Action = Literal["insert-before", "insert-after", "replace"]
 ACTIONS: tuple[Action, ...] = ("insert-before", "insert-after", "replace")
@@ -94,6 +94,17 @@ class Series:
     def programs(self) -> tuple[str, ...]:
         return tuple(program for patch in self.patches for program in patch.programs)
 
+    def only(self, names: Collection[str]) -> Series:
+        """The named patches as a series of their own, in the same order.
+
+        Raises UsageError for a name that is not in the series.
+        """
+        known = [patch.name for patch in self.patches]
+        for name in names:
+            if name not in known:
+                raise UsageError(f"the series has no patch {name!r}; known: {', '.join(known)}")
+        return _series_of(patch for patch in self.patches if patch.name in names)
+
 
 def load_series(folder: Path) -> Series:
     """Read and check the series in ``folder``.
@@ -108,9 +119,13 @@ def load_series(folder: Path) -> Series:
         ) from error
     names = [name for line in lines if (name := line.split("#", 1)[0].strip())]
     _check_names(folder, names)
-    patches = tuple(load_patch(folder / name) for name in names)
-    summary = "".join(f"{patch.name} {patch.digest}\n" for patch in patches)
-    return Series(patches, hashlib.sha256(summary.encode()).hexdigest())
+    return _series_of(load_patch(folder / name) for name in names)
+
+
+def _series_of(patches: Iterable[Patch]) -> Series:
+    kept = tuple(patches)
+    summary = "".join(f"{patch.name} {patch.digest}\n" for patch in kept)
+    return Series(kept, hashlib.sha256(summary.encode()).hexdigest())
 
 
 def _check_names(folder: Path, names: list[str]) -> None:
