@@ -10,16 +10,18 @@ models is computed: it holds, it holds for some, or it is refuted.
 from __future__ import annotations
 
 import argparse
-import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+from marked_page import filled
 from transform_tables import MODELS, Records, digits, matching, read
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/claims.md"
-MARKERS = re.compile(r"(<!-- claims -->).*?(<!-- end -->)", re.DOTALL)
 
 LOSSLESS_KL = 0.001
 """Nats a token below which the page calls a cache lossless. Where to draw the line is a choice."""
@@ -138,11 +140,6 @@ def table(records: Records) -> str:
     return "\n".join(lines)
 
 
-def filled(page: str, content: str) -> str:
-    """Return a page with the table between its markers."""
-    return MARKERS.sub(lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}", page)
-
-
 def main() -> None:
     """Print the table, or write it into the page."""
     parser = argparse.ArgumentParser(
@@ -151,7 +148,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put it into docs/claims.md")
     content = table(read())
     if parser.parse_args().write:
-        PAGE.write_text(filled(PAGE.read_text(), content))
+        PAGE.write_text(filled(PAGE.read_text(), {"claims": content}))
     else:
         print(content)
 

@@ -9,7 +9,6 @@ As in claims.py: a claim is a function of a model's record, and the verdict over
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 from claims import LOSSLESS_KL, PAGE, Finding, verdict
 from kvquant.results.divergence import DivergenceResult, Floor, PolicyDivergence
+from marked_page import filled
 from real_models import CRITICAL, EDGES, FIRST_KEYS, HYBRID, LAST_KEYS, MIRROR, SIDES, UNIFORM, records
 from real_models_page import TITLES, Found, at, digits, find
-
-MARKERS = re.compile(r"(<!-- real claims -->).*?(<!-- end real -->)", re.DOTALL)
 
 BIAS_LAYERS = {"qwen2.5-coder-0.5b": (0, 1, 2, 8), "qwen2.5-coder-1.5b": (0, 1)}
 """Layers whose attn_k.bias stands out, as `kvquant doctor --model NAME` says, by model."""
@@ -201,11 +199,6 @@ def table(found: Found) -> str:
     return "\n".join(lines)
 
 
-def filled(page: str, content: str) -> str:
-    """Return a page with the table between its markers."""
-    return MARKERS.sub(lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}", page)
-
-
 def main() -> None:
     """Print the table, or write it into the page."""
     parser = argparse.ArgumentParser(
@@ -214,7 +207,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put it into docs/claims.md")
     content = table(records())
     if parser.parse_args().write:
-        PAGE.write_text(filled(PAGE.read_text(), content))
+        PAGE.write_text(filled(PAGE.read_text(), {"real claims": content}))
     else:
         print(content)
 

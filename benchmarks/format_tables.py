@@ -1,7 +1,7 @@
 """The tables of docs/turboquant.md on tq3, tq2, k5x3 and k4x2, from format_study.py and format_distortion.py.
 
 python benchmarks/format_tables.py          # print them
-python benchmarks/format_tables.py --write  # put them into the page, between its markers
+python benchmarks/format_tables.py --write  # put them into the page
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tables of docs/transform.md, from the records of transform_study.py and transform_real.py.
 
 python benchmarks/transform_tables.py          # print them
-python benchmarks/transform_tables.py --write  # put them into the page, between its markers
+python benchmarks/transform_tables.py --write  # put them into the page
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
 from kvquant.documents import read_json
 from kvquant.results.calibration import CalibrationResult
 from kvquant.results.divergence import DivergenceResult
+from marked_page import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks/results/transform-study.jsonl"
@@ -272,13 +276,9 @@ def _tried() -> Iterator[tuple[str, Key]]:
             yield f"{k}, centre, diagonal, scale {scale}", {**diagonal, "k": k, "scale": scale}
 
 
-def filled(page: str, found: Mapping[str, str]) -> str:
-    """Return a page with each table between its markers. Raises KeyError for a marker without a table."""
-
-    def fill(match: re.Match[str]) -> str:
-        return f"<!-- table {match[1]} -->\n\n{found[match[1]]}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- table ([\w.-]+) -->.*?<!-- end -->", fill, page, flags=re.DOTALL)
+def written(page: str, found: Mapping[str, str]) -> str:
+    """Return a page with each table in its part."""
+    return filled(page, {f"table {name}": text for name, text in found.items()})
 
 
 def _table(records: Records, head: list[str], rows: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -313,7 +313,7 @@ def show(about: str | None, page: Path, found: Mapping[str, str]) -> None:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"put them into docs/{page.name}")
     if parser.parse_args().write:
-        page.write_text(filled(page.read_text(), found))
+        page.write_text(written(page.read_text(), found))
         return
     for name, text in found.items():
         print(f"{name}\n\n{text}\n")

@@ -29,11 +29,11 @@ from kvquant.results.comparison import Interval
 from kvquant.results.search import Kl, SearchResult
 from kvquant.search.sides import Assignment, Side, assignment_of, policy_of, sides_of
 from kvquant.tables import Table, markdown, small, with_interval
-from write_search_records import PAGE, RECORDS, model_name, with_section
+from marked_page import filled
+from write_search_records import PAGE, RECORDS, model_name
 
 CARRIED = RECORDS / "carry-over"
 RUNS = Path(__file__).resolve().parent.parent / "runs/carry-over"
-BEGIN, END = "<!-- carried -->", "<!-- carried end -->"
 
 SIBLINGS = {"qwen2.5-coder-0.5b": "qwen2.5-coder-1.5b", "qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b"}
 
@@ -188,7 +188,7 @@ def table() -> Table:
 
 def page() -> str:
     """Return docs/search.md with the table."""
-    return with_section(BEGIN, markdown(table()), END)
+    return filled(PAGE.read_text(encoding="utf-8"), {"carried": markdown(table())})
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import relpath
@@ -25,6 +24,7 @@ from kvquant.report.drawing import (
 from kvquant.results.divergence import DivergenceResult, PolicyDivergence
 from kvquant.results.search import SearchResult
 from kvquant.units import format_n_bytes
+from marked_page import filled
 from real_models import EDGES, HYBRID, MIRROR, PLAN, ROOT, UNIFORM, Setting, policies_for
 
 if TYPE_CHECKING:
@@ -211,15 +211,9 @@ def first_result(found: Found) -> str:
     return f"```text\n{divergence_text(shown)}\n```"
 
 
-def filled(readme: str, marker: str, content: str) -> str:
-    """Return README with ``content`` behind a marker and before the next end."""
-    place = re.compile(rf"(<!-- {marker} -->).*?(<!-- end -->)", re.DOTALL)
-    return place.sub(lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}", readme)
-
-
 def readme(found: Found, text: str) -> str:
     """Return README with everything in it that records say."""
-    return filled(filled(text, "real models", table(found)), "first result", first_result(found))
+    return filled(text, {"real models": table(found), "first result": first_result(found)})
 
 
 def figure(found: Found, pairs: Pairs) -> str:

@@ -19,12 +19,12 @@ from kvquant.report.search import comparison_table
 from kvquant.results.divergence import FileUsed
 from kvquant.results.search import SearchResult
 from kvquant.tables import markdown, small
+from marked_page import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "eval/results/search"
 PAGE = ROOT / "docs/search.md"
 PRESETS = ROOT / "src/kvquant/policy/presets.json"
-BEGIN, END = "<!-- records -->", "<!-- end -->"
 
 
 def records() -> dict[str, SearchResult]:
@@ -83,7 +83,7 @@ def preset(name: str, result: SearchResult) -> MeasuredPreset:
 
 
 def section() -> str:
-    """Return what docs/search.md says between its marks."""
+    """Return what docs/search.md says of the records."""
     parts = [_part(name, result) for name, result in records().items()]
     return "\n\n".join(parts)
 
@@ -118,13 +118,7 @@ def _part(name: str, result: SearchResult) -> str:
 
 def page() -> str:
     """Return docs/search.md with the section of the records."""
-    return with_section(BEGIN, section(), END)
-
-
-def with_section(begin: str, content: str, end: str) -> str:
-    """Return docs/search.md with ``content`` between two marks."""
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    return f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    return filled(PAGE.read_text(encoding="utf-8"), {"records": section()})
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from marked_page import filled
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -19,7 +21,7 @@ def test_the_page_shows_the_table() -> None:
     import claims
 
     page = claims.PAGE.read_text()
-    assert claims.filled(page, claims.table(claims.read())) == page
+    assert filled(page, {"claims": claims.table(claims.read())}) == page
 
 
 @pytest.mark.parametrize(
