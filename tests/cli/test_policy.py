@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
 
+from command_line import run_kvquant
 from kvquant.cli.policy import policy
 
 
@@ -74,8 +73,6 @@ def test_json_of_a_hybrid_model() -> None:
     ],
 )
 def test_errors_end_with_status_2(arguments: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "kvquant", "policy", *arguments], capture_output=True, text=True, check=False
-    )
+    done = run_kvquant("policy", *arguments)
     assert done.returncode == 2
     assert done.stdout == "" and message in done.stderr and "Traceback" not in done.stderr

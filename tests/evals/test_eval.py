@@ -8,7 +8,6 @@ import pty
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from command_line import KVQUANT
 from evals.fake_endpoint import Behaviour, fake_endpoint
 from evals.processes import fill_disk
 from evals.small_runs import failure, outcomes, run, write_suite
@@ -261,7 +261,7 @@ def test_a_full_disk_keeps_what_is_measured(suite: Path, monkeypatch: pytest.Mon
 def test_kill_9_loses_no_finished_sample_and_a_resumed_run_repeats_none(suite: Path) -> None:
     out = suite.parent / "out"
     with fake_endpoint(at(5, "hang")) as server:
-        command = [sys.executable, "-m", "kvquant", "eval", "--base-url", server.url]
+        command = [*KVQUANT, "eval", "--base-url", server.url]
         program = subprocess.Popen(
             [*command, "--suite", str(suite), "--out", str(out)], stdout=subprocess.DEVNULL
         )
@@ -279,7 +279,7 @@ def test_kill_9_loses_no_finished_sample_and_a_resumed_run_repeats_none(suite: P
 
 def test_ctrl_c_keeps_what_is_finished(suite: Path) -> None:
     with fake_endpoint(at(3, "hang")) as server:
-        command = [sys.executable, "-m", "kvquant", "eval", "--base-url", server.url]
+        command = [*KVQUANT, "eval", "--base-url", server.url]
         program = subprocess.Popen(
             [*command, "--suite", str(suite), "--out", str(suite.parent / "out")],
             stdout=subprocess.DEVNULL,
@@ -299,7 +299,7 @@ def test_ctrl_c_keeps_what_is_finished(suite: Path) -> None:
 def test_progress_on_a_terminal(suite: Path) -> None:
     ours, terminal = pty.openpty()
     with fake_endpoint() as server, os.fdopen(ours, "rb", buffering=0) as shown:
-        command = [sys.executable, "-m", "kvquant", "eval", "--base-url", server.url, "--suite", str(suite)]
+        command = [*KVQUANT, "eval", "--base-url", server.url, "--suite", str(suite)]
         done = subprocess.run(
             [*command, "--out", str(suite.parent / "out")],
             stdout=subprocess.PIPE,

@@ -6,10 +6,9 @@ KVQUANT_LLAMA_BIN names the folder of a patched build; `make test` sets it.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 from assets.real_files import fetched
+from command_line import run_kvquant
 from kvquant.assets.find import model_path, text_path
 from kvquant.memory import ContextOptions, memory_of
 from kvquant.model.architectures import read_shape
@@ -24,11 +23,11 @@ N_CTX = 128
 def test_policies_on_a_real_model_and_text_by_name() -> None:
     model = fetched(lambda: model_path("smollm2-135m"))
     fetched(lambda: text_path("prose"))
-    argv = [sys.executable, "-m", "kvquant", "divergence", "--model", "smollm2-135m", "--text", "prose"]
+    argv = ["divergence", "--model", "smollm2-135m", "--text", "prose"]
     argv += ["--ctx", str(N_CTX), "--tokens", "63", "--threads", "1", "--json"]
     for policy in ("q8_0", "k8v4", "q4_0", "q4_0@no-rotation"):
         argv += ["--policy", policy]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
+    done = run_kvquant(*argv, timeout_seconds=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["start"]["model"]["name"] == model.name and found["n_tokens"] == 63

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from command_line import KVQUANT
 from evals.processes import assert_gone, fill_disk, processes_of
 from kvquant.cli.main import kvquant
 from kvquant.errors import CheckFailed, KVQuantError, PolicyError, UsageError
@@ -80,7 +81,7 @@ def run(suite: Path | str, out: Path, *more: str, policies: tuple[str, ...] = ("
 
 
 def started(suite: Path | str, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kvquant", *arguments(suite, out, *more)]
+    command = [*KVQUANT, *arguments(suite, out, *more)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -242,7 +243,7 @@ def test_ctrl_c(tmp_path: Path, suite: Path) -> None:
 def test_progress_is_for_people_who_watch(tmp_path: Path, suite: Path) -> None:
     ours, terminal = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as shown:
-        command = [sys.executable, "-m", "kvquant", *arguments(suite, tmp_path / "out")]
+        command = [*KVQUANT, *arguments(suite, tmp_path / "out")]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, timeout=120, check=True)
         os.close(terminal)
         text = shown.read(2**16).decode()

@@ -6,8 +6,6 @@ The model is fetched once. KVQUANT_LLAMA_BIN names the folder of a patched build
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from assets.real_files import fetched
+from command_line import run_kvquant
 from kvquant.assets.find import model_path
 from kvquant.model.capture import KVCapture, load_capture
 from llama.proof import PATCHED, PROMPT, needs_patched
@@ -55,9 +54,9 @@ def float_capture(file: Path, folder: Path) -> KVCapture:
 def captured_from(model: Path, folder: Path) -> KVCapture:
     text, out = folder / "text", folder / f"{model.stem}.npz"
     text.write_text(PROMPT)
-    argv = [sys.executable, "-m", "kvquant", "capture", "--model", str(model), "--text", str(text)]
-    argv += ["-o", str(out), "--queries", "1000", "--threads", "1", "--llama-bin", str(PATCHED)]
-    subprocess.run(argv, check=True, capture_output=True)
+    options = ["--queries", "1000", "--threads", "1", "--llama-bin", str(PATCHED)]
+    done = run_kvquant("capture", "--model", model, "--text", text, "-o", out, *options, timeout_seconds=600)
+    assert done.returncode == 0, done.stderr
     return load_capture(out)
 
 

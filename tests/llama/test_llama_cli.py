@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from command_line import run_kvquant
 from kvquant.cli import llama as command
 from kvquant.errors import CheckFailed, KVQuantError, ModelFileError, PolicyError, UsageError
 from kvquant.llama.build import PROGRAMS
@@ -152,9 +152,8 @@ def test_every_option_of_llama_server_reaches_it(small_model: Path, served: list
 
 def test_only_a_lone_h_or_help_is_help() -> None:
     for words in (["-h"], ["--help"], ["-m", "x", "--jinja", "-h"]):
-        argv = [sys.executable, "-m", "kvquant", "llama", "serve", *words]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
-        assert "LLAMA_SERVER_ARGS" in done.stdout
+        done = run_kvquant("llama", "serve", *words)
+        assert done.returncode == 0 and "LLAMA_SERVER_ARGS" in done.stdout
 
 
 WORDS = st.one_of(

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from command_line import run_kvquant
 from llama.patch_trees import CACHE, make_series, make_tree, snapshot
-
-
-def kvquant(*argv: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from kvquant.cli.main import main; main()", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -24,7 +19,7 @@ def tree(tmp_path: Path) -> Path:
 
 def patch(command: str, tree: Path, *argv: str | Path) -> subprocess.CompletedProcess[str]:
     patches = () if command == "revert" else ("--patches", tree.parent / "patches")
-    return kvquant("patch", command, "--source", tree, *patches, *argv)
+    return run_kvquant("patch", command, "--source", tree, *patches, *argv)
 
 
 def test_the_round_trip(tree: Path) -> None:
@@ -124,10 +119,10 @@ def test_bad_input_gets_one_line(tmp_path: Path) -> None:
         (tmp_path, "is not a llama.cpp source tree"),
         (nested, f"try {nested / 'vendor' / 'llama.cpp'}"),
     ]:
-        done = kvquant("patch", "check", "--source", source)
+        done = run_kvquant("patch", "check", "--source", source)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert message in done.stderr
-    assert kvquant("patch", "check").returncode == 2
+    assert run_kvquant("patch", "check").returncode == 2
 
 
 def test_status_of_a_tree_that_was_put_back_or_patched_by_hand(tree: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command_line import run_kvquant
 from kvquant.formats.hadamard import rotate
 from kvquant.model.architectures import read_shape
 from kvquant.model.capture import KVCapture, LayerCapture, load_capture
@@ -22,16 +22,8 @@ Model = Callable[[str], Path]
 
 def _kvquant_capture(model: Path, text: str, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
     (folder / "text").write_text(text, encoding="utf-8")
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "kvquant", "capture", "--model", str(model)),
-            *("--text", str(folder / "text"), "-o", str(folder / "kv.npz")),
-            *("--llama-bin", str(PATCHED), "--threads", "1", *extra),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    files = ("--model", model, "--text", folder / "text", "-o", folder / "kv.npz")
+    return run_kvquant("capture", *files, "--llama-bin", str(PATCHED), "--threads", "1", *extra)
 
 
 @needs_patched

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from command_line import run_kvquant
 from kvquant.llama.moments import PROGRAM, MomentsRequest, measure_moments
 from kvquant.model.architectures import read_shape
 from kvquant.model.capture import LayerCapture, load_capture
@@ -49,9 +49,9 @@ def sums(head: HeadMoments) -> tuple[np.ndarray, ...]:
 def test_the_sums_are_those_of_a_capture(arch: str, proof_model: Model, tmp_path: Path) -> None:
     assert PATCHED is not None
     model, text, file = proof_model(arch), text_file(tmp_path), tmp_path / "kv.npz"
-    options = ["--text", str(text), "-o", str(file), "--ctx", str(N_TOKENS), "--queries", str(N_TOKENS)]
-    argv = [sys.executable, "-m", "kvquant", "capture", "--model", str(model), *options]
-    subprocess.run([*argv, "--llama-bin", str(PATCHED), "--threads", "1"], check=True)
+    options = ["--ctx", str(N_TOKENS), "--queries", str(N_TOKENS), "--llama-bin", PATCHED, "--threads", "1"]
+    done = run_kvquant("capture", "--model", model, "--text", text, "-o", file, *options)
+    assert done.returncode == 0, done.stderr
     capture = load_capture(file)
     moments = measure_moments(MomentsRequest(PATCHED, model, text, N_TOKENS, N_TOKENS, 1))
     assert moments.n_tokens == capture.n_tokens == N_TOKENS

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from command_line import run_kvquant
 from kvquant.cli.main import kvquant as command
 from kvquant.report import validation_figures as figures
 from kvquant.report.drawing import SERIES
@@ -339,8 +338,7 @@ def test_command(tmp_path: Path) -> None:
 )
 def test_command_refusals(words: list[str], message: str, status: int, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
-    argv = [sys.executable, "-m", "kvquant", "report", *words]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = run_kvquant("report", *words, folder=tmp_path)
     assert done.returncode == status
     assert done.stdout == "" and message in done.stderr and done.stderr.count("\n") == 1
     assert done.stderr.startswith("kvquant: error: ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from command_line import KVQUANT
 from evals.processes import assert_gone, fill_disk
 from kvquant.cli.main import kvquant
 from kvquant.errors import KVQuantError, UsageError
@@ -106,8 +106,7 @@ def test_kill_nine_loses_one_cell_and_leaves_nothing_running(tmp_path: Path) -> 
     # q5_0 never answers: the kill comes while its cell runs.
     plan = write_plan(tmp_path, policies=["f16", "q5_0"])
     programs, out = fake_programs(tmp_path), tmp_path / "out"
-    argv = [sys.executable, "-m", "kvquant", "sweep", str(plan), "--out", str(out)]
-    argv += ["--llama-bin", str(programs)]
+    argv = [*KVQUANT, "sweep", plan, "--out", out, "--llama-bin", programs]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while b'"kind": "cell"' not in ((out / JOURNAL).read_bytes() if (out / JOURNAL).exists() else b""):
