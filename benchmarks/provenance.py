@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from kvquant.files import write_atomic
+from kvquant.results.provenance import command_line
 from kvquant.shipped import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance(script: str, packages: tuple[str, ...]) -> dict[str, Any]:
-    """Return time, arguments, commit, machine and load, and the versions of ``packages``, kvquant and Python.
-
-    Of a path that is no part of the clone only the last name is kept.
-    """
+    """Return time, command, commit, machine, load, and versions: ``packages``, kvquant, Python."""
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": [script, *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])],
+        "argv": command_line(script, sys.argv[1:]),
         "commit": commit or None,
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
         "load_average_at_start": os.getloadavg()[0],

@@ -123,11 +123,7 @@ def keep(words: list[str], record: Path, also: tuple[int, ...] = ()) -> None:
     done = subprocess.run([sys.executable, "-m", "kvquant", *words], stdout=subprocess.PIPE, check=False)
     if done.returncode not in (0, *also):
         raise SystemExit(f"kvquant {words[0]} ended with {done.returncode}")
-    document = json.loads(done.stdout)
-    provenance = document["provenance"]
-    # Where files were means nothing elsewhere.
-    provenance["argv"] = [Path(word).name if word.startswith("/") else word for word in provenance["argv"]]
-    write_atomic(record, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(record, json.dumps(json.loads(done.stdout), indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from kvquant.model.architectures import shape_of
 from kvquant.model.gguf_file import open_model
 from kvquant.report.calibration import calibration_text, verdict, write_figure
 from kvquant.results.calibration import CalibrationResult
+from kvquant.results.provenance import command_line
 from kvquant.tables import terminal_width
 from kvquant.transform import KINDS, Kind
 
@@ -154,7 +155,9 @@ def calibrate(
         n_threads=threads,
     )
     folder = work or output.with_name(f"{output.name}.work")
-    result = run_calibration(plan, output, folder, ["kvquant", *sys.argv[1:]], counted, anyway=anyway)
+    result = run_calibration(
+        plan, output, folder, command_line("kvquant", sys.argv[1:]), counted, anyway=anyway
+    )
     click.echo(to_json(result) if as_json else calibration_text(result, terminal_width()))
     if figure is not None:
         write_figure(result, figure)

@@ -41,6 +41,7 @@ from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from kvquant.report.transform import transform_line
 from kvquant.results.divergence import DivergenceResult, PolicyDivergence
+from kvquant.results.provenance import command_line
 from kvquant.units import format_n_bytes
 
 DEFAULT_N_CTX = 512
@@ -158,7 +159,7 @@ def divergence(
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvquant-")))
         progress = stack.enter_context(counted("chunks"))
-        result = run_divergence(plan, folder, ["kvquant", *sys.argv[1:]], progress)
+        result = run_divergence(plan, folder, command_line("kvquant", sys.argv[1:]), progress)
     for policy in result.policies:
         if policy.failure is not None:
             click.echo(f"kvquant: {policy.label}: failed: {policy.failure}", err=True)

@@ -24,6 +24,7 @@ from kvquant.evals.statistics import minimum_detectable_effect
 from kvquant.evals.suite import Sample, Suite, load_suite, samples
 from kvquant.evals.summary import summarise
 from kvquant.report.comparison import summary_table
+from kvquant.results.provenance import command_line
 from kvquant.tables import clock, terminal_width, text
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -85,7 +86,7 @@ def evaluate(
     if dry_run:
         click.echo(_plan(the_suite, chosen, out, timeout))
         return
-    argv = ["kvquant", *sys.argv[1:]]
+    argv = command_line("kvquant", sys.argv[1:])
     progress = _Progress(len(chosen))
     patience = Patience(retry_for, progress.wait)
     try:

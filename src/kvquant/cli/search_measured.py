@@ -32,6 +32,7 @@ from kvquant.model.gguf_header import Array
 from kvquant.model.shape import ModelShape
 from kvquant.policy import parse_policy
 from kvquant.report.search import search_text
+from kvquant.results.provenance import command_line
 from kvquant.results.search import SearchResult, TypeSpeed
 from kvquant.search.outcome import compare, document
 from kvquant.search.problem import Problem
@@ -189,7 +190,7 @@ def _run(
         rivals, left_out = rivals_within(room, hints, problem.shape.n_layer)
         outcome = compare(search, meter, costs, room, rivals, left_out, n_random=asked.n_random)
         provenance = {
-            "argv": ["kvquant", *sys.argv[1:]],
+            "argv": command_line("kvquant", sys.argv[1:]),
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - begun, 1),
             "seconds_measuring": round(meter.seconds, 1),

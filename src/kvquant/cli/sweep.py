@@ -19,6 +19,7 @@ from kvquant.errors import UsageError
 from kvquant.files import write_atomic
 from kvquant.report.sweep_page import sweep_page
 from kvquant.report.sweep_tables import sweep_text
+from kvquant.results.provenance import command_line
 from kvquant.results.sweep import DecisionRow, Ending, SweepResult
 from kvquant.sweep.csv_table import read_published
 from kvquant.sweep.decide import decide
@@ -192,7 +193,9 @@ def _run(plan: SweepPlan, out: Path, hosts: str | None, llama_bin: Path | None) 
     with _runner(plan, hosts, llama_bin, progress) as runner:
         for line in (f"{board.name}: {what}" for board in runner.boards for what in board.warnings):
             click.echo(f"kvquant: warning: {line}", err=True)
-        with open_journal(out, start_of(plan, runner.boards, ["kvquant", *sys.argv[1:]])) as writer:
+        with open_journal(
+            out, start_of(plan, runner.boards, command_line("kvquant", sys.argv[1:]))
+        ) as writer:
             progress.plan(len(left_of(plan, runner.boards, writer.journal)))
             try:
                 return decide(sweep(plan, runner, writer, progress.record), known, published)

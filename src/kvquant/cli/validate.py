@@ -37,6 +37,7 @@ from kvquant.evals.variations import UNTRANSFORMED
 from kvquant.model.gguf_file import open_model
 from kvquant.report.validation_text import validation_text
 from kvquant.results.comparison import Verdict
+from kvquant.results.provenance import command_line
 from kvquant.results.validation import ValidationResult
 from kvquant.shipped import reference_model
 from kvquant.tables import terminal_width
@@ -117,7 +118,7 @@ def validate_policies(
         return
     progress = _Progress(plan)
     try:
-        result = validate(plan, folder, ["kvquant", *sys.argv[1:]], progress)
+        result = validate(plan, folder, command_line("kvquant", sys.argv[1:]), progress)
     finally:
         progress.end()
     click.echo(to_json(result) if as_json else validation_text(result, terminal_width()))
