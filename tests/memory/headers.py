@@ -44,7 +44,7 @@ LACKING: Mapping[str, Mapping[str, Any]] = {
     "gemma4": {"attention.sliding_window_pattern": int_array([1, 1, 1, 1, 0], ValueType.BOOL)},
 }
 
-# What is changed in every header: (arch may be named, else all) key to value; None leaves it out.
+# What is changed in every header: key to value; None leaves the key out.
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "nine layers": {"block_count": 9, "attention.sliding_window_pattern": None},

@@ -11,13 +11,25 @@ from typing import Any
 import pytest
 
 from kvquant.errors import ModelFileError, ShapeError
-from kvquant.model.architectures import read_shape
+from kvquant.model.architectures import RULES, read_shape
 from kvquant.model.gguf_types import ValueType
 from kvquant.model.shape import ModelShape, RecurrentState, WindowKind
+from kvquant.shipped import checkout_root
 from model.gguf_bytes import GgufFile, arch_keys, int_array, number
 from write_random_gguf import ARCHITECTURES, RandomModel, write_random_gguf
 
 SSM = {"ssm__conv_kernel": 4, "ssm__inner_size": 128, "ssm__state_size": 32, "ssm__group_count": 2}
+
+
+def architectures_of(page: str) -> list[str]:
+    """Return the names in the first column of the page's table of rules, in its order."""
+    rows = page.partition("| architectures | what decides |\n|---|---|\n")[2].partition("\n\n")[0]
+    return [name for row in rows.splitlines() for name in row.split("|")[1].strip().split(", ")]
+
+
+def test_the_page_says_once_what_decides_for_each_architecture() -> None:
+    page = ((checkout_root() or Path()) / "docs/memory.md").read_text(encoding="utf-8")
+    assert sorted(architectures_of(page)) == sorted(RULES)
 
 
 @pytest.fixture
