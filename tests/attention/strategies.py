@@ -7,7 +7,8 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from attention_op import AttentionCase
-from kvquant.formats.registry import CACHE_TYPES, OWN_TYPES, cache_format, get_format
+from kvquant.formats.registry import OWN_TYPES, cache_format, get_format
+from tested_types import TESTED_TYPES
 
 TILE = 64
 """Cache rows that kernels take together; sizes around its multiples are drawn often."""
@@ -89,7 +90,7 @@ def cases(draw: st.DrawFn, k_type: str, tokens: str) -> AttentionCase:
     """Any case that llama.cpp could ask for, small enough for float64 NumPy."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     latent = rng.random() < 0.15
-    v_type = k_type if latent else draw(st.sampled_from(CACHE_TYPES))
+    v_type = k_type if latent else draw(st.sampled_from(TESTED_TYPES))
     if latent:
         head_dim_k, head_dim_v, n_head_kv = 576, 512, 1
     else:

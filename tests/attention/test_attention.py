@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from attention.checks import check_accuracy, check_threads
 from attention.strategies import TOKENS, cases, plain_case
 from attention_op import PROGRAM, AttentionProgram
-from kvquant.formats.registry import CACHE_TYPES
+from tested_types import TESTED_TYPES
 
 EXECUTABLE = Path(os.environ.get("KVQUANT_LLAMA_BIN") or "/nonexistent") / PROGRAM
 ARM = platform.machine() == "aarch64" or "KVQUANT_TESTS_ARM" in os.environ
@@ -43,7 +43,7 @@ def stock() -> Iterator[AttentionProgram]:
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("k_type", CACHE_TYPES)
+@pytest.mark.parametrize("k_type", TESTED_TYPES)
 @settings(max_examples=12)
 @given(data=st.data())
 def test_no_less_accurate_than_stock(
@@ -53,15 +53,15 @@ def test_no_less_accurate_than_stock(
     check_accuracy(case, ours.compute(case).output, stock.compute(case).output, int16_query=ARM)
 
 
-@pytest.mark.parametrize("k_type", CACHE_TYPES)
+@pytest.mark.parametrize("k_type", TESTED_TYPES)
 def test_every_pair_of_types(ours: AttentionProgram, stock: AttentionProgram, k_type: str) -> None:
-    for v_type, n_tokens in product(CACHE_TYPES, (1, 6, 30)):
+    for v_type, n_tokens in product(TESTED_TYPES, (1, 6, 30)):
         case = plain_case(k_type, v_type, n_tokens)
         check_accuracy(case, ours.compute(case).output, stock.compute(case).output, int16_query=ARM)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("k_type", CACHE_TYPES)
+@pytest.mark.parametrize("k_type", TESTED_TYPES)
 @settings(max_examples=6)
 @given(data=st.data(), n_threads=st.integers(2, 4))
 def test_threads_do_not_change_a_bit(
