@@ -125,10 +125,12 @@ PIECES = (
 
 def prove(piece: Piece, alone: Series, pin: Pin, stock: Path, work: Path, jobs: int) -> Alone:
     """Patch, build and test. Raises KVQuantError when the diff does not apply or the tree does not build."""
-    make_folder(work)
     (planned,) = plan_tree(alone, fetch_tree(pin, say=say)).patches
     patch, diff = planned.patch, export_patch(planned)
-    tree = work / f"tree-{patch.digest[:12]}"
+    # A tree of this name beside its build, as everywhere, shares its unchanged objects by ccache.
+    work = work / f"{patch.name}-{patch.digest[:12]}"
+    tree = work / "tree"
+    make_folder(work)
     if not tree.is_dir():
         make_tree(pin, diff, tree)
     arguments, programs = (), piece.programs
@@ -138,7 +140,7 @@ def prove(piece: Piece, alone: Series, pin: Pin, stock: Path, work: Path, jobs: 
             (f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={listed(folder, work)}",),
             (*programs, name),
         )
-    request = BuildRequest(tree, "native", programs, arguments, work / f"build-{patch.digest[:12]}", jobs)
+    request = BuildRequest(tree, "native", programs, arguments, work / "build", jobs)
     done = build(request, say)
     lines = diff.decode().splitlines()
     return Alone(
@@ -217,7 +219,7 @@ def main() -> int:
             known = [(row.digest, row.tag) for row in record.patches if row.holds]
             if arguments.only not in (None, piece.patch) or (alone.patches[0].digest, pin.tag) in known:
                 continue
-            row = prove(piece, alone, pin, arguments.stock, arguments.work / piece.patch, arguments.jobs)
+            row = prove(piece, alone, pin, arguments.stock, arguments.work, arguments.jobs)
             others = [other for other in record.patches if other.patch != row.patch]
             record.patches = sorted([*others, row], key=lambda row: row.patch)
             write_json(arguments.out, record)
