@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from command_line import KVQUANT
 from evals.processes import assert_gone, fill_disk
 from kvquant.cli.main import kvquant
 from kvquant.documents import read_json
@@ -112,7 +112,7 @@ def test_more_policies_leave_the_others_as_they_are(text: Path, tmp_path: Path) 
 
 def test_kill_9_loses_no_finished_chunk(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "kvquant", *arguments(text, "--out", str(out))]
+    command = [*KVQUANT, *arguments(text, "--out", str(out))]
     path = out / "tokens" / "q4_0.prefill.jsonl"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         deadline = time.monotonic() + 60

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
+from command_line import KVQUANT
 from evals.processes import assert_gone, fill_disk
 from kvquant.analysis.sources import DEFAULT_CAPTURE
 from kvquant.cli.main import kvquant
@@ -120,7 +121,7 @@ def test_a_search_by_a_limit_of_kl_and_by_memory(programs: Path) -> None:
 def test_killed_it_loses_nothing_that_was_measured(programs: Path, tmp_path: Path) -> None:
     settings(programs, seconds=0.02)
     out, journal = tmp_path / "out", tmp_path / "out" / "fit.jsonl"
-    command = [sys.executable, "-m", "kvquant", *arguments(programs, "--out", str(out))]
+    command = [*KVQUANT, *arguments(programs, "--out", str(out))]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
         deadline = time.monotonic() + 60
         while not journal.exists() or journal.read_bytes().count(b"\n") < 10:

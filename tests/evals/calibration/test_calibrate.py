@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from command_line import KVQUANT
 from evals.processes import assert_gone, fill_disk
 from kvquant.cli.main import kvquant
 from kvquant.documents import from_document
@@ -137,7 +137,7 @@ def test_what_does_not_help_is_not_written(text: Path, tmp_path: Path) -> None:
 
 def test_kill_9_loses_nothing_that_is_finished(text: Path, tmp_path: Path) -> None:
     output, work = tmp_path / "a.gguf", tmp_path / "a.gguf.work"
-    command = [sys.executable, "-m", "kvquant", *arguments(text, output, "--rounds", "0")]
+    command = [*KVQUANT, *arguments(text, output, "--rounds", "0")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         deadline = time.monotonic() + 120
         while not list(work.glob("choosing/*.jsonl")):
