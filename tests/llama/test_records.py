@@ -10,6 +10,7 @@ import pytest
 
 from kvquant.llama.pin import load_pin, tag_number
 from kvquant.shipped import checkout_root, patches_folder
+from upstream_alone import PIECES
 
 ROOT = checkout_root() or Path()
 
@@ -98,7 +99,26 @@ def test_the_record_of_upstreams_own_test() -> None:
     assert f"All {made['passed']:,} cases passed, {attention['ok']:,} of them attention" in text
 
 
-@pytest.mark.parametrize("name", ["rk3588.json", "patch-range.json", "sanitize.json", "backend-ops.json"])
+def test_the_record_of_what_could_go_upstream_alone() -> None:
+    made, text = record("upstream-alone.json"), document("upstream/index.md")
+    for row in made["patches"]:
+        assert row["mixed_cache"]
+        assert not any(suite["failed"] for suite in row["suites"])
+        cells = (
+            f"{row['patch']} `{row['digest'][:12]}`",
+            *(f"{row[name]:,}" for name in ("n_files", "n_added", "n_removed")),
+            row["tag"],
+            f"{sum(suite['passed'] for suite in row['suites']):,} passed",
+        )
+        assert f"| {' | '.join(cells)} |" in text
+    unproven = {piece.patch for piece in PIECES} - {row["patch"] for row in made["patches"]}
+    assert all(f"{patch} has not been built alone yet" in text for patch in unproven)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rk3588.json", "patch-range.json", "sanitize.json", "backend-ops.json", "upstream-alone.json"],
+)
 def test_records_name_no_folder_of_the_machine_they_were_made_on(name: str) -> None:
     text = json.dumps(record(name))
     assert not any(part in text for part in ('"/home', '"/root', '"/work', '"/tmp'))
