@@ -14,44 +14,29 @@ import pytest
 from kvquant.cli.main import kvquant
 from kvquant.cli.passing_on import PassingOn
 from kvquant.errors import KVQuantError
+from pages.typed import PAGES, ROOT, page_name, typed_lines
 from write_cli_reference import REFERENCE
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-COMMAND = re.compile(r"^ *(?:\$ )?(?:\.venv/bin/)?(kvquant .*|make [a-z0-9-]+.*|python [a-z_]+/.*)$")
 PURE = {"policy", "budget", "size", "tokens"}
 """Types of values that are read without a look at any file or network; the others are taken as they are."""
 PLACEHOLDER = re.compile(r"[A-Z]+")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
-def typed_lines(text: str) -> list[str]:
-    """Return the command lines in a page's code blocks, continued lines joined."""
-    lines: list[str] = []
-    inside = is_typed = False
-    for line in text.replace("\\\n", " ").splitlines():
-        if line.lstrip().startswith("```"):
-            inside = not inside
-        elif inside or line.startswith("    "):
-            if match := COMMAND.match(line):
-                lines.append(match[1])
-            elif is_typed and re.match(r" +--?[a-z]", line):
-                lines[-1] += line
-                continue
-            is_typed = match is not None
-    return lines
-
-
 def complaint(line: str) -> str | None:
     """Return why a typed line cannot run, or None: parsed by click, with nothing looked up or run."""
     words = shlex.split(line, comments=True)
-    ends = [words.index(word) for word in (";", "|", ">", "&&") if word in words]
-    words = words[: min(ends, default=len(words))]
+    starts = [0, *(index + 1 for index, word in enumerate(words) if word == "|")]
+    start = next((index for index in starts if words[index] == "kvquant"), 0)
+    ends = [words.index(word, start) for word in (";", "|", ">", "&&") if word in words[start:]]
+    words = words[start : min(ends, default=len(words))]
     if words[0] == "make":
         targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return None if words[1] in targets else f"no make target {words[1]}"
-    if words[0] == "python":
-        return None if (ROOT / words[1]).is_file() else f"no program {words[1]}"
+    if words[0] == "python" or re.match("(tools|tests)/", words[0]):
+        return _program_complaint(words[1:] if words[0] == "python" else words)
+    if words[0] != "kvquant":
+        return None
     command: click.Command = kvquant
     words = words[1:]
     context = click.Context(command)
@@ -76,6 +61,16 @@ def complaint(line: str) -> str | None:
     )
 
 
+def _program_complaint(words: list[str]) -> str | None:
+    """Return what is wrong with a program of the clone and its options, as far as its text says."""
+    program = ROOT / words[0]
+    if not program.is_file():
+        return f"no program {words[0]}"
+    text = program.read_text()
+    unknown = [word for word in words if re.fullmatch(r"--[a-z-]+", word) and word not in text]
+    return f"{words[0]} has no {unknown[0]}" if unknown else None
+
+
 def _value_complaint(parameter: click.Parameter, value: object) -> str | None:
     """Return what is wrong with the value of an option or argument, as far as its text says."""
     if value is None or value == ():
@@ -90,21 +85,23 @@ def _value_complaint(parameter: click.Parameter, value: object) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_typed_lines_exist(page: Path) -> None:
     complaints = {line: why for line in typed_lines(page.read_text()) if (why := complaint(line))}
     assert complaints == {}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = [target for target in LINK.findall(page.read_text()) if "://" not in target]
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
 def test_the_check_sees_a_wrong_line() -> None:
-    page = "```\n$ kvquant a \\\n --b\n    --c\n```\nkvquant prose\n    make demo"
-    assert typed_lines(page) == ["kvquant a   --b    --c", "make demo"]
+    page = "```\n$ kvquant a \\\n --b\n```\nkvquant prose\n    make demo"
+    assert typed_lines(page) == ["kvquant a   --b", "make demo"]
+    with pytest.raises(AssertionError, match="no backslash"):
+        typed_lines("    kvquant a\n        --b")
     assert complaint("kvquant no-such") == "no command no-such"
     assert complaint("kvquant memory --no-such 1") == "No such option '--no-such'."
     assert complaint("kvquant divergence --policy q8_0 --text prose") == "-m is needed"
@@ -113,6 +110,9 @@ def test_the_check_sees_a_wrong_line() -> None:
     assert complaint("kvquant memory --ctx many") is not None
     assert complaint("kvquant formats what") == "what is what?"
     assert complaint("python tools/no_such.py") == "no program tools/no_such.py"
+    assert complaint("python tools/build_libggml.py --no-such") == "tools/build_libggml.py has no --no-such"
+    assert complaint("tools/build_rk.sh --jobs 4") is None
+    assert complaint("echo a | kvquant policy import - --from nobody") is not None
     assert complaint("make no-such") == "no make target no-such"
     assert complaint("kvquant memory --shape llama-3.1-8b --ctx 1 | head --odd") is None
 
@@ -134,7 +134,7 @@ def test_the_command_reference_is_current() -> None:
 def test_evaluation_shows_the_verdicts_of_the_committed_validation() -> None:
     page = (ROOT / "eval/results/standard/report.md").read_text()
     table = page[page.index("| policy |") :].split("\n\n")[0].splitlines()
-    cells = [re.split(r"(?<!\\)\|", row)[1:7] for row in (table[0], *table[2:])]
+    cells = [re.split(r"(?<!\\)\|", row)[1:8] for row in (table[0], *table[2:])]
     assert len(cells) > 6
     shown = (ROOT / "docs/evaluation.md").read_text()
     for row in cells:

@@ -16,8 +16,8 @@ import yaml
 import kvquant
 from get_chromium import find_chromium
 from kvquant.schemas import schema_names
+from pages.typed import typed_lines
 from report.browser import Browser
-from test_docs import COMMAND
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -111,7 +111,7 @@ def test_the_gallery_has_every_figure_with_a_command() -> None:
     )
     for section, names in zip(sections, shown, strict=True):
         if names:
-            assert any(COMMAND.match(line) for line in section.splitlines()), section
+            assert typed_lines(section), section
 
 
 def test_figures_have_text_for_light_and_dark() -> None:

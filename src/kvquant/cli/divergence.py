@@ -123,7 +123,7 @@ def divergence(
     Example:
       kvquant divergence --model model.gguf --text book.txt --policy q8_0 --policy k8v4 --policy q4_0
       kvquant divergence --model model.gguf --text book.txt --policy q4_0 --policy q4_0@no-rotation
-      kvquant divergence --model model.gguf --text book.txt --policy q4_0 --policy q4_0@no-transform
+      kvquant divergence --model model.gguf --text book.txt --policy q4_0 --policy q4_0@no-transform \\
           --transform model.kvt.gguf
       kvquant divergence --model model.gguf --text book.txt --policy k8v4 --ctx 4096 --out runs/deep --json
     """
@@ -224,4 +224,4 @@ def _check_inputs(shape: ModelShape, model: Path, texts: tuple[Path, ...], n_ctx
         )
     missing = next((text for text in texts if not text.is_file()), None)
     if missing is not None:
-        raise UsageError(f"--text {missing}: no such file; name a UTF-8 text")
+        raise UsageError(f"--text {missing}: no such file; give a UTF-8 text")

@@ -96,7 +96,7 @@ def validate_policies(
     Example:
       kvquant validate --policy f16 --policy q8_0 --policy k8v4 --policy q4_0 --out runs/today
       kvquant validate --model model.gguf --policy f16 --policy q8_0 --suite agent --out runs/agent
-      kvquant validate --model model.gguf --policy f16 --policy q4_0 --policy q4_0@no-transform
+      kvquant validate --model model.gguf --policy f16 --policy q4_0 --policy q4_0@no-transform \\
           --transform model.kvt.gguf --out runs/calibrated
       kvquant compare runs/today
     """
@@ -134,7 +134,7 @@ def _raise_for(result: ValidationResult) -> None:
     if broken:
         raise CheckFailed(f"broken: {broken}")
     if failed:
-        raise KVQuantError(f"failed: {failed}; run the same command again to try what is missing")
+        raise KVQuantError(f"failed: {failed}; run the same command again to retry")
 
 
 class _Progress:
