@@ -106,8 +106,8 @@ INTRODUCTION = """# Real language models
 Mean KL divergence from a float16 cache in nats a token, with its 95 % interval; the share of tokens whose
 most likely successor is the same; perplexity of the text; and the bytes of the cache, as llama.cpp allocates
 them for one chunk. Rotation is llama.cpp's own. The floor is what the same float16 cache gives when its
-tokens are fed the other way, in batches or one by one: less than that is no difference between caches. Each
-table is one run of `kvquant divergence`, with its record beside this page. `make real` goes on with what is
+tokens are fed the other way, in batches or one by one: smaller numbers show no difference. Each
+table is one run of `kvquant divergence`, with its record beside this page. `make real` measures what is
 missing; this page is written from the records by `tools/real_models.py page`."""
 
 SHOWN = (*UNIFORM, HYBRID, MIRROR, EDGES)
