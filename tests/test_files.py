@@ -41,5 +41,5 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(KVQuantError, match="No such file or directory; name a writable folder"):
+    with pytest.raises(KVQuantError, match="No such file or directory; choose a writable folder"):
         write_atomic(tmp_path / "no" / "a", "x")

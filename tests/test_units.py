@@ -59,7 +59,7 @@ def test_a_letter_is_a_power_of_1024(count: int, letter: str) -> None:
     factor = 1024 ** ("kmg".index(letter.lower()) + 1)
     assert parse_n_bytes(f"{count}{letter}") == parse_n_bytes(f"{count} {letter}iB") == count * factor
     if letter in "gG":
-        with pytest.raises(UsageError, match="no number of tokens"):
+        with pytest.raises(UsageError, match="not a number of tokens"):
             parse_n_tokens(f"{count}{letter}")
     else:
         assert parse_n_tokens(f"{count}{letter}") == count * factor

@@ -60,7 +60,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another kvquant that works in {folder}")
+            say(f"waiting for another kvquant that is working in {folder}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -29,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise KVQuantError(f"cannot write {target}: {error.strerror}; name a writable folder") from error
+        raise KVQuantError(f"cannot write {target}: {error.strerror}; choose a writable folder") from error
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file

@@ -44,10 +44,10 @@ def parse_n_tokens(text: str) -> int:
     """
     number = _NUMBER.fullmatch(text.strip().lower())
     if number is None or number[2] not in _TOKENS:
-        raise UsageError(f"{text!r} is no number of tokens; {_instead(text) or 'write 4096 or 4k'}")
+        raise UsageError(f"{text!r} is not a number of tokens; {_instead(text) or 'write 4096 or 4k'}")
     n_tokens, left = _times(number[1], _TOKENS[number[2]])
     if left:
-        raise UsageError(f"{text!r} is no whole number of tokens; write 4096 or 4k")
+        raise UsageError(f"{text!r} is not a whole number of tokens; write 4096 or 4k")
     return n_tokens
 
 

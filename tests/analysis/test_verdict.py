@@ -105,7 +105,7 @@ def test_a_better_baseline_is_named() -> None:
     better = summary("*:q5_0", 34, [0.05] * 10)
     assert dominating(total, {"q8_0": Q8_0, "q5_0": better, "q4_0": Q4_0}) == "q5_0"
     text = verdict(layers([0.1] * 10), total, {"q5_0": better, "q8_0": Q8_0}, 4096, PROFILE)
-    assert "; use q5_0 (0.34x, 5.0 %) instead, it is no larger and no less accurate; " in text
+    assert "; use q5_0 (0.34x, 5.0 %) instead, which is no larger and no less accurate; " in text
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_the_policy_beats_and_the_next_step() -> None:
     total = summary("mixed", 40, [0.02] * 10)
     worse = summary("*:q5_0", 41, [0.05] * 10)
     text = verdict(layers([0.02] * 10), total, {"q5_0": worse, "q8_0": Q8_0}, 4096, PROFILE)
-    assert "it beats q5_0 in bytes or error and loses in neither" in text
+    assert "it is better than q5_0 in bytes or error and worse in neither" in text
     assert "step up" not in text
     finer = summary("*:q8_0", 53, [0.009] * 10)
     assert "the next clear step up is q8_0 (0.53x, 0.9 %)" in verdict(

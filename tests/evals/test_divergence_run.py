@@ -150,7 +150,7 @@ def test_a_full_disk_keeps_what_is_measured(
     [
         (("q9_0",), (), PolicyError, "q9_0"),
         (("tq_mse_4b",), (), PolicyError, "no cache of type tq_mse_4b"),
-        (("q4_0@shaken",), (), UsageError, "'shaken' is no variation; known: no-rotation"),
+        (("q4_0@shaken",), (), UsageError, "'shaken' is not a variation; known: no-rotation"),
         (("q4_0", "*:q4_0"), (), UsageError, "*:q4_0 is given twice"),
         (("q4_0", "q4_0@no-rotation"), ("--no-rotation",), UsageError, "is given twice"),
         (("q4_0",), ("--ctx", "5000"), UsageError, "was trained on 4096 tokens"),
@@ -191,10 +191,10 @@ def test_a_folder_is_of_one_measurement(text: Path, tmp_path: Path) -> None:
         (("--ctx", "32"), "context"),
         (("--tokens", "9"), "tokens"),
     ):
-        assert f"another {'number of ' * (what == 'tokens')}{what}; name another --out" in failure(
+        assert f"another {'number of ' * (what == 'tokens')}{what}; give another --out" in failure(
             run(text, *options, *more), UsageError
         )
     text.write_text(text.read_text() + " ")
-    assert "another texts; name another --out" in failure(run(text, *options), UsageError)
+    assert "another texts; give another --out" in failure(run(text, *options), UsageError)
     with alone_in(out):
-        assert "another kvquant runs in" in failure(run(text, *options), UsageError)
+        assert "another kvquant is running in" in failure(run(text, *options), UsageError)

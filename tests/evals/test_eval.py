@@ -136,7 +136,7 @@ def test_the_wrong_model(suite: Path, models: Any, asked: str | None, message: s
 
 def test_a_list_of_models_that_is_none(suite: Path) -> None:
     with fake_endpoint(models={"models": []}) as server:
-        assert "no list of models" in failure(run(server.url, suite), EndpointError)
+        assert "does not answer with a list of models" in failure(run(server.url, suite), EndpointError)
 
 
 def test_an_endpoint_without_a_list_of_models(suite: Path) -> None:
@@ -211,7 +211,7 @@ def test_two_runs_in_one_folder_are_refused(suite: Path) -> None:
         run(server.url, suite)
         out = suite.parent / "out"
         with open_log(out, read_run(out).info):
-            assert "another kvquant runs in" in failure(run(server.url, suite), UsageError)
+            assert "another kvquant is running in" in failure(run(server.url, suite), UsageError)
         assert run(server.url, suite).exit_code == 0
 
 

@@ -84,7 +84,7 @@ def test_the_common_variable_is_not_sent_in_the_clear_to_another_machine(
 def test_a_key_that_no_header_can_hold(value: str, suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", value)
     message = failure(run("http://127.0.0.1:9/v1", suite, "--api-key-env", "MY_KEY"), UsageError)
-    assert "characters that no HTTP header can hold" in message and value not in message
+    assert "characters that an HTTP header cannot carry" in message and value not in message
 
 
 def test_a_variable_that_is_not_set(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:

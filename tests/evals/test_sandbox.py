@@ -87,7 +87,7 @@ def test_time_and_memory_are_limited() -> None:
 def test_what_waits_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = called("import time; time.sleep(60)", wall_seconds=1.0)
-    assert result == Called(None, Failure.LIMITS, "did not end within 1 s")
+    assert result == Called(None, Failure.LIMITS, "did not finish within 1 s")
     assert not running(str(tmp_path))
 
 

@@ -163,21 +163,27 @@ def test_a_program_that_dies_and_a_full_disk_keep_what_is_measured(
 @pytest.mark.parametrize(
     ("values", "more", "budget", "kind", "message"),
     [
-        ({}, (), "0.25x", UsageError, "a budget of 4.00 MiB is below 4.50 MiB, the least these types take"),
+        (
+            {},
+            (),
+            "0.25x",
+            UsageError,
+            "a budget of 4.00 MiB is below 4.50 MiB, the smallest size with these types",
+        ),
         ({}, (), None, UsageError, "give one of --budget SIZE|SHARE, --max-kl NATS and --ram SIZE"),
         ({}, ("--max-kl", "0.1"), "0.3x", UsageError, "give one of --budget"),
         ({}, ("--ram", "1MiB"), None, UsageError, "leaves nothing beside weights of"),
-        ({}, ("--max-kl", "0.001"), None, UsageError, "what a float16 cache differs from itself"),
+        ({}, ("--max-kl", "0.001"), None, UsageError, "the difference of a float16 cache from itself"),
         ({"n_chunks": 2}, ("--tokens", "800"), "0.3x", UsageError, "has 2 of the 5 chunks of 256 tokens"),
         ({}, ("--chunk", "128"), "0.3x", UsageError, "too few for an interval"),
         ({"floor": 0.3}, (), "0.3x", LlamaError, "is 0.3 nats a token from itself with a float16 cache"),
-        ({}, ("--quick",), "0.3x", UsageError, "--quick chooses by a capture; give --capture FILE"),
+        ({}, ("--quick",), "0.3x", UsageError, "--quick chooses from a capture; give --capture FILE"),
         (
             {},
             ("--types", "q9_0,q4_0"),
             "0.3x",
             UsageError,
-            "--types q9_0: no cache type of llama.cpp; known: f32",
+            "--types q9_0: not a cache type of llama.cpp; known: f32",
         ),
         ({}, ("--text", "/nonexistent.txt"), "0.3x", UsageError, "--text /nonexistent.txt: no such file"),
     ],
@@ -196,7 +202,7 @@ def test_what_will_not_do_is_one_line(
 
 def test_the_text_that_is_fitted_on_is_not_held_out(programs: Path) -> None:
     same = str(programs.parent / "fit")
-    assert "is the text that is fitted on" in failure(run(programs, "--held-out", same), UsageError)
+    assert "is also the fitting text" in failure(run(programs, "--held-out", same), UsageError)
 
 
 def test_a_folder_is_of_one_search(programs: Path, tmp_path: Path) -> None:
@@ -204,17 +210,17 @@ def test_a_folder_is_of_one_search(programs: Path, tmp_path: Path) -> None:
     assert run(programs, "--out", str(out)).exit_code == 0
     # Another budget, other types and more text go on with what is there.
     assert run(programs, "--out", str(out), budget="0.4x").exit_code == 0
-    assert "another chunk; name another --out" in failure(
+    assert "another chunk; give another --out" in failure(
         run(programs, "--out", str(out), "--chunk", "512"), UsageError
     )
     (tmp_path / "fit").write_text("another text")
-    assert "another text; name another --out" in failure(run(programs, "--out", str(out)), UsageError)
+    assert "another text; give another --out" in failure(run(programs, "--out", str(out)), UsageError)
 
 
 def test_without_a_text_only_a_budget_is_taken() -> None:
     for more in (("--quick", "--budget", "0.3x"), ("--max-kl", "0.1"), ("--out", "x", "--budget", "0.3x")):
         result = CliRunner().invoke(kvquant, ["search", *more])
-        assert "without --text there is only --budget" in failure(result, UsageError)
+        assert "without --text only --budget works" in failure(result, UsageError)
 
 
 @pytest.mark.parametrize(

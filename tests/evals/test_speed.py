@@ -69,10 +69,10 @@ def test_recorded_output() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (RECORDED[:200], "a result that cannot be read"),
-        (RECORDED.replace("kv_layers", "other"), "a result that cannot be read"),
+        (RECORDED[:200], "a result that is not readable"),
+        (RECORDED.replace("kv_layers", "other"), "a result that is not readable"),
         (RECORDED.replace("0-3:q8_0", "0-3:q5_0"), "ran 0-3:q5_0,4-:q4_0, asked for 0-3:q8_0,4-:q4_0"),
-        (RECORDED.replace('"avg_ts": ', '"avg_ts": 0'), "0 tokens/s|cannot be read"),
+        (RECORDED.replace('"avg_ts": ', '"avg_ts": 0'), "0 tokens/s|not readable"),
         (RECORDED.replace('"avg_ts": ', '"avg_ts": NaN, "x": '), "nan tokens/s"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_transform_is_handed_on_and_part_of_the_name(programs: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("policy", "message"),
-    [("*:q5_0", "did not end within 0.3 s"), ("*:q5_1", "gave 1 of 2 results")],
+    [("*:q5_0", "did not finish within 0.3 s"), ("*:q5_1", "gave 1 of 2 results")],
 )
 def test_a_hang_and_a_half_answer_are_failures(
     programs: Path, tmp_path: Path, policy: str, message: str

@@ -66,7 +66,7 @@ def test_two_hundred_different_questions_that_depend_on_the_seed_alone(name: str
 
 def test_a_task_that_runs_out_says_so() -> None:
     small = Task("small", "", lambda rng, _: replace(QUESTION, prompt=str(rng.randrange(3))))
-    with pytest.raises(UsageError, match="about 3 different questions, asked for 4; lower --n"):
+    with pytest.raises(UsageError, match="about 3 different questions, not 4; lower --n"):
         questions(small, 4, 0, "small", {})
 
 
@@ -224,7 +224,7 @@ TEST = {"task": "needle", "category": "c", "weight": 1.0}
         ({**HEAD, **RULES, "test": [{**TEST, "weight": True}]}, "weight: expected `float`, got `bool`"),
         ({**HEAD, **RULES, "test": [{**TEST, "weight": float("nan")}]}, "weight: expected `float` > 0"),
         ({**HEAD, **RULES, "test": [3]}, "test\\[0\\]: expected `object`, got `int`"),
-        ({"suite": {"name": "s", "about": "a"}, **RULES, "test": [TEST]}, "has both n and max_tokens"),
+        ({"suite": {"name": "s", "about": "a"}, **RULES, "test": [TEST]}, "needs both n and max_tokens"),
         ({**HEAD, **RULES, "test": [TEST, TEST]}, "two tests are called 'needle'"),
         (
             {**HEAD, "rules": {**RULES["rules"], "alpha": 5}, "test": [TEST]},

@@ -254,7 +254,7 @@ def test_progress_is_for_people_who_watch(tmp_path: Path, suite: Path) -> None:
 
 def test_two_in_one_folder_are_refused(tmp_path: Path, suite: Path) -> None:
     with alone_in(tmp_path / "out"):
-        assert "another kvquant runs in" in failure(run(suite, tmp_path / "out"), UsageError)
+        assert "another kvquant is running in" in failure(run(suite, tmp_path / "out"), UsageError)
     assert not (tmp_path / "out" / JOURNAL).exists()
 
 

@@ -307,5 +307,5 @@ def test_what_makes_another_validation_is_named(tmp_path: Path, name: str) -> No
         "policies": [vars(policy) for policy in START.policies],
     }
     check_same(tmp_path, START, from_document(Start, whole, "x"))
-    with pytest.raises(UsageError, match=f"holds a validation with another {name}; name another --out"):
+    with pytest.raises(UsageError, match=f"contains a validation with another {name}; give another --out"):
         check_same(tmp_path, START, from_document(Start, {**whole, **changes[name]}, "x"))

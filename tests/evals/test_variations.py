@@ -35,7 +35,7 @@ def test_another_variation_is_refused(text: str) -> None:
     if text == "@":  # a file without a name; the reader of policies says so
         assert split_variations(text).policy == "@"
         return
-    with pytest.raises(UsageError, match=f"is no variation; known: {', '.join(VARIATIONS)}"):
+    with pytest.raises(UsageError, match=f"is not a variation; known: {', '.join(VARIATIONS)}"):
         split_variations(text)
 
 

@@ -136,7 +136,7 @@ def test_sizes(name: str) -> None:
     assert fmt.n_bytes(64) == BLOCK_BYTES[name] and fmt.n_bytes(576) == 9 * BLOCK_BYTES[name]
     assert name in OWN_TYPES
     with pytest.raises(
-        FormatError, match=rf"{name} packs blocks of 64 values and a width of 96 is no multiple"
+        FormatError, match=rf"{name} packs blocks of 64 values and a width of 96 is not a multiple"
     ):
         fmt.quantize(np.zeros((2, 96), np.float32))
 

@@ -58,7 +58,9 @@ def test_a_name_is_taken_once() -> None:
 @block_formats
 @pytest.mark.parametrize("width", [1, 31, 33, 100])
 def test_width_no_multiple_of_the_block(name: str, width: int) -> None:
-    message = rf"{name} packs blocks of 32 values and a width of {width} is no multiple .*; pad the rows to"
+    message = (
+        rf"{name} packs blocks of 32 values and a width of {width} is not a multiple .*; pad the rows to"
+    )
     for call in (
         lambda: kvquant.quantize(np.zeros((2, width), np.float32), name),
         lambda: kvquant.quantize(torch.zeros(2, width), name),

@@ -235,7 +235,7 @@ def test_missing_tools_come_from_pypi_and_that_is_said(
     said: list[str] = []
     assert find_tools(said.append).ninja == str(tmp_path / "ninja")
     assert installed == [[sys.executable, "-m", "pip", "install", "ninja"]]
-    assert said == [f"this machine has no ninja: installing from PyPI into {sys.prefix}"]
+    assert said == [f"ninja not found: installing from PyPI into {sys.prefix}"]
     known["ninja"] = None
     monkeypatch.setattr(toolchain, "run_captured", lambda *_, **__: (1, "ERROR: no network\n"))
     with pytest.raises(LlamaError, match="cannot install ninja with pip: ERROR: no network"):

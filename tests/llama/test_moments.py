@@ -113,10 +113,16 @@ def test_what_the_program_writes_is_read(request_of: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "sums", "status", "kind", "message"),
     [
-        (printed(lines(EXPECTED)), b"12345678", 0, LlamaError, "wrote 1 numbers, not those of its layers"),
-        (printed(lines(EXPECTED, version=9)), sums_of(EXPECTED), 0, LlamaError, "makes it anew"),
-        (printed(lines(EXPECTED)[:2]), sums_of(EXPECTED), 0, LlamaError, "makes it anew"),
-        ("{no json\n", None, 0, LlamaError, "a line that is no JSON"),
+        (
+            printed(lines(EXPECTED)),
+            b"12345678",
+            0,
+            LlamaError,
+            "wrote 1 numbers, which do not match its layers",
+        ),
+        (printed(lines(EXPECTED, version=9)), sums_of(EXPECTED), 0, LlamaError, "rebuild it"),
+        (printed(lines(EXPECTED)[:2]), sums_of(EXPECTED), 0, LlamaError, "rebuild it"),
+        ("{no json\n", None, 0, LlamaError, "a line that is not JSON"),
         ('{"kind": "end", "layers": 3}\n', None, 0, LlamaError, "end.layers: expected"),
         ("error: out of luck\n", None, 1, LlamaError, "ended with status 1: .*out of luck"),
         ("error: no such option\n", None, 2, UsageError, "ended with status 2"),
@@ -143,5 +149,5 @@ def test_without_the_program_or_a_folder(tmp_path: Path) -> None:
         measure_moments(request)
     for content in (b"", b"PK\x03\x04", b"\x93NUMPY"):
         (tmp_path / "m.npz").write_bytes(content)
-        with pytest.raises(KVQuantError, match="holds no moments"):
+        with pytest.raises(KVQuantError, match="contains no moments"):
             load_moments(tmp_path / "m.npz")

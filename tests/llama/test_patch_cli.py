@@ -129,7 +129,7 @@ def test_status_of_a_tree_that_was_put_back_or_patched_by_hand(tree: Path) -> No
     before = snapshot(tree)
     patch("apply", tree)
     (tree / "src/cache.cpp").write_bytes(CACHE)
-    assert patch("status", tree).stdout == "0001-layers: applied\nput back since: src/cache.cpp\n"
+    assert patch("status", tree).stdout == "0001-layers: applied\nrestored since: src/cache.cpp\n"
     assert patch("apply", tree).returncode == 0
     assert patch("status", tree).stdout == "0001-layers: applied\n"
     patch("revert", tree)

@@ -141,7 +141,7 @@ TRANSPOSED, N_LAYER, ROTATION, K_TYPE, K_ROW = CELLS + 60, CELLS + 64, CELLS + 6
         (struct.pack("<III", 0x6767736E, 10, 0), "not a saved sequence"),
         (_changed(4, "<I", 1), "version 1, versions 2, 3, 4"),
         (_changed(4, "<I", 5), "version 5"),
-        (_changed(4, "<I", 3), "no cache type|row size"),
+        (_changed(4, "<I", 3), "not a cache type|row size"),
         (_changed(ROTATION, "<I", 96), "rotation of K is 96"),
         (_changed(8, "<I", 2**32 - 1), "tokens: 17179869180 bytes announced"),
         (_changed(STREAMS, "<I", 0), "stream count 0"),
@@ -149,11 +149,11 @@ TRANSPOSED, N_LAYER, ROTATION, K_TYPE, K_ROW = CELLS + 60, CELLS + 64, CELLS + 6
         (_changed(STREAMS, "<I", 2**32 - 1), "stream count 4294967295"),
         (_changed(N_CELLS, "<I", 0), "no cell"),
         (_changed(N_CELLS, "<I", 2**32 - 1), "cells: .* bytes announced"),
-        (_changed(CELLS, "<i", -5), "byte 40: a cell is not that of one sequence"),
-        (_changed(CELLS + 4, "<I", 2), "not that of one sequence"),
+        (_changed(CELLS, "<i", -5), "byte 40: a cell does not belong to exactly one sequence"),
+        (_changed(CELLS + 4, "<I", 2), "does not belong to exactly one sequence"),
         (_changed(TRANSPOSED, "<I", 2), "V transposition is 2"),
         (_changed(N_LAYER, "<I", 4), "layer count is 4, expected 3"),
-        (_changed(K_TYPE, "<i", 12), "K of layer 0: ggml type 12 is no cache type"),
+        (_changed(K_TYPE, "<i", 12), "K of layer 0: ggml type 12 is not a cache type"),
         (_changed(K_TYPE, "<i", -1), "ggml type -1"),
         (_changed(K_TYPE, "<i", 8), "row size is 128, expected 68"),
         (_changed(K_ROW, "<Q", 2**64 - 1), "row size is 18446744073709551615"),
@@ -198,7 +198,7 @@ def test_only_keys_can_be_marked_as_transformed() -> None:
     data = bytearray(SavedSequence(PLAIN, packed_tokens=False).to_bytes())
     v_type = len(data) - 3 * (12 + 64 * 5 * 2)
     struct.pack_into("<i", data, v_type, TYPE_NUMBERS["f16"] | 1 << 17)
-    with pytest.raises(CaptureError, match="V of layer 0: ggml type 131073 is no cache type"):
+    with pytest.raises(CaptureError, match="V of layer 0: ggml type 131073 is not a cache type"):
         parse_state(bytes(data), PLAIN)
 
 
@@ -223,7 +223,7 @@ def test_recurrent_damage_is_named() -> None:
     recurrent = len(good) - (20 + 2 * (12 + 32) + 2 * (12 + 64))
     for at, fmt, value, message in (
         (recurrent, "<I", 2**32 - 1, "recurrent cells: .* bytes announced"),
-        (recurrent + 8, "<I", 3, "recurrent cell is not that of one sequence"),
+        (recurrent + 8, "<I", 3, "recurrent cell does not belong to exactly one sequence"),
         (recurrent + 12, "<I", 1, "recurrent transposition is 1"),
         (recurrent + 20, "<i", 8, "type of recurrent convolution 0 is 8"),
         (recurrent + 24, "<Q", 2**64 - 1, "recurrent convolution 0: .* bytes announced"),

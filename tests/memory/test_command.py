@@ -111,11 +111,11 @@ def test_warnings_go_to_stderr() -> None:
     [
         (("memory", "--ctx", "256"), 2, "no model given"),
         (("memory", "--shape", "llama-8b"), 2, "give --ctx N or --budget SIZE"),
-        (("memory", "--shape", "llama-8b", "--ctx", "1", "--budget", "1"), 2, "two questions"),
+        (("memory", "--shape", "llama-8b", "--ctx", "1", "--budget", "1"), 2, "not both"),
         (("memory", "--shape", "llama-8b", "--model", "x", "--ctx", "1"), 2, "nor a known model"),
         (("memory", "--shape", "nope", "--ctx", "1"), 1, "unknown shape 'nope'"),
         (("memory", "--model", "nope.gguf", "--ctx", "1"), 1, "No such file"),
-        (("memory", "--shape", "llama-8b", "--ctx", "-1"), 2, "--ctx: '-1' is no number of tokens"),
+        (("memory", "--shape", "llama-8b", "--ctx", "-1"), 2, "--ctx: '-1' is not a number of tokens"),
         (("memory", "--shape", "llama-8b", "--budget", "1KiB"), 2, "the smallest context"),
         (("memory", "--shape", "llama-8b", "--budget", "lots"), 2, "not a byte count"),
         (("memory", "--shape", "llama-8b", "--ctx", "1", "--default", "q9"), 2, "known: f32"),

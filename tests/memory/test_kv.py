@@ -150,7 +150,7 @@ def test_combinations_llama_cpp_refuses() -> None:
     with pytest.raises(UsageError, match="only with flash attention"):
         kv_bytes(dense, resolved(dense, "*:v=q8_0"), n_ctx=256, flash_attn=False)
     latent = model(replace(DENSE, stores_v=False))
-    with pytest.raises(UsageError, match="give both one type"):
+    with pytest.raises(UsageError, match="give both the same type"):
         kv_bytes(latent, resolved(latent, "*:k=q8_0"), n_ctx=256)
     with pytest.raises(UsageError, match="another shape"):
         kv_bytes(model(DENSE, DENSE), resolved(dense), n_ctx=256)

@@ -34,7 +34,7 @@ def test_what_cannot_be_run(tmp_path: Path) -> None:
     assert "cannot start /nonexistent/program" in (tmp_path / "log").read_text()
     with pytest.raises(LlamaError, match="cannot run /nonexistent/program: No such file or directory"):
         run_captured(["/nonexistent/program"])
-    with pytest.raises(LlamaError, match=r"did not end within 0\.1 s"):
+    with pytest.raises(LlamaError, match=r"did not finish within 0\.1 s"):
         run_captured(["sleep", "5"], timeout_seconds=0.1)
 
 

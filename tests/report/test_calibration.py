@@ -55,7 +55,7 @@ def test_the_text_says_what_was_found() -> None:
         "m.gguf calibrated on book.txt: 8192 tokens in chunks of 512 and 64, judged with q4_0"
     )
     assert [line.split() for line in lines[2:5]] == [
-        ["layer", "takes", "centre", "dB", "centre,", "diagonal", "dB"],
+        ["layer", "kind", "centre", "dB", "centre,", "diagonal", "dB"],
         ["0", "centre,", "diagonal", "1.5", "6.2"],
         ["3", "none", "1.5", "6.2"],
     ]
@@ -69,9 +69,12 @@ def test_the_text_says_what_was_found() -> None:
     ("result", "said"),
     [
         (RESULT, "KL 0.20 times as large with the transform, to 512 tokens"),
-        (judged(kl_with=0.09, better=False), "the transform does harm: KL 1.80 times"),
+        (judged(kl_with=0.09, better=False), "the transform is harmful: KL 1.80 times"),
         (judged(kl_with=0.049, better=False), "the gain cannot be told from chance"),
-        (replace(RESULT, layers=(LayerCalibration(0, "none", GAINS),)), "no kind is surely better than none"),
+        (
+            replace(RESULT, layers=(LayerCalibration(0, "none", GAINS),)),
+            "no kind is clearly better than none",
+        ),
     ],
 )
 def test_the_verdict(result: CalibrationResult, said: str) -> None:

@@ -27,7 +27,7 @@ def test_a_busy_machine_is_said_first() -> None:
     assert "Other programs ran: the servers' threads had 40.0 % of the processor time" in disturbance(
         sweep_sample()
     )
-    assert disturbance(sweep_sample(0.97)).startswith("The cells had the machine for themselves: 97.0 %")
+    assert disturbance(sweep_sample(0.97)).startswith("The cells had the machine to themselves: 97.0 %")
     quiet = replace(sweep_sample(), cells=())
     assert disturbance(quiet) == ""
     assert "Other programs ran" in sweep_page(sweep_sample())

@@ -77,7 +77,7 @@ def test_page_tells_the_whole_story(result: ValidationResult, page: str) -> None
         "1 safe, 1 costs, 1 cannot tell, 1 broken, 1 failed",
         "The smallest safe one is q8_0, with 0.53x the memory",
         "Asked twice, the baseline changed 10 of 200 outcomes (5 lost, 5 gained)",
-        "a change of 4.4 points is found with probability 0.8",
+        "a change of 4.4 points is detected with probability 0.8",
         "GGML_ASSERT(n > 0) failed",
         "slot, a row of layer 3, V: f16 with 256 B",
         "kvquant validate --policy " + HYBRID,
@@ -156,7 +156,7 @@ def test_numbers_nobody_knows() -> None:
     unknown = parse_result(document, "sample")
     page = validation_page(unknown, {})
     check_page_stands_alone(page)
-    assert "no change of any size would have been found" in text_of(page)
+    assert "no change of any size would have been detected" in text_of(page)
     for cells in verdict_table(unknown).rows:
         assert not any(re.match(r"[+−]?0(\.0+)?x?$", cell) for cell in cells), cells
 
@@ -333,7 +333,7 @@ def test_command(tmp_path: Path) -> None:
         (["."], "results.json: cannot be read: No such file or directory; kvquant validate writes it", 1),
         (["broken.json"], "is not JSON", 1),
         ([".", "--html", "no/such/r.html"], "there is no folder no/such; make it first", 2),
-        ([".", "--figure", "r.png"], "the figure is written as .svg", 2),
+        ([".", "--figure", "r.png"], "give a file name that ends in .svg", 2),
     ],
 )
 def test_command_refusals(words: list[str], message: str, status: int, tmp_path: Path) -> None:

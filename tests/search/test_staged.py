@@ -134,13 +134,15 @@ def test_the_fewest_bytes_under_a_loss() -> None:
     assert meter.truth(search.verify(costs, room, ()).best.policy) <= 0.05
     larger = search.smallest_within(costs, 0.01)
     assert larger.budget > room.budget
-    with pytest.raises(UsageError, match=r"--max-kl 0\.002 is below 0\.003, what a float16 cache differs"):
+    with pytest.raises(
+        UsageError, match=r"--max-kl 0\.002 is below 0\.003, the difference of a float16 cache"
+    ):
         search.smallest_within(costs, 0.002)
 
 
 def test_too_little_is_refused_before_anything_is_measured() -> None:
     meter = TrueMeter()
-    with pytest.raises(UsageError, match=r"budget of .* is below .*, the least these types take"):
+    with pytest.raises(UsageError, match=r"budget of .* is below .*, the smallest size with these types"):
         Search(problem(0.25), meter, Hints())
     assert not meter.asked
 

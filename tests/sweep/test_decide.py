@@ -137,9 +137,9 @@ def test_jobs_under_memory() -> None:
     assert found["fast answers", 100].policy == "q8_0"
     assert found["fast answers", 200].policy == "f16"
     assert found["tool calls", 200].policy == "q8_0"
-    assert found["long texts", 200].why == "answers at 4096 tokens, again and again"
+    assert found["long texts", 200].why == "answers at 4096 tokens, every time"
     # 140 bytes at the stable context and 25 of compute do not fit 100.
-    assert found["long texts", 100].why == "nothing fits: the least takes 165 B"
+    assert found["long texts", 100].why == "nothing fits: the smallest takes 165 B"
     assert found["quality and speed", 200].policy == "f16"
     assert {choice.why for choice in decide(journal, {}).choices if choice.ram_bytes is None} == {
         "not measured"
@@ -249,7 +249,7 @@ def test_quality_is_read_from_the_committed_folders() -> None:
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no validation, run or divergence"):
+    with pytest.raises(UsageError, match="contains no validation, run or divergence"):
         read_quality([tmp_path])
     (tmp_path / "divergence.json").write_text("{}")
     with pytest.raises(KVQuantError):

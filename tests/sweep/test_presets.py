@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -38,6 +34,7 @@ from kvquant.sweep.presets import (
     with_draft,
 )
 from kvquant.sweep.survey import survey
+from sweep.fake_router import fake_router
 from sweep.small_sweeps import BOARD, MEASURE, cell, journal_of, probe
 
 MODEL = reference_model()
@@ -66,7 +63,7 @@ def test_a_draft_has_its_own_types() -> None:
 
 @pytest.mark.parametrize("name", ["a;b.gguf", "a#b.gguf", "a\nb.gguf"])
 def test_a_path_that_the_format_cannot_hold_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="cannot stand in a preset file"):
+    with pytest.raises(UsageError, match="cannot be in a preset file"):
         preset_text([replace(PRESET, model=Path(name))])
     with pytest.raises(UsageError, match="two models would be called 'm'"):
         preset_text([PRESET, PRESET])
@@ -108,7 +105,7 @@ def test_a_unit_keeps_the_service_on_its_cores_and_quotes_what_it_must() -> None
         (["--apply", "best"], "go together"),
         (["--preset-file", "x.ini"], "go together"),
         (["--unit", "x"], "belong to --apply"),
-        (["--draft-policy", "q8_0"], "is the policy of --draft"),
+        (["--draft-policy", "q8_0"], "--draft-policy needs --draft"),
     ],
 )
 def test_options_that_only_mean_something_together(arguments: list[str], says: str, tmp_path: Path) -> None:
@@ -116,68 +113,7 @@ def test_options_that_only_mean_something_together(arguments: list[str], says: s
         CliRunner().invoke(kvquant, ["sweep", "--out", str(tmp_path), *arguments], catch_exceptions=False)
 
 
-# ---- a router that stands in ----
-
-
-class FakeRouter(ThreadingHTTPServer):
-    """States by model; ``broken`` never loads. asked: paths."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.states = {"a": "unloaded", "b": "loaded", "broken": "unloaded"}
-        self.failed: set[str] = set()
-        self.asked: list[str] = []
-        self.plain = False
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeRouter
-
-    def do_GET(self) -> None:
-        data: list[dict[str, Any]] = [{"id": "x"}]
-        if not self.server.plain:
-            data = [
-                {"id": name, "status": {"value": state, "failed": name in self.server.failed, "args": ["s"]}}
-                for name, state in self.server.states.items()
-            ]
-        self.answer(200, {"data": data})
-
-    def do_POST(self) -> None:
-        name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
-        self.server.asked.append(f"{self.path} {name}")
-        if self.headers.get("Authorization") == "Bearer wrong":
-            self.answer(401, {"error": {"message": "Invalid API Key"}})
-            return
-        if name == "broken":
-            self.server.failed.add(name)
-        else:
-            self.server.states[name] = "loaded" if self.path.endswith("/load") else "unloaded"
-        self.answer(200, {"success": True})
-
-    def answer(self, status: int, document: object) -> None:
-        data = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def fake_router() -> Iterator[tuple[FakeRouter, str]]:
-    server = FakeRouter()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server, f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+# ---- a router ----
 
 
 def test_loading_and_unloading() -> None:
@@ -195,7 +131,7 @@ def test_loading_and_unloading() -> None:
         with pytest.raises(LlamaError, match="HTTP status 401: Invalid API Key"):
             Router(url, "wrong").unload("a")
         server.plain = True
-        with pytest.raises(LlamaError, match="is no router"):
+        with pytest.raises(LlamaError, match="is not a router"):
             router.models()
     with pytest.raises(LlamaError, match="cannot be reached"):
         Router(url).models()

@@ -58,7 +58,9 @@ def test_another_way_of_measuring_is_refused(tmp_path: Path) -> None:
     plan = small_plan(policies=("f16",))
     run(plan, tmp_path, out)
     other = replace(plan, measure=replace(plan.measure, n_gen=6))
-    with pytest.raises(UsageError, match="holds a sweep with another way of measuring; name another --out"):
+    with pytest.raises(
+        UsageError, match="contains a sweep with another way of measuring; give another --out"
+    ):
         run(other, tmp_path, out)
 
 
@@ -138,13 +140,13 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "name a plan, or a model with --model"),
+        ([], "give a plan, or a model with --model"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", MODEL, "--flash-attn", "auto"], "write on, off or on,off"),
         (["--model", MODEL, "--threads", "two"], "whole numbers"),
         (["--model", MODEL, "--cpus", "4000-4001"], "this machine has no core 4000-4001"),
-        (["--model", MODEL, "--ctx", "4k,4k"], "names one value twice"),
-        (["--model", MODEL, "--ctx", "4q"], "no number of tokens"),
+        (["--model", MODEL, "--ctx", "4k,4k"], "has a value twice"),
+        (["--model", MODEL, "--ctx", "4q"], "not a number of tokens"),
     ],
 )
 def test_bad_input_is_said_before_anything_runs(arguments: list[str], says: str, tmp_path: Path) -> None:

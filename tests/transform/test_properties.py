@@ -180,7 +180,7 @@ def test_known_numbers(kind: Kind) -> None:
         (lambda: LayerTransform(0, np.zeros((2, 4))).apply_q(np.zeros((1, 4))), "2 KV heads of 4 values"),
         (lambda: measure(0, np.zeros((3, 2, 4)), np.zeros((3, 3, 4))), "not"),
         (lambda: measure(0, np.full((3, 1, 4), np.inf), np.zeros((3, 1, 4))), "NaN or infinity"),
-        (lambda: FitOptions(floor=0), "between 0 and 1"),
+        (lambda: FitOptions(floor=0), "from 0 to 1"),
         (lambda: fit_head(HeadMoments(1, 1, np.zeros(2), np.eye(2), np.eye(2)), "rotated"), "known: centre"),
         # type: ignore[arg-type]
     ],

@@ -76,7 +76,7 @@ class LayerSample:
                 f"for {self.q.shape[0]} queries; give one position each"
             )
         if not self.visible.any(axis=1).all():
-            raise CaptureError("a query sees no token: query positions must not lie before the first token")
+            raise CaptureError("a query sees no token: query positions must not be before the first token")
 
     @property
     def visible(self) -> npt.NDArray[np.bool_]:

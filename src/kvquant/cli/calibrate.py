@@ -170,7 +170,7 @@ def calibrate(
 def _check_outputs(output: Path, figure: Path | None) -> None:
     """Refuse before the work what would fail after it."""
     if figure is not None and figure.suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"--figure {figure}: figures are written as .png or .svg; name such a file")
+        raise UsageError(f"--figure {figure}: give a file name that ends in .png or .svg")
     for option, path in (("--output", output), ("--figure", figure)):
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
@@ -181,7 +181,7 @@ def _raise_for(result: CalibrationResult, output: Path) -> None:
     deeper = [depth for depth in judged.by_depth if depth.with_transform > depth.without]
     if judged.better and deeper:
         places = ", ".join(f"{depth.first}-{depth.last}" for depth in deeper)
-        click.echo(f"kvquant: warning: at positions {places} the transform does harm", err=True)
+        click.echo(f"kvquant: warning: at positions {places} the transform is harmful", err=True)
     if not judged.better:
         written = f"{output} was written all the same" if result.transform else f"{output} was not written"
         raise CheckFailed(f"{verdict(result)}; {written}")

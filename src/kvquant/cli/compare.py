@@ -39,7 +39,7 @@ def compare_runs(runs: tuple[Path, ...], suite: str | None, as_json: bool) -> No
     if any(is_validation(folder) for folder in runs):
         if len(runs) > 1:
             raise UsageError(
-                "a validation holds its own baseline; compare one at a time, or the runs in its folder tasks/"
+                "a validation has its own baseline; compare one at a time, or the runs in its folder tasks/"
             )
         result = load_validation(runs[0], load_suite(suite).rules if suite else None)
         click.echo(to_json(result) if as_json else validation_text(result, terminal_width()))

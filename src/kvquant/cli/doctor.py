@@ -102,7 +102,7 @@ def doctor(
         settings = ServerSettings(ctx, parallel, kv_unified)
         findings += _check_model(model, shape, policy, settings, machine)
     elif policy.text is not None:
-        raise UsageError("--policy needs a model to be checked against; add --model FILE or --shape NAME")
+        raise UsageError("--policy needs a model to check it against; add --model FILE or --shape NAME")
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
     click.echo(json.dumps([asdict(f) for f in findings], indent=1) if as_json else _text(findings))
     n_fix = sum(finding.severity is Severity.FIX for finding in findings)

@@ -124,7 +124,9 @@ def _key(url: SplitResult, variable: str | None) -> ApiKey | None:
         if not value:
             raise UsageError(f"--api-key-env {variable}: that variable is not set; export it first")
     if not (value.isascii() and value.isprintable()):
-        raise UsageError(f"the key in {variable} has characters that no HTTP header can hold; set it again")
+        raise UsageError(
+            f"the key in {variable} has characters that an HTTP header cannot carry; set it again"
+        )
     return ApiKey(variable, value) if value else None
 
 

@@ -84,7 +84,7 @@ def fetch(
       kvquant llama fetch --tag b11401
     """
     if tag is not None and sdist_version is not None:
-        raise UsageError("--tag and --sdist-version both say which tree; leave one out")
+        raise UsageError("--tag and --sdist-version both choose a tree; leave one out")
     if archive is not None and method == "git":
         raise UsageError("--archive is an sdist file; leave out --from git")
     pin = load_pin(patches_folder())
@@ -237,16 +237,17 @@ def serve(
 def _say_address(model: str, host: str, port: int) -> None:
     """Say where the model can be reached, and warn when that is not this machine alone."""
     if host.endswith(".sock"):  # llama-server then listens on a socket in the file system
-        _say(f"serving {model} on {host}, end with Ctrl-C")
+        _say(f"serving {model} on {host}; stop with Ctrl-C")
         return
     shown = f"[{host}]" if ":" in host else host
     if _is_loopback(host):
-        _say(f"serving {model} on http://{shown}:{port}, for this machine only; end with Ctrl-C")
+        _say(f"serving {model} on http://{shown}:{port}, for this machine only; stop with Ctrl-C")
         return
     _say(
-        f"warning: {host} is not this machine's own address: whoever reaches it can use the model (--api-key)"
+        f"warning: {host} is not this machine's own address: anyone who reaches it can use the model; "
+        "set --api-key"
     )
-    _say(f"serving {model} on http://{shown}:{port}, end with Ctrl-C")
+    _say(f"serving {model} on http://{shown}:{port}; stop with Ctrl-C")
 
 
 def _is_loopback(host: str) -> bool:

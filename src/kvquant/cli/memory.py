@@ -97,7 +97,7 @@ def memory(
     if ctx is None and budget is None:
         raise UsageError("give --ctx N or --budget SIZE|SHARE")
     if ctx is not None and isinstance(budget, int):
-        raise UsageError("--ctx N and --budget SIZE are two questions; give one of them")
+        raise UsageError("give either --ctx N or --budget SIZE, not both")
     the_shape = shape_from_options(model, shape)
     resolved = policy.on(the_shape)
     n_ctx = PADDING if isinstance(budget, int) else ctx or _training_context(the_shape)
@@ -145,5 +145,5 @@ def _transform(path: Path, model: Path | None, shape: ModelShape, n_ctx: int) ->
 
 def _training_context(shape: ModelShape) -> int:
     if not shape.n_ctx_train:
-        raise UsageError(f"{shape.name} does not say its training context; give --ctx a number")
+        raise UsageError(f"{shape.name} does not state its training context; give --ctx a number")
     return shape.n_ctx_train

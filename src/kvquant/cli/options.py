@@ -272,11 +272,11 @@ def policy_text(value: str) -> str:
     except OSError as error:
         raise UsageError(f"{value}: the file cannot be read: {error.strerror}") from error
     if len(data) > _MAX_POLICY_FILE:
-        raise UsageError(f"{value}: the file is larger than a policy can be; name a text file of rules")
+        raise UsageError(f"{value}: the file is too large for a policy; give a text file of rules")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{value}: byte {error.start} is not UTF-8; name a text file of rules") from error
+        raise UsageError(f"{value}: byte {error.start} is not UTF-8; give a text file of rules") from error
     parse_policy(text, where=str(path))
     return text
 
@@ -378,7 +378,7 @@ N_BYTES = _Words("size", parse_n_bytes)
 def _tokens(least: int, text: str) -> int:
     n_tokens = parse_n_tokens(text)
     if n_tokens < least:
-        raise UsageError(f"{text!r} is too few tokens; the least is {least}")
+        raise UsageError(f"{text!r} is too few tokens; give at least {least}")
     return n_tokens
 
 
@@ -452,7 +452,7 @@ def programs_folder(llama_bin: Path | None) -> Path:
         return folder
     found = shutil.which("llama-server")
     if found is None:
-        raise UsageError("no llama-server: run kvquant llama build, or name a folder with --llama-bin")
+        raise UsageError("no llama-server: run kvquant llama build, or give its folder with --llama-bin")
     return Path(found).parent
 
 

@@ -129,7 +129,7 @@ def revert(source: Path, keep_changed: bool) -> None:
     for path in restored:
         click.echo(path)
     click.echo(
-        f"{len(restored)} files put back" if restored else "nothing to do, no patch is applied", err=True
+        f"{len(restored)} files restored" if restored else "nothing to do, no patch is applied", err=True
     )
 
 
@@ -164,10 +164,10 @@ def status(source: Path, patches: Path | None) -> None:
     for path in changed:
         click.echo(f"changed since: {path}")
     for path in restored:
-        click.echo(f"put back since: {path}")
+        click.echo(f"restored since: {path}")
     if by_hand:
         click.echo(
-            "kvquant keeps no originals of what it did not apply; undo it the way it was done, "
+            "kvquant has no originals of what it did not apply; undo it the way it was applied, "
             "for example with git apply --reverse",
             err=True,
         )
@@ -201,7 +201,7 @@ def export(
       kvquant patch export --source ~/llama.cpp --only 0001-kv-layers > kv-layers.patch
     """
     if surroundings and out is None:
-        raise UsageError("--surroundings goes into the folder of --out; name one")
+        raise UsageError("--surroundings writes into the folder of --out; give one")
     if surroundings and only:
         raise UsageError("--surroundings describes the whole series; leave --only out")
     root, plan, explainer = _examine(source, patches, only)
@@ -260,7 +260,7 @@ def merge(source: Path, patches: Path | None, base: Path | None, out: Path) -> N
     unknown = [file.path for file in files if file.change is None]
     if unknown:
         raise CheckFailed(
-            f"git cannot place the changes of {', '.join(unknown)} with certainty; no diff is written"
+            f"git cannot place the changes of {', '.join(unknown)} with certainty; no diff was written"
         )
     write_atomic(out, merged_diff(files))
     click.echo(f"{out} is for review, not yet applied: git -C {root} apply {out.absolute()}", err=True)
@@ -316,4 +316,4 @@ def _say(line: str) -> None:
 
 def _say_recovered(recovered: bool) -> None:
     if recovered:
-        click.echo("an interrupted patch command was undone first", err=True)
+        click.echo("undid an interrupted patch command first", err=True)

@@ -74,7 +74,7 @@ def policy(context: click.Context, as_list: bool, as_json: bool) -> None:
         click.echo(f"{name:<7}  {text:<21}  {about}")
     for preset in measured:
         click.echo(f"\n{preset.model}, {preset.of_f16:.3f}x of f16: {preset.measured}\n  {preset.policy}")
-    click.echo("Any other type's name is a preset too (kvquant formats). What was measured: docs/claims.md.")
+    click.echo("Any other type's name is a preset too (kvquant formats). Measurements: docs/claims.md.")
 
 
 @policy.command()
@@ -163,8 +163,8 @@ def _read(file: str) -> str:
     except OSError as error:
         raise UsageError(f"{file}: the file cannot be read: {error.strerror}") from error
     if len(data) > _MAX_FILE:
-        raise UsageError(f"{file}: larger than a policy can be; name a configuration of a KV cache")
+        raise UsageError(f"{file}: too large for a policy; give the configuration of a KV cache")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: byte {error.start} is not UTF-8; name a text file") from error
+        raise UsageError(f"{file}: byte {error.start} is not UTF-8; give a text file") from error

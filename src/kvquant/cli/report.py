@@ -59,7 +59,7 @@ def report(run: Path, html: str | None, markdown: str | None, figure: str | None
 def _check_outputs(html: str | None, markdown: str | None, figure: str | None) -> None:
     """Refuse before the work what would fail after it."""
     if figure is not None and Path(figure).suffix.lower() != ".svg":
-        raise UsageError(f"--figure {figure}: the figure is written as .svg; name such a file")
+        raise UsageError(f"--figure {figure}: give a file name that ends in .svg")
     for option, path in (("--html", html), ("--markdown", markdown), ("--figure", figure)):
         if path is not None and not Path(path).parent.is_dir():
             raise UsageError(f"{option} {path}: there is no folder {Path(path).parent}; make it first")

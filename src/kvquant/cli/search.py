@@ -215,9 +215,7 @@ def search(
         or reverse
         or any(given is not None for given in (out, preset_file, transform, min_speed))
     ):
-        raise UsageError(
-            "without --text there is only --budget: what it loses is not measured; add --text NAME"
-        )
+        raise UsageError("without --text only --budget works, because no loss is measured; add --text NAME")
     with counted("layers") as progress:
         found = run_search(
             budget,

@@ -90,13 +90,13 @@ def measured_search(asked: Asked) -> None:
     if asked.model is None:
         raise UsageError("--text measures a model; give --model NAME|FILE")
     if asked.quick and asked.capture is None:
-        raise UsageError("--quick chooses by a capture; give --capture FILE (kvquant capture)")
+        raise UsageError("--quick chooses from a capture; give --capture FILE (kvquant capture)")
     if asked.quick and asked.reverse:
-        raise UsageError("--quick measures no side, --reverse measures every one; give one of them")
+        raise UsageError("--quick measures no side, --reverse measures every side; give only one of them")
     unknown = [name for name in asked.types if name not in CACHE_TYPES]
     if unknown:
         raise UsageError(
-            f"--types {', '.join(unknown)}: no cache type of llama.cpp; known: {', '.join(CACHE_TYPES)}"
+            f"--types {', '.join(unknown)}: not a cache type of llama.cpp; known: {', '.join(CACHE_TYPES)}"
         )
     programs = programs_folder(asked.llama_bin)
     check_programs(programs)
@@ -149,7 +149,8 @@ def _speeds(asked: Asked, programs: Path, types: tuple[str, ...]) -> tuple[TypeS
         return ()
     plan = SpeedPlan(programs, asked.model, min(MAX_DEPTH, asked.n_ctx // 2), asked.threads)
     click.echo(
-        f"kvquant: timing {len(types)} types at depth {plan.depth}; other programs that run now spoil it",
+        f"kvquant: timing {len(types)} types at depth {plan.depth}; other programs running now "
+        "will spoil the result",
         err=True,
     )
     with ExitStack() as stack:
@@ -157,7 +158,7 @@ def _speeds(asked: Asked, programs: Path, types: tuple[str, ...]) -> tuple[TypeS
         progress = stack.enter_context(counted("timings"))
         speeds = type_speeds(plan, types, EXACT, folder, progress)
     for name in slow_types(speeds, asked.min_speed):
-        click.echo(f"kvquant: {name} is left out: slower than {asked.min_speed:g} of f16", err=True)
+        click.echo(f"kvquant: {name} is left out: slower than {asked.min_speed:g} times f16", err=True)
     return speeds
 
 
@@ -221,9 +222,9 @@ def _texts(asked: Asked) -> tuple[Path, Path]:
     held_out = fetched_text(asked.held_out or KINDS.get(name.partition(":")[0], "prose"))
     for option, path in (("--text", fit), ("--held-out", held_out)):
         if not path.is_file():
-            raise UsageError(f"{option} {path}: no such file; name a UTF-8 text")
+            raise UsageError(f"{option} {path}: no such file; give a UTF-8 text")
     if fit.resolve() == held_out.resolve():
-        raise UsageError(f"--held-out {held_out} is the text that is fitted on; name another")
+        raise UsageError(f"--held-out {held_out} is also the fitting text; give another")
     return fit, held_out
 
 

@@ -165,7 +165,7 @@ def _check_apply(
     if preset_file is None and (unit is not None or draft is not None):
         raise UsageError("--unit and --draft belong to --apply WHAT --preset-file INI")
     if policy is not None and draft is None:
-        raise UsageError("--draft-policy is the policy of --draft MODEL; name one")
+        raise UsageError("--draft-policy needs --draft MODEL")
 
 
 def _flash(text: str | None) -> tuple[str, ...]:
@@ -179,7 +179,7 @@ def _recorded(out: Path, changes: dict[str, Any]) -> SweepResult:
     """What a folder holds, with other things beside it where that is asked for."""
     beside = {"quality", "published", "ram"}
     if not (out / JOURNAL).exists() or set(changes) - beside:
-        raise UsageError("name a plan, or a model with --model; see kvquant sweep --help")
+        raise UsageError("give a plan, or a model with --model; see kvquant sweep --help")
     journal = read_journal(out)
     last = journal.starts[-1]
     journal.starts[-1] = replace(last, plan=replace(last.plan, **changes))
@@ -249,7 +249,7 @@ class _Progress:
 
     def lost(self, board: str, what: str) -> None:
         """Say that a board has died."""
-        self._status.say(f"board {board} is gone; {what}")
+        self._status.say(f"board {board} has left; {what}")
 
     def end(self) -> None:
         """Clear the line."""

@@ -40,7 +40,7 @@ class LineWriter:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise KVQuantError(
-                f"cannot write {self._path}: {error.strerror}; {kept}, run the same command again to go on"
+                f"cannot write {self._path}: {error.strerror}; {kept}, run the same command again to resume"
             ) from error
 
 
@@ -54,12 +54,14 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_NAME).open("ab")
     except OSError as error:
-        raise KVQuantError(f"cannot write in {folder}: {error.strerror}; name a writable folder") from error
+        raise KVQuantError(f"cannot write in {folder}: {error.strerror}; choose a writable folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another kvquant runs in {folder}; wait for it or name another --out") from None
+            raise UsageError(
+                f"another kvquant is running in {folder}; wait for it or give another --out"
+            ) from None
         yield
 
 
@@ -101,5 +103,5 @@ def parse_lines(data: bytes, path: Path, read: Callable[[dict[str, Any]], None])
             read(document)
         except (DamagedLine, ValueError, TypeError, KeyError, AttributeError) as error:
             raise KVQuantError(
-                f"{path}: line {number} is damaged; remove that line to go on without it"
+                f"{path}: line {number} is damaged; remove that line to continue without it"
             ) from error

@@ -109,7 +109,8 @@ def check_comparable(first: Run, second: Run) -> None:
         if one != other:
             both = f"{first.folder} and {second.folder} differ in the {name}"
             raise UsageError(
-                f"{both} ({str(one)[:12]}, {str(other)[:12]}); only answers to the same questions compare"
+                f"{both} ({str(one)[:12]}, {str(other)[:12]}); only answers to the same questions "
+                "can be compared"
             )
 
 

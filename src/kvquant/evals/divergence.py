@@ -281,7 +281,7 @@ class _LineReader:
             else:
                 raise LlamaError(f"no line is of kind {kind!r}")
         except ValueError as error:
-            raise LlamaError(f"{PROGRAM} printed a line that is no JSON: {line[:80]}") from error
+            raise LlamaError(f"{PROGRAM} printed a line that is not JSON: {line[:80]}") from error
         except LlamaError as error:
             raise LlamaError(f"{PROGRAM} printed a damaged line: {error}: {line[:80]}") from error
 
@@ -297,7 +297,7 @@ class _LineReader:
             raise LlamaError("the line before it is not of this chunk's baseline")
         columns = (baseline.positions, chunk.kl, chunk.same_top, baseline.nll, chunk.nll)
         if len({len(column) for column in columns}) > 1 or not baseline.positions:
-            raise LlamaError("its lists are not of one length")
+            raise LlamaError("its lists differ in length")
         tokens = [
             check_token(TokenDivergence(chunk.document, chunk.chunk, *row))
             for row in zip(*columns, strict=True)

@@ -171,7 +171,7 @@ def run_divergence(
             failures = measure_into(plan.programs, request, logs, folder / PROGRAM_LOG, on_chunk)
         except OSError as error:
             raise KVQuantError(
-                f"cannot work in {folder}: {error.strerror or error}; what was measured is kept"
+                f"cannot work in {folder}: {error.strerror or error}; measurements are kept"
             ) from error
         if len(failures) == len(logs):
             raise LlamaError(f"{failures[0]} (log: {folder / PROGRAM_LOG})")
@@ -221,7 +221,7 @@ def _check_same(folder: Path, start: Start) -> None:
         if old[name] != value:
             words = {"n_ctx": "context", "n_tokens": "number of tokens", "build": "build of llama.cpp"}
             raise UsageError(
-                f"{folder} holds a measurement with another {words.get(name, name)}; name another --out"
+                f"{folder} contains a measurement with another {words.get(name, name)}; give another --out"
             )
 
 

@@ -107,7 +107,7 @@ class Endpoint:
         try:
             return [ServedModel(str(entry["id"]), dict(entry)) for entry in document["data"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise EndpointError(f"{self.base_url}/models answers with no list of models") from error
+            raise EndpointError(f"{self.base_url}/models does not answer with a list of models") from error
 
     def choose_model(self, name: str | None) -> ServedModel:
         """Return the model called ``name``, or the only one when no name is given. Raises UsageError."""
@@ -259,11 +259,11 @@ def plain_url(text: str) -> SplitResult:
     example = "give a URL such as http://127.0.0.1:8080/v1"
     if "@" in text:
         raise UsageError(
-            f"--base-url holds a user or a password, which would be recorded; {example}, and a key in "
+            f"--base-url contains a user or a password, which would be recorded; {example}, and a key in "
             "OPENAI_API_KEY or in a variable named by --api-key-env"
         )
     if "?" in text or "#" in text:
-        raise UsageError(f"--base-url goes on after the path, with ? or #; {example}")
+        raise UsageError(f"--base-url has a query or a fragment (? or #); {example}")
     try:
         url, _ = urlsplit(text), httpx2.URL(text)
         is_usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0

@@ -38,7 +38,7 @@ def rank(runs: Sequence[Run]) -> list[RankedRun]:
     for run in runs:
         check_comparable(runs[0], run)
         if not _answered(run):
-            raise UsageError(f"{run.folder} holds no finished sample; run kvquant eval there again")
+            raise UsageError(f"{run.folder} has no finished sample; run kvquant eval there again")
     ranked = [_ranked(run) for run in runs]
     return sorted(ranked, key=lambda entry: (entry.score is None, -(entry.score or 0.0)))
 

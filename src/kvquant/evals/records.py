@@ -136,11 +136,11 @@ def read_run(folder: Path) -> Run:
         data = path.read_bytes()
     except OSError as error:
         raise KVQuantError(
-            f"{folder} holds no run: {path.name}: {error.strerror}; kvquant eval --out makes one"
+            f"{folder} contains no run: {path.name}: {error.strerror}; kvquant eval --out makes one"
         ) from error
     run = _parse(whole_lines(data), path)
     if run is None:
-        raise KVQuantError(f"{folder} holds no run: {path.name} has no complete line")
+        raise KVQuantError(f"{folder} contains no run: {path.name} has no complete line")
     return run
 
 
@@ -170,7 +170,7 @@ def check_same(run: Run, info: RunInfo) -> None:
     for name, old, new in zip(names, run.info.identity, info.identity, strict=True):
         if old != new:
             raise UsageError(
-                f"{run.folder} holds a run with another {name} ({str(old)[:60]}, now {str(new)[:60]}); "
+                f"{run.folder} contains a run with another {name} ({str(old)[:60]}, now {str(new)[:60]}); "
                 "name another --out"
             )
 

@@ -70,7 +70,7 @@ def call_function(
             while (status := program.exit_status()) is None and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
         if status is None:
-            return Called(None, Failure.LIMITS, f"did not end within {wall_seconds:g} s")
+            return Called(None, Failure.LIMITS, f"did not finish within {wall_seconds:g} s")
         return _result(program.log_text(), status)
 
 

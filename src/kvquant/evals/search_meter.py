@@ -230,8 +230,8 @@ def open_meter(
     """
     if plan.n_scored // BLOCK_TOKENS < LEAST_BLOCKS:
         raise UsageError(
-            f"chunks of {plan.n_ctx} tokens score {plan.n_scored} of them, too few for an interval; it takes "
-            f"{LEAST_BLOCKS * BLOCK_TOKENS}"
+            f"chunks of {plan.n_ctx} tokens score {plan.n_scored} of them, too few for an interval, which "
+            f"takes {LEAST_BLOCKS * BLOCK_TOKENS}"
         )
     with alone_in(folder):
         try:
@@ -243,7 +243,7 @@ def open_meter(
                 yield Meter(plan, folder, {"fit": fit, "held-out": held_out}, on_chunk, on_run)
         except OSError as error:
             raise KVQuantError(
-                f"cannot work in {folder}: {error.strerror or error}; what was measured is kept"
+                f"cannot work in {folder}: {error.strerror or error}; measurements are kept"
             ) from error
     (folder / PROGRAM_LOG).unlink(missing_ok=True)
 
@@ -262,5 +262,6 @@ def _check_same(path: Path, start: SearchStart) -> None:
                 "build": "build of llama.cpp",
             }
             raise UsageError(
-                f"{path.parent} holds measurements with another {words.get(name, name)}; name another --out"
+                f"{path.parent} contains measurements with another {words.get(name, name)}; "
+                "give another --out"
             )

@@ -165,7 +165,7 @@ def run_round(
         wall_seconds = time.monotonic() - start
         text = program.log_text()
     if status is None:
-        raise LlamaError(f"llama-bench did not end within {options.timeout_seconds:g} s")
+        raise LlamaError(f"llama-bench did not finish within {options.timeout_seconds:g} s")
     if status != 0:
         raise LlamaError(f"llama-bench ended with status {status}: {failure_line(text)}")
     points = parse_bench(text, policy)
@@ -192,7 +192,7 @@ def _point(line: str, policy: Policy) -> SpeedPoint:
         speed = float(row["avg_ts"])
         ran = parse_policy(str(row["kv_layers"]))
     except (ValueError, KeyError, TypeError, PolicyError) as error:
-        raise LlamaError(f"llama-bench: a result that cannot be read: {line[:80]}") from error
+        raise LlamaError(f"llama-bench: a result that is not readable: {line[:80]}") from error
     if ran != policy:
         raise LlamaError(f"llama-bench ran {ran}, asked for {policy}; use a build with the patches")
     if not speed > 0:
@@ -288,7 +288,7 @@ def parse_turn(answer: dict[str, Any]) -> ChatTurn:
             generate_seconds=float(timings["predicted_ms"]) / 1000,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise LlamaError("llama-server answered a chat without its timings") from error
+        raise LlamaError("llama-server answered a chat without timings") from error
 
 
 def chat_of(turns: Sequence[ChatTurn]) -> Chat:

@@ -88,14 +88,14 @@ def parse_suite(document: Mapping[str, Any], where: str) -> Suite:
     file = from_document(SuiteFile, document, where, known_only=True, error=UsageError)
     head, parts = file.suite, Parts.of(file)
     if not (file.test or parts.any):
-        raise UsageError(f"{where}: has no [[test]]; name at least one")
+        raise UsageError(f"{where}: has no [[test]]; add at least one")
     tests = tuple(_test(entry, f"{where}.test[{index}]") for index, entry in enumerate(file.test))
     names = [test.name for test in tests]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"{where}: two tests are called {twice!r}; give one of them a name of its own")
+        raise UsageError(f"{where}: two tests are called {twice!r}; give one of them another name")
     if tests and (head.n is None or head.max_tokens is None):
-        raise UsageError(f"{where}.suite: a suite with tests has both n and max_tokens")
+        raise UsageError(f"{where}.suite: a suite with tests needs both n and max_tokens")
     n, max_tokens = head.n or 0, head.max_tokens or 0
     digest = _digest(max_tokens, file.test, tests)
     return Suite(head.name, head.about, n, max_tokens, tests, file.rules, parts, digest)

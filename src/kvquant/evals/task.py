@@ -77,7 +77,7 @@ def questions(task: Task, n: int, seed: int, test: str, parameters: Parameters) 
             repeats += 1
             if repeats == _MOST_REPEATS:
                 raise UsageError(
-                    f"the test {test} has about {len(found)} different questions, asked for {n}; lower --n"
+                    f"the test {test} has about {len(found)} different questions, not {n}; lower --n"
                 )
             continue
         repeats = 0

@@ -45,5 +45,5 @@ def split_variations(text: str) -> Varied:
         taken.add(word)
     if not policy.startswith("@") and "@" in policy:
         word = policy.rpartition("@")[2]
-        raise UsageError(f"--policy {text}: {word!r} is no variation; known: {', '.join(VARIATIONS)}")
+        raise UsageError(f"--policy {text}: {word!r} is not a variation; known: {', '.join(VARIATIONS)}")
     return Varied(policy, UNROTATED not in taken, UNTRANSFORMED not in taken)

@@ -137,8 +137,8 @@ class BlockFormat(UnitFormat):
         if width < 0 or width % self.block_size:
             padded = max(-(-width // self.block_size), 0) * self.block_size
             raise FormatError(
-                f"{self.name} packs blocks of {self.block_size} values and a width of {width} is no multiple "
-                f"of that; pad the rows to {padded} values or use f16"
+                f"{self.name} packs blocks of {self.block_size} values and a width of {width} is not a "
+                f"multiple of that; pad the rows to {padded} values or use f16"
             )
         return self.block_size, self.block_bytes
 

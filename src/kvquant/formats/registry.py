@@ -28,7 +28,7 @@ _FAMILIES: dict[str, Callable[[str], Format]] = {}
 def register(new: Format) -> Format:
     """Add a format under its name and return it. Raises FormatError when the name is taken."""
     if new.name in _FORMATS:
-        raise FormatError(f"a format named {new.name!r} exists already; choose another name")
+        raise FormatError(f"a format named {new.name!r} already exists; choose another name")
     _FORMATS[new.name] = new
     return new
 

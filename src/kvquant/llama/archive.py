@@ -55,14 +55,14 @@ def extract_tree(
                     raise LlamaError(
                         f"{archive}: {member.name} goes past the limits of {MAX_FILES} files, "
                         f"{MAX_FILE_BYTES} "
-                        f"bytes a file and {MAX_TOTAL_BYTES} bytes in all; this is no llama.cpp source"
+                        f"bytes a file and {MAX_TOTAL_BYTES} bytes in all; this is not llama.cpp's source"
                     )
                 _write_member(tar, member, target / path)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise LlamaError(f"cannot unpack {archive}: {error}") from error
     if not n_files:
         raise LlamaError(
-            f"{archive} holds no {'/'.join(folder)}; name the source distribution that was asked for"
+            f"{archive} holds no {'/'.join(folder)}; give the source distribution that was asked for"
         )
     return n_files
 

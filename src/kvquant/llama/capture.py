@@ -109,7 +109,7 @@ def captured(
     try:
         folder = tempfile.TemporaryDirectory(prefix=".kvquant-capture-", dir=work)
     except OSError as error:
-        raise KVQuantError(f"cannot write in {work}: {error.strerror}; name a writable folder") from error
+        raise KVQuantError(f"cannot write in {work}: {error.strerror}; choose a writable folder") from error
     with folder as name:
         start, end = _run(program, request, Path(name), on_tokens)
         yield _assemble(Path(name), request, shape, start, end)
@@ -144,7 +144,7 @@ def _run(
         raise LlamaError(f"{PROGRAM} ended with status {status}: {failure_line(chr(10).join(other))}")
     if len(starts) != 1 or len(ends) != 1 or starts[0].schema_version != SCHEMA_VERSION:
         raise LlamaError(
-            f"{PROGRAM} printed other lines than this kvquant reads; kvquant llama build makes it anew"
+            f"{PROGRAM} printed lines that this kvquant cannot read; rebuild it: kvquant llama build"
         )
     return starts[0], ends[0]
 
@@ -155,7 +155,9 @@ def _assemble(
     layers = []
     for found in end.layers:
         if found.layer not in shape.kv_layers:
-            raise LlamaError(f"{PROGRAM} gave layer {found.layer}, which keeps no cache by the file's header")
+            raise LlamaError(
+                f"{PROGRAM} gave layer {found.layer}, which has no cache according to the file's header"
+            )
         sizes = shape.layers[found.layer]
         axes = LayerAxes(
             found.layer,
@@ -179,7 +181,7 @@ def _assemble(
         )
     filled = tuple(shape.kv_layers[i] for i in shape.filled_kv_indices)
     if tuple(layer.axes.layer for layer in layers) != filled:
-        raise LlamaError(f"{PROGRAM} did not give every layer that fills a cache by the file's header")
+        raise LlamaError(f"{PROGRAM} left out layers that have a cache according to the file's header")
     of_text = "" if start.n_tokens == start.n_text_tokens else f" of {start.n_text_tokens}"
     return KVCapture(
         model=shape.name,

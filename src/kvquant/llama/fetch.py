@@ -67,7 +67,7 @@ def fetch_tree(
     target = (dest or default_dest(sdist)).absolute()
     if target.exists():
         _require_same_tree(target, sdist)
-        say(f"{target} is there already, unchanged since it was fetched")
+        say(f"{target} is already there, unchanged since it was fetched")
         return target
     make_folder(target.parent)
     with temporary_folder(target.parent) as work:
@@ -104,13 +104,13 @@ def read_origin(root: Path) -> Origin | None:
 def _require_same_tree(target: Path, sdist: Sdist) -> None:
     origin = read_origin(open_tree(target))
     if origin is None:
-        raise LlamaError(f"{target} was not fetched by kvquant; name another --dest, or use it as --source")
+        raise LlamaError(f"{target} was not fetched by kvquant; give another --dest, or use it as --source")
     if sdist.tag != origin.tag or (sdist.commit and sdist.commit != origin.commit):
         held = origin.tag or (origin.commit or "nothing known")[:12]
-        raise LlamaError(f"{target} holds {held}, wanted {sdist.label}; name another --dest")
+        raise LlamaError(f"{target} holds {held}, wanted {sdist.label}; give another --dest")
     if digest_tree(target) != origin.tree_sha256:
         raise LlamaError(
-            f"{target} was changed or patched since it was fetched; delete it or name another --dest"
+            f"{target} was changed or patched since it was fetched; delete it or give another --dest"
         )
 
 
@@ -121,7 +121,7 @@ def verify(path: Path, sdist: Sdist, say: Say) -> None:
         return
     # pip has held what it downloaded to the index; that is all that vouches for an unknown tag.
     say(
-        f"{sdist.label} is newer than the tags whose checksums are known here; taken as it came: "
+        f"{sdist.label} is newer than the tags whose checksums are known here; its own is: "
         f"{sdist.filename} sha256 {file_sha256(path)}"
     )
 
@@ -135,7 +135,7 @@ def download_archive(sdist: Sdist, say: Say) -> Path:
     make_folder(folder)
     path = folder / sdist.filename
     if path.is_file():
-        say(f"{path} is downloaded already")
+        say(f"{path} is already downloaded")
         return path
     say(f"downloading {sdist.filename} with pip")
     with temporary_folder(folder) as work:

@@ -157,7 +157,7 @@ def load_moments(path: Path) -> Moments:
                 layers.append(LayerMoments(number, tuple(HeadMoments(*count, *of) for count, *of in heads)))
             return Moments(tuple(layers), int(file["n_tokens"]), int(file["n_text_tokens"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise KVQuantError(f"{path}: holds no moments ({error}); remove it and run again") from error
+        raise KVQuantError(f"{path}: contains no moments ({error}); remove it and run again") from error
 
 
 def _run(request: MomentsRequest, folder: Path, on_tokens: Callable[[int, int], None]) -> Moments:
@@ -172,7 +172,7 @@ def _run(request: MomentsRequest, folder: Path, on_tokens: Callable[[int, int], 
         try:
             document = json.loads(line)
         except ValueError as error:
-            raise LlamaError(f"{PROGRAM} printed a line that is no JSON: {line[:80]}") from error
+            raise LlamaError(f"{PROGRAM} printed a line that is not JSON: {line[:80]}") from error
         kind = document.get("kind")
         where = f"{PROGRAM}: {kind}"
         if kind == "start":
@@ -190,11 +190,11 @@ def _run(request: MomentsRequest, folder: Path, on_tokens: Callable[[int, int], 
         raise kind(f"{PROGRAM} ended with status {status}: {failure_line(chr(10).join(other))}")
     if len(starts) != 1 or len(ends) != 1 or starts[0].schema_version != SCHEMA_VERSION:
         raise LlamaError(
-            f"{PROGRAM} printed other lines than this kvquant reads; kvquant llama build makes it anew"
+            f"{PROGRAM} printed lines that this kvquant cannot read; rebuild it: kvquant llama build"
         )
     sums = np.fromfile(folder / "sums", dtype="<f8")
     if len(sums) != sum(layer.n_values for layer in ends[0].layers):
-        raise LlamaError(f"{PROGRAM} wrote {len(sums)} numbers, not those of its layers")
+        raise LlamaError(f"{PROGRAM} wrote {len(sums)} numbers, which do not match its layers")
     layers = tuple(_layers(ends[0].layers, sums))
     return Moments(layers, starts[0].n_tokens, starts[0].n_text_tokens)
 

@@ -121,7 +121,7 @@ def is_tag(text: str) -> bool:
 def tag_number(tag: str) -> int:
     """The build number of a tag: 11434 for b11434. Raises UsageError when it does not look like one."""
     if not is_tag(tag):
-        raise UsageError(f"{tag!r} is no tag of llama.cpp; tags look like b11434")
+        raise UsageError(f"{tag!r} is not a tag of llama.cpp; tags look like b11434")
     return int(tag[1:])
 
 

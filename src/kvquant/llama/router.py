@@ -41,7 +41,8 @@ class Router:
             return tuple(_model(entry) for entry in answer["data"])
         except (KeyError, TypeError) as error:
             raise LlamaError(
-                f"{self.base_url} is no router: its models have no status; start llama-server without --model"
+                f"{self.base_url} is not a router: its models have no status; start llama-server "
+                "without --model"
             ) from error
 
     def load(

@@ -275,7 +275,7 @@ def _cache(
         if n_cells == 0:
             continue
         if cache is not None:
-            cursor.fail("a second stream holds cells; one sequence lies in one stream")
+            cursor.fail("a second stream holds cells; a sequence must be in one stream")
         cache = _stream(cursor, shape, layers, n_cells, version, ext_n_bytes)
     if cache is None:
         cursor.fail("the sequence has no cell; run a prompt before saving the slot")
@@ -290,7 +290,7 @@ def _stream(
     cells = cursor.array(cell, n_cells, "cells")
     if np.any(cells["n_seq_id"] != 1) or np.any(cells["position"] < 0):
         cursor.at = start
-        cursor.fail("a cell is not that of one sequence; the file is damaged or foreign")
+        cursor.fail("a cell does not belong to exactly one sequence; the file is damaged or foreign")
     transposed = cursor.u32("V transposition")
     if transposed > 1:
         cursor.fail(f"V transposition is {transposed}, expected 0 or 1; the file is damaged or foreign")
@@ -360,7 +360,7 @@ def _type(cursor: _Cursor, what: str, marks: int) -> tuple[str, int]:
     name = GGML_TYPE_NAMES.get(number & ~marks)
     if name is None:
         cursor.at = start
-        cursor.fail(f"{what}: ggml type {number} is no cache type; the file is damaged or foreign")
+        cursor.fail(f"{what}: ggml type {number} is not a cache type; the file is damaged or foreign")
     return name, number & marks
 
 
@@ -376,7 +376,9 @@ def _skip_recurrent(cursor: _Cursor, n_recurrent: int) -> int:
     n_cells = cursor.u32("recurrent cell count")
     cells = cursor.array([("position", "<i4"), ("n_seq_id", "<u4")], n_cells, "recurrent cells")
     if np.any(cells["n_seq_id"] != 0):
-        cursor.fail("a recurrent cell is not that of one sequence; the file is damaged or foreign")
+        cursor.fail(
+            "a recurrent cell does not belong to exactly one sequence; the file is damaged or foreign"
+        )
     cursor.expect("<u4", 0, "recurrent transposition")
     cursor.u32("recurrent layer count")
     for what in ("convolution", "state"):

@@ -78,7 +78,7 @@ def find_tools(say: Callable[[str], None]) -> Tools:
     """
     missing = [name for name in ("cmake", "ninja") if _which(name) is None]
     if missing:
-        say(f"this machine has no {' and no '.join(missing)}: installing from PyPI into {sys.prefix}")
+        say(f"{' and '.join(missing)} not found: installing from PyPI into {sys.prefix}")
         status, output = run_captured([sys.executable, "-m", "pip", "install", *missing], timeout_seconds=600)
         if status:
             last = output.strip().splitlines()[-1:] or ["no output"]

@@ -50,7 +50,7 @@ class ContextOptions:
             raise UsageError(f"{self.n_parallel} parallel sequences; llama.cpp takes 1 to {MAX_SEQUENCES}")
         for name, value in (("batch", self.n_batch), ("ubatch", self.n_ubatch)):
             if not 1 <= value <= MAX_CONTEXT:
-                raise UsageError(f"a {name} of {value} tokens; it must lie in 1..{MAX_CONTEXT}")
+                raise UsageError(f"a {name} of {value} tokens; it must be from 1 to {MAX_CONTEXT}")
 
     @property
     def sequences_text(self) -> str:

@@ -53,7 +53,9 @@ def not_rotated(shape: ModelShape, policy: ResolvedPolicy, *, disabled: bool = F
         return ""
     entries = sorted({*sides["K"], *sides["V"]}, key=lambda entry: entry.layer)
     dims = sorted({_head_dim(shape, entry.layer, side) for side in found for entry in sides[side]})
-    reason = f"heads of {_listed(dims)} values are not rotated (no multiple of {ROTATED_MULTIPLE}, or mixed)"
+    reason = (
+        f"heads of {_listed(dims)} values are not rotated (not a multiple of {ROTATED_MULTIPLE}, or mixed)"
+    )
     if disabled:
         reason = "LLAMA_ATTN_ROT_DISABLE is set"
     return (

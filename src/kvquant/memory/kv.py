@@ -97,7 +97,7 @@ def kv_bytes(
 def memory_of(shape: ModelShape, policy: ResolvedPolicy, options: ContextOptions) -> KVMemory:
     """`kv_bytes` with its options in one value."""
     if tuple(layer.layer for layer in policy.layers) != shape.kv_layers:
-        raise UsageError(f"the policy was resolved against another shape than {shape.name}; resolve it again")
+        raise UsageError(f"the policy was resolved for another shape than {shape.name}; resolve it again")
     check_types(shape, policy)
     cells = cache_cells(options, shape.window)
     # Without flash attention V is stored transposed, every layer padded to the widest V of the model.
@@ -115,7 +115,7 @@ def _layer(layer: LayerShape, entry: ResolvedLayer, cells: CacheCells, v_width: 
     if not layer.stores_v and entry.k_type != entry.v_type:
         raise UsageError(
             f"layer {entry.layer}: K is {entry.k_type} and V is {entry.v_type}, but V is a part of K here; "
-            "give both one type"
+            "give both the same type"
         )
     if v_width is not None and entry.v_type not in NOT_QUANTIZED:
         raise UsageError(

@@ -235,7 +235,7 @@ def _check_kind(header: GgufHeader) -> None:
     named = header.values.get("general.architecture")
     if not isinstance(named, Scalar) or not isinstance(named.value, str) or not named.value:
         raise ModelFileError(
-            f"{header.shown} does not name its architecture and so is no model; give a model's GGUF file"
+            f"{header.shown} does not name its architecture, so it is not a model; give a model's GGUF file"
         )
 
 

@@ -149,7 +149,7 @@ def common_hparams(keys: Keys) -> Hparams:
         keys.fail(f"block_count is {n_layer_all}; llama.cpp takes 1 to {MAX_LAYERS}")
     n_nextn = keys.u32("nextn_predict_layers", 0)
     if n_nextn >= n_layer_all:
-        keys.fail(f"all {n_layer_all} layers are nextn layers; give the model this is the draft of")
+        keys.fail(f"all {n_layer_all} layers are nextn layers; give the model that this is a draft for")
     n_embd = keys.u32("embedding_length")
     n_ctx_train = keys.u32("context_length")
     zeros = (0,) * n_layer_all

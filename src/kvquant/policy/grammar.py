@@ -238,7 +238,7 @@ class _Reader:
         spelling mistake.
         """
         if name in format_names() and name not in CACHE_TYPES:
-            return f"{not_in_llama([name])}; it can be analysed and not run"
+            return f"{not_in_llama([name])}; it can be analysed but not run"
         return unknown(what, name, known)
 
     def _name(self) -> str:

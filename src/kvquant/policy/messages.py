@@ -17,14 +17,14 @@ _NAMES = {" ": "a blank", "\t": "a tab", "\n": "a line break", "\r": "a line bre
 _INSTEAD = (
     ("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "write -"),
     ("'\"`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb", "leave out the quotes"),
-    (" \t\n\r", "a rule holds no blanks"),
+    (" \t\n\r", "a rule has no blanks"),
     ("\ufeff\u200b\u200c\u200d\u2060", "leave it out"),
     (";\uff0c\uff1b\u3001", "write ,"),
     ("\uff1a", "write :"),
     ("\u2217\uff0a\u00d7", "write *"),
     ("=", "a colon joins layers and types, as in 0:k=q8_0/v=q4_0"),
     (".\u2026", "a range is written 0-10"),
-    ("@", "a file is named alone, as in --policy @policy.txt"),
+    ("@", "a file stands alone, as in --policy @policy.txt"),
 )
 """Characters that people type or paste into a policy, and what to do about them."""
 

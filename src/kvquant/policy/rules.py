@@ -76,11 +76,11 @@ class Rule:
         if self.last is not None and self.last < self.first:
             raise PolicyError(f"a rule ends at {self.last}, before its start {self.first}", code="range")
         if self.counting.from_end and self.last is None:
-            raise PolicyError("a rule that counts from the end has two ends", code="range")
+            raise PolicyError("a rule that counts from the end needs both ends", code="range")
         if self.counting is Counting.REST and (self.first, self.last) != (0, None):
-            raise PolicyError("a rule for the rest names no numbers", code="range")
+            raise PolicyError("a rule for the rest takes no numbers", code="range")
         if self.k_type is None and self.v_type is None:
-            raise PolicyError("a rule gives no type, name one for k, v or both", code="syntax")
+            raise PolicyError("a rule has no type; give one for k, v or both", code="syntax")
 
     @property
     def end(self) -> int:

@@ -105,7 +105,7 @@ def run_captured(argv: Sequence[str], *, timeout_seconds: float = 60.0) -> tuple
         )
     except subprocess.TimeoutExpired as error:
         raise LlamaError(
-            f"{argv[0]} did not end within {timeout_seconds:g} s; run it by hand to see why"
+            f"{argv[0]} did not finish within {timeout_seconds:g} s; run it by hand to see why"
         ) from error
     except OSError as error:
         raise LlamaError(f"cannot run {argv[0]}: {error.strerror or error}") from error

@@ -84,17 +84,17 @@ def note_lines(analysis: Analysis) -> list[str]:
     """Return how to read the columns, a line each."""
     lines = [
         "dB: squared error over energy; lower is better.",
-        "KL: of the attention distribution, in nats. logit: its logits' error, each query's mean taken out.",
-        "output %: relative error of the attention output. K only, V only: with just that side quantized.",
+        "KL: of the attention distribution, in nats. logit: error of its logits, without each query's mean.",
+        "output %: relative error of the attention output. K only, V only: with only that side quantized.",
     ]
     if analysis.rotation == "both":
         lines.append(
             f"{UNROTATED}: output % without llama.cpp's Hadamard rotation (LLAMA_ATTN_ROT_DISABLE=1)."
         )
     elif analysis.rotation == "off":
-        lines.append("Everything is without llama.cpp's Hadamard rotation (LLAMA_ATTN_ROT_DISABLE=1).")
+        lines.append("All numbers are without llama.cpp's Hadamard rotation (LLAMA_ATTN_ROT_DISABLE=1).")
     if not all(summary.runnable for summary in (analysis.total, *analysis.baselines.values())):
-        lines.append(f"{NOT_RUNNABLE}: llama.cpp has no such cache type; for comparison only.")
+        lines.append(f"{NOT_RUNNABLE}: not a cache type of llama.cpp; for comparison only.")
     return lines
 
 
@@ -234,7 +234,8 @@ def _front_figure(analysis: Analysis) -> str:
         front_svg(analysis, FigureSize(10, 5), "fw"),
         front_svg(analysis, FigureSize(4.4, 4.6), "fn"),
         "Attention-output error against size for this policy and all others. The next table has the numbers.",
-        "Lower left is better. Above the line something that llama.cpp can run is smaller and more accurate.",
+        "Lower left is better. For anything above the line, llama.cpp can run something smaller and more "
+        "accurate.",
     )
 
 

@@ -37,7 +37,7 @@ def layer_table(result: CalibrationResult) -> Table:
         (str(layer.layer), layer.kind, *(_gain(layer.gain_db.get(kind)) for kind in kinds))
         for layer in result.layers
     )
-    return Table(("layer", "takes", *(f"{kind} dB" for kind in kinds)), rows, words=(1,))
+    return Table(("layer", "kind", *(f"{kind} dB" for kind in kinds)), rows, words=(1,))
 
 
 def trial_table(result: CalibrationResult) -> Table:
@@ -52,11 +52,11 @@ def verdict(result: CalibrationResult) -> str:
     """Return in one sentence whether the transform helps."""
     judged = result.judgement
     if result.layers and all(layer.kind == NOTHING for layer in result.layers):
-        return f"no kind is surely better than none to {result.n_ctx} tokens"
+        return f"no kind is clearly better than none up to {result.n_ctx} tokens"
     if judged.better:
         return f"KL {_times(judged)} as large with the transform, to {result.n_ctx} tokens"
     if judged.kl_with >= judged.kl_without:
-        return f"the transform does harm: KL {_times(judged)} as large with it, to {result.n_ctx} tokens"
+        return f"the transform is harmful: KL {_times(judged)} as large with it, to {result.n_ctx} tokens"
     return f"the gain cannot be told from chance: KL {_times(judged)} as large with the transform"
 
 

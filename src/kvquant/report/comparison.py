@@ -23,14 +23,14 @@ def comparison_text(found: Comparison, width: int | None = None) -> str:
 def _compared(run: ComparedRun, found: Comparison, width: int | None) -> str:
     lines = [f"{run.run}: {run.model}", text(summary_table(run.summary), width), "against the baseline"]
     if run.n_unpaired:
-        lines[-1] += f"; left out, as only one of the two has them: {run.n_unpaired} samples"
+        lines[-1] += f"; left out, because only one of the two has them: {run.n_unpaired} samples"
     lines.append(text(task_table(run.rows, "this run"), width))
     lines += reason_lines(run.rows)
     rules, safe = found.rules, f"{100 * found.rules['safe_loss']:g} points"
     lines.append(
-        f"'finds' is the smallest change found with probability {rules['power']:g} where at least "
+        f"'finds' is the smallest change detected with probability {rules['power']:g} where at least "
         f"{rules['disagreement']:.0%} of samples differ; safe needs it to be at most {safe}, and a baseline "
-        "that has so much to lose"
+        "with that much to lose"
     )
     return "\n".join(lines)
 
@@ -77,7 +77,7 @@ def routing_table(ranking: Ranking) -> Table:
         )
         for route in ranking.routing
     )
-    return Table(("category", "ask", "rate", "seconds", "not to be told from it"), rows, words=(1, 4))
+    return Table(("category", "best run", "rate", "seconds", "indistinguishable from it"), rows, words=(1, 4))
 
 
 def _two_decimals(value: float | None) -> str:

@@ -50,7 +50,7 @@ def layer_table(shape: ModelShape, memory: KVMemory) -> Table:
 def _budget_line(shape: ModelShape, options: ContextOptions, n_bytes: int) -> str:
     step = PADDING * (1 if options.kv_unified else options.n_parallel)
     if options.n_ctx + step > MAX_CONTEXT:
-        return f"any context fits {format_n_bytes(n_bytes)}: the cache stops growing"
+        return f"any context fits {format_n_bytes(n_bytes)}: the cache stops growing at some length"
     trained = f", the model was trained on {shape.n_ctx_train}" if shape.n_ctx_train else ""
     return f"{options.n_ctx} tokens is the longest context within {format_n_bytes(n_bytes)}{trained}"
 
@@ -66,7 +66,7 @@ def _comparison(shape: ModelShape, memory: KVMemory, options: ContextOptions) ->
             f"{format_n_bytes(memory.window_bytes)} in sliding-window layers"
         )
     if memory.recurrent_bytes is None:
-        lines.append("recurrent states come on top; this shape does not say how large they are")
+        lines.append("recurrent states come on top; this shape does not state their size")
     elif memory.recurrent_bytes:
         lines.append(
             f"{_amount('recurrent', memory.recurrent_bytes)}  on top, float32 in {shape.n_recurrent} layers"

@@ -48,7 +48,7 @@ def comparison_table(result: SearchResult) -> Table:
 def speeds_title(result: SearchResult) -> str:
     """What the table of speeds shows."""
     depth = result.speeds[0].decode.depth
-    return f"Decode at depth {depth}; types below {result.min_speed:g} of f16 were left out"
+    return f"Decode at depth {depth}; types below {result.min_speed:g} of f16's rate were left out"
 
 
 def speed_table(result: SearchResult) -> Table:

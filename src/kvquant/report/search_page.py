@@ -64,7 +64,7 @@ def _front(result: SearchResult) -> str:
         "KL divergence on the held-out text against the size of the cache: the front of the search, the "
         "chosen policy and every rule. The table below has the numbers.",
         "Lower left is better. The dotted line is the floor, float16 against itself: what lies there cannot "
-        "be told from it. The bar is from the best to the mean of random policies of the same bytes.",
+        "be told from it. The bar spans from the best to the mean of random policies of the same size.",
     )
 
 
@@ -74,7 +74,7 @@ def _heat(result: SearchResult) -> str:
         "What each side costs",
         figures.heat_svg(result, False, "heat"),
         figures.heat_svg(result, True, "heat-narrow"),
-        "A cell for each type on each side of each layer, darker where it costs more.",
+        "One cell for each type on each side of each layer; darker costs more.",
         escape(
             "Nats that the side in f16 takes off, all others in the coarsest type, on a logarithmic scale."
             if result.costs_from == "reverse"
@@ -94,14 +94,16 @@ def _additivity(result: SearchResult) -> str:
     found = result.additivity
     said = f"{found.n_policies} policies on the fitting text."
     if found.ratio is not None:
-        said += f" The median policy measures {found.ratio:.2f} times what the sum of its costs predicts."
+        said += (
+            f" The median policy measures {found.ratio:.2f} times the prediction from the sum of its costs."
+        )
     if found.rank_correlation is not None:
         said += f" Spearman's rank correlation is {found.rank_correlation:.2f}."
     return figure(
         "Predicted against measured",
         wide,
         narrow,
-        "Measured KL of whole policies against the sums of their single costs.",
+        "Measured KL of whole policies against the sums of their costs per side.",
         escape(f"On the line costs add up. {said}"),
     )
 

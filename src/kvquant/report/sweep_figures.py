@@ -51,7 +51,7 @@ def row_name(row: DecisionRow, with_board: bool) -> str:
 
 
 def memory_svg(result: SweepResult, narrow: bool, prefix: str) -> str | None:
-    """Draw host memory against decode at depth: a point for each model and policy."""
+    """Draw host memory against decode at depth: one point per model and policy."""
     rows = [row for row in result.rows if row.host_bytes is not None and row.decode_deep is not None]
     if not rows:
         return None

@@ -26,21 +26,19 @@ QUIET = 0.9
 """Share of their processor time that a cell's threads must have had to count as undisturbed."""
 
 NOTES = (
-    "Rates are tokens per second, medians over rounds; every second round runs backwards, and the policies "
-    "of one "
-    "setting follow each other, so that drift slows all alike.",
+    "Rates are tokens per second, medians over rounds. Every second round runs in reverse, and the policies "
+    "of one setting run one after another, so drift slows all alike.",
     "Threads, cores and flash attention of a row are those whose decode at depth is fastest; of those "
     "within 3 %, "
     "the ones with the fewest threads.",
     "A context is stable when facts at its start, in its middle and at its end are all recalled, several "
     "times in "
-    "a row. Predicted is what kvquant memory allows in the memory that was free.",
+    "a row. Predicted is what kvquant memory computes for the free memory.",
     "Host memory is what llama.cpp logs: weights, KV cache, compute and output buffers. Peak RSS counts "
     "the pages "
     "of the model's file that were touched.",
-    "A star marks rows that no other row equals in decode at depth, host memory and quality and beats in "
-    "one; a "
-    "question mark those whose quality is not known.",
+    "A star marks rows on the Pareto front of decode at depth, host memory and quality, a question mark "
+    "rows of unknown quality.",
 )
 
 
@@ -61,8 +59,8 @@ def sweep_page(result: SweepResult) -> str:
                 result,
                 figures.memory_svg,
                 "Memory against speed",
-                "Decode at depth against host memory, a point for each model and policy.",
-                "Upper left is better. A model has one colour, a policy one mark.",
+                "Decode at depth against host memory, one point per model and policy.",
+                "Upper left is better. Colours are models, marks are policies.",
             ),
             _figure(
                 result,
@@ -71,13 +69,13 @@ def sweep_page(result: SweepResult) -> str:
                 "Decode under every number of threads, flash attention and context; the table of cells has "
                 "the "
                 "numbers.",
-                "A mark for each policy, a line from its slowest round to its fastest.",
+                "One mark per policy, with a line from its slowest round to its fastest.",
             ),
             _figure(
                 result,
                 figures.depth_svg,
                 "Speed by depth",
-                "Prefill and decode against the tokens in the cache, a line for each model and policy.",
+                "Prefill and decode against the tokens in the cache, one line per model and policy.",
                 "Each under its best setting.",
             ),
             _figure(
@@ -85,7 +83,7 @@ def sweep_page(result: SweepResult) -> str:
                 figures.context_svg,
                 "Context",
                 "; ".join(map(figures.described, result.rows)),
-                "Palest: loads; darker: answers once; full: answers again and again.",
+                "Palest: loads; darker: answers once; full: answers every time.",
             ),
             _parts(result),
             _cells(result),
@@ -112,13 +110,12 @@ def disturbance(result: SweepResult) -> str:
     quiet = sum(share >= QUIET for share in shares)
     middle = percent(median(shares))
     if quiet == len(shares):
-        return f"The cells had the machine for themselves: {middle} of the processor time they could use."
+        return f"The cells had the machine to themselves: {middle} of the processor time they could use."
     return (
         f"Other programs ran: the servers' threads had {middle} of the processor time they could use "
         f"(median), and "
-        f"{quiet} of {len(shares)} timings were undisturbed. Rates are lower than this machine's own, and "
-        f"differences "
-        "between settings are partly chance."
+        f"{quiet} of {len(shares)} timings were undisturbed. Rates are lower than on an idle machine, "
+        "and differences between settings are partly chance."
     )
 
 
@@ -153,7 +150,7 @@ def _tiles(result: SweepResult) -> str:
 def _choices(result: SweepResult) -> str:
     if not result.choices:
         return ""
-    table = html_table(choice_table(result.choices), "Which model and policy for which job under this memory")
+    table = html_table(choice_table(result.choices), "Which model and policy for which job in this memory")
     return f"<h2>What to choose</h2>\n{table}"
 
 

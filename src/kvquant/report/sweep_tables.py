@@ -80,7 +80,7 @@ _MEMORY: tuple[Column, ...] = (
     ("model", lambda row: n_bytes(row.model_bytes), False),
     ("KV", lambda row: n_bytes(row.kv_bytes), False),
     ("compute", lambda row: n_bytes(row.compute_bytes), False),
-    ("host in all", lambda row: n_bytes(row.host_bytes), False),
+    ("host memory", lambda row: n_bytes(row.host_bytes), False),
     ("peak RSS", lambda row: n_bytes(row.peak_rss_bytes), False),
 )
 _QUALITY: tuple[Column, ...] = (

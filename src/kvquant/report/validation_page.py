@@ -64,7 +64,7 @@ def _quality(result: ValidationResult) -> str:
         result,
         figures.quality_svg,
         "Memory against quality",
-        "KL divergence and right answers against the size of the KV cache, a point for each policy. The "
+        "KL divergence and right answers against the size of the KV cache, one point per policy. The "
         "tables have the numbers.",
         "Lower left is better for the divergence, upper left for the answers. Vertical lines are 95 % "
         "intervals. The dashed line is the baseline against itself, the stepped one the Pareto front.",
@@ -88,8 +88,8 @@ def _answers(result: ValidationResult) -> str:
         "Answers by category",
         "Change of the share of right answers in every category, a point with its interval for each policy. "
         "The tables below have the numbers.",
-        "Left of the line answers were lost. An interval that crosses the line shows no change, not that "
-        "there is none.",
+        "Left of the line answers were lost. An interval that crosses the line shows no change, but does "
+        "not rule one out.",
         "\n".join([bullets(words.sure_lines(result)), *parts]),
     )
 
@@ -107,8 +107,8 @@ def _divergence(result: ValidationResult) -> str:
         figures.divergence_svg,
         "KL divergence from the baseline",
         "Mean KL divergence of every policy with its interval. The table below has the numbers.",
-        "Filled: token by token, as text is made. Hollow: the prompt at once. The grey bar is the floor, the "
-        "baseline against itself: what lies there cannot be told from it.",
+        "Filled: token by token, like an answer. Hollow: in batches, like a prompt. The grey bar is the "
+        "floor, the baseline against itself: values there cannot be told from it.",
         html_table(found, "KL divergence per token, nats") if found.rows else "",
         with_key=False,
     )
@@ -116,8 +116,8 @@ def _divergence(result: ValidationResult) -> str:
         result,
         figures.positions_svg,
         "KL divergence by position",
-        "Mean KL divergence against the position of the token, a line for each policy.",
-        "A line that rises says that errors pile up as the cache fills.",
+        "Mean KL divergence against the position of the token, one line per policy.",
+        "A rising line means that errors build up as the cache fills.",
     )
     return f"{by_policy}\n{by_position}"
 
@@ -130,8 +130,8 @@ def _speed(result: ValidationResult) -> str:
         result,
         figures.speed_svg,
         "Speed by depth",
-        "Tokens per second of prefill and decode against the tokens in the cache, a line for each policy.",
-        "Medians over rounds in which the policies take turns.",
+        "Tokens per second of prefill and decode against the tokens in the cache, one line per policy.",
+        "Medians over rounds; the policies take turns.",
         f"{details}\n{talked}",
     )
 
@@ -143,8 +143,8 @@ def _memory(result: ValidationResult) -> str:
         result,
         figures.layers_svg,
         "KV bytes by layer",
-        "Bytes of K and of V in every layer as shades, a strip for each policy. The table has the sums.",
-        "Upper strip K, lower strip V; the fainter, the fewer bytes beside the baseline’s.",
+        "Bytes of K and V in every layer as shades, one strip per policy. The table has the sums.",
+        "Upper strip K, lower strip V; paler means fewer bytes than the baseline.",
         f"{below}\n{bullets(words.memory_findings(result))}",
         with_key=False,
     )

@@ -109,7 +109,7 @@ def reason_lines(rows: Sequence[TaskRow]) -> list[str]:
     lines = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
     n_left_out = max((row.n_unanswered for row in rows), default=0)
     if n_left_out:
-        lines.append(f"left out, as the endpoint failed in one of the two: {_samples(n_left_out)}")
+        lines.append(f"left out, because the endpoint failed in one of the two: {_samples(n_left_out)}")
     return lines
 
 

@@ -126,29 +126,29 @@ def note_lines(result: ValidationResult) -> list[str]:
     """How to read the columns and the verdicts, a line each."""
     rules = result.suite.rules
     lines = [
-        "KL: of the next token's distribution from the baseline's, in nats per token; 0 is no difference. "
-        "Floor: the baseline against itself.",
+        "KL: divergence of the next token's distribution from the baseline's, in nats per token; 0 is no "
+        "difference. Floor: the baseline against itself.",
         "Points: percentage points of right answers. lost, gained: samples right under the baseline only, "
         "under the policy only.",
         "p: exact McNemar test on these, adjusted for the number of policies (Holm). finds: the smallest "
-        "change such a run would have shown.",
-        "Speed and memory are ratios to the baseline: 0.50x is half the memory, or half as fast. The "
-        "verdicts show the slowest depth of a phase, and the path with the most KL above its floor.",
-        "Numbers in brackets or in small print are 95 % intervals; a number without one has no known "
-        "uncertainty. ? is not known.",
+        "change that such a run detects.",
+        "Speed and memory are ratios to the baseline: 0.50x is half the memory, or half as fast. "
+        "Verdicts show the slowest depth of a phase, and the path with the largest KL above its floor.",
+        "Numbers in brackets or in small print are 95 % intervals; the uncertainty of a number without "
+        "one is unknown. ? is unknown.",
     ]
     if {"alpha", "safe_loss", "broken_loss"} <= rules.keys():
         lines.append(
-            f"Answers are safe when a loss above {rules['safe_loss']:.0%} would have shown and did not, "
-            f"broken from a loss of {rules['broken_loss']:.0%}, at p ≤ {rules['alpha']:g}. A baseline "
-            "that is right too seldom to lose that much says nothing."
+            f"Answers are safe when a loss above {rules['safe_loss']:.0%} would have been detected and was "
+            f"not, broken from a loss of {rules['broken_loss']:.0%}, at p ≤ {rules['alpha']:g}. A baseline "
+            "with too few right answers to lose that much says nothing."
         )
     if {"safe_kl", "broken_kl"} <= rules.keys():
         lines.append(
             f"KL above the floor is safe up to {rules['safe_kl']:g}, broken from {rules['broken_kl']:g} on."
         )
     if "safe_speed" in rules:
-        lines.append(f"Speed is a cost where its whole interval lies below {rules['safe_speed']:g}x.")
+        lines.append(f"Speed is a cost if its whole interval is below {rules['safe_speed']:g}x.")
     return lines
 
 
@@ -170,13 +170,10 @@ def _noise(result: ValidationResult) -> list[str]:
         return ["The baseline was not asked twice, so the noise of the answers themselves is unknown."]
     flips = row.n_lost + row.n_gained
     if flips == 0:
-        return [
-            f"Asked twice, the baseline gave the same {row.n} outcomes: "
-            "the answers have no noise of their own."
-        ]
+        return [f"Asked twice, the baseline gave the same {row.n} outcomes: the answers have no noise."]
     return [
         f"Asked twice, the baseline changed {flips} of {row.n} outcomes ({row.n_lost} lost, "
-        f"{row.n_gained} gained): so much is noise."
+        f"{row.n_gained} gained): that much is noise."
     ]
 
 
@@ -190,11 +187,13 @@ def _detectable(result: ValidationResult) -> list[str]:
     power = result.suite.rules.get("power")
     how_often = "" if power is None else f" with probability {power:g}"
     if len(known) < len(effects):
-        return [f"With {n} questions for each policy no change of any size would have been found{how_often}."]
+        return [
+            f"With {n} questions for each policy no change of any size would have been detected{how_often}."
+        ]
     return [
-        f"With {n} questions for each policy a change of {100 * max(known):.1f} points is found"
-        f"{how_often}; smaller ones may be there and not show. Within one category it takes more: the column "
-        "“finds” below."
+        f"With {n} questions for each policy a change of {100 * max(known):.1f} points is "
+        f"detected{how_often}; smaller ones may go unnoticed. Within one category it takes more: see the "
+        "column “finds” below."
     ]
 
 

@@ -47,8 +47,8 @@ def choose(layers: Sequence[Sequence[tuple[int, float]]], budget: int) -> Choice
     smallest = [min(n_bytes for n_bytes, _ in options) for options in layers]
     if sum(smallest) > budget:
         raise UsageError(
-            f"a budget of {format_n_bytes(budget)} is below {format_n_bytes(sum(smallest))}, the least these "
-            "types take; raise it, shorten the context, or allow smaller types"
+            f"a budget of {format_n_bytes(budget)} is below {format_n_bytes(sum(smallest))}, the smallest "
+            "size with these types; raise it, shorten the context, or allow smaller types"
         )
     fronts, exact = _fronts(layers, smallest, budget)
     return _traced(fronts, len(fronts[-1].error) - 1, exact)
@@ -65,8 +65,8 @@ def choose_within_error(layers: Sequence[Sequence[tuple[int, float]]], most_erro
     fitting = np.flatnonzero(fronts[-1].error <= most_error)
     if not len(fitting):
         raise UsageError(
-            f"an error of {most_error:.3g} is below {fronts[-1].error[-1]:.3g}, the least of these types; "
-            "raise it, or allow larger types"
+            f"an error of {most_error:.3g} is below {fronts[-1].error[-1]:.3g}, the smallest error "
+            "with these types; raise it, or allow larger types"
         )
     return _traced(fronts, int(fitting[0]), exact)
 

@@ -90,7 +90,7 @@ class Search:
     # ---- measuring ----
 
     def costs(self) -> Costs:
-        """Measure every side in the coarsest type, then finer types where they can show above the noise.
+        """Measure every side in the coarsest type, then finer types where they can matter above the noise.
 
         A side whose coarsest type is not to be told from the floor has nothing finer to show.
         """
@@ -114,7 +114,7 @@ class Search:
             for place in self.sides
         }
         if any(finer.values()):
-            self.say("finer types where they can show")
+            self.say("finer types where they can matter")
             measured |= self._single(finer)
         return Costs(floor, measured, side_costs(measured, floor, self.sides, self.problem.types))
 
@@ -148,7 +148,7 @@ class Search:
     def _proxy_costs(self, floor: Floor) -> Costs:
         """Squared attention-output errors, in units that make all of the coarsest type cost what it does."""
         if self._hints.proxy is None:
-            raise UsageError("--quick chooses by a capture; give --capture FILE (kvquant capture)")
+            raise UsageError("--quick chooses from a capture; give --capture FILE (kvquant capture)")
         low = coarsest(self.problem.types)
         uniform = str(policy_of(dict.fromkeys(self.sides, low)))
         measured = self._meter.measure("fit", [uniform], self.problem.n_chunks)[uniform]
@@ -223,8 +223,8 @@ class Search:
         floor = costs.floor.base
         if max_kl <= floor:
             raise UsageError(
-                f"--max-kl {max_kl:g} is below {floor:.2g}, what a float16 cache differs from "
-                "itself by when only the order of its sums changes; give a larger limit"
+                f"--max-kl {max_kl:g} is below {floor:.2g}, the difference of a float16 cache "
+                "from itself when only the order of sums changes; give a larger limit"
             )
         limit = max_kl - floor
         options = self._options(costs)
@@ -244,7 +244,7 @@ class Search:
             limit *= max(0.1, min(0.8, (max_kl - floor) / (measured - floor)))
         if smallest is None:
             raise UsageError(
-                f"--max-kl {max_kl:g}: no policy of {', '.join(self.problem.types)} that was tried loses so "
+                f"--max-kl {max_kl:g}: no policy of {', '.join(self.problem.types)} that was tried loses as "
                 "little; give a larger limit"
             )
         return smallest

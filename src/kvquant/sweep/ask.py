@@ -90,7 +90,7 @@ def complete(
             pieces.append(str(event.get("content", "")))
         timings = event.get("timings", timings)
     if not isinstance(timings, Mapping):
-        raise EndpointError("llama-server ended an answer without its timings")
+        raise EndpointError("llama-server ended an answer without timings")
     n_prompt = int(timings["prompt_n"]) + int(timings["cache_n"])
     if not timings["cache_n"]:
         progress.setdefault(n_prompt, float(timings["prompt_ms"]) / 1000)
@@ -157,7 +157,7 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             raise EndpointError("the endpoint sent an event that is not JSON") from error
         if not isinstance(event, dict):
-            raise EndpointError("the endpoint sent an event that is no JSON object")
+            raise EndpointError("the endpoint sent an event that is not a JSON object")
         if "error" in event:
             what = event["error"]
             message = what.get("message") if isinstance(what, dict) else what

@@ -264,7 +264,7 @@ def _loaded(plan: SweepPlan, entry: EndpointPlan) -> Iterator[tuple[Endpoint, st
         yield endpoint, endpoint.choose_model(entry.model).name
         return
     if entry.model is None:
-        raise UsageError(f"endpoint {entry.name!r} is a router; say which model it loads")
+        raise UsageError(f"endpoint {entry.name!r} is a router; name the model that it is to load")
     router = Router(entry.base_url.removesuffix("/v1"), None if key is None else key.value)
     router.load(entry.model, plan.measure.start_seconds)
     try:

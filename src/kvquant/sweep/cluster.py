@@ -129,7 +129,7 @@ class Cluster:
         n_left = sum(len(tasks) for tasks in waiting.values())
         if n_left:
             raise KVQuantError(
-                f"no board is left for {n_left} cells; what is recorded is kept, run the same command again"
+                f"no board is left for {n_left} cells; records are kept; run the same command again to resume"
             )
 
     def _submit(self, board: str, task: Task) -> Any:

@@ -307,7 +307,7 @@ def choices(
         "best answers": (lambda row: row.quality.rate, "{:.1%} of the answers right", at_largest),
         "tool calls": (lambda row: row.quality.tool_rate, "{:.1%} of the tool calls right", at_largest),
         "quality and speed": (lambda row: row.quality.composite, "composite {:.3g}", at_largest),
-        "long texts": (lambda row: row.stable_ctx, "answers at {:.0f} tokens, again and again", at_stable),
+        "long texts": (lambda row: row.stable_ctx, "answers at {:.0f} tokens, every time", at_stable),
     }
     found: list[Choice] = []
     for job, (merit, why, need) in jobs.items():
@@ -330,7 +330,7 @@ def _choice(
     fitting = [row for row in rows if (n_bytes := need(row)) is not None and n_bytes <= size]
     if not fitting:
         least = min((n_bytes for row in rows if (n_bytes := need(row)) is not None), default=None)
-        needs = "no memory is known" if least is None else f"the least takes {format_n_bytes(least)}"
+        needs = "memory is unknown" if least is None else f"the smallest takes {format_n_bytes(least)}"
         return Choice(job, size, None, None, None, f"nothing fits: {needs}")
     best = max(fitting, key=lambda row: (merit(row) or 0.0, row.decode_deep or 0.0))
     return Choice(job, size, best.board, best.model, best.label, why.format(merit(best)))

@@ -152,11 +152,11 @@ def read_journal(folder: Path) -> Journal:
         data = path.read_bytes()
     except OSError as error:
         raise KVQuantError(
-            f"{folder} holds no sweep: {path.name}: {error.strerror}; kvquant sweep makes one"
+            f"{folder} contains no sweep: {path.name}: {error.strerror}; kvquant sweep makes one"
         ) from error
     journal = _parse(whole_lines(data), path)
     if not journal.starts:
-        raise KVQuantError(f"{folder} holds no sweep: {path.name} has no complete line")
+        raise KVQuantError(f"{folder} contains no sweep: {path.name} has no complete line")
     return journal
 
 
@@ -170,7 +170,7 @@ def check_same(folder: Path, old: SweepStart, new: SweepStart) -> None:
         else:
             differs = value != other
         if differs:
-            raise UsageError(f"{folder} holds a sweep with another {name}; name another --out")
+            raise UsageError(f"{folder} contains a sweep with another {name}; give another --out")
 
 
 def _parse(data: bytes, path: Path) -> Journal:

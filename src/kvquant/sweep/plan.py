@@ -163,23 +163,23 @@ def check_plan(plan: SweepPlan, where: str = "plan") -> SweepPlan:
     }
     for name, values in lists.items():
         if len(set(values)) != len(values):
-            raise UsageError(f"{where}: {name} names one value twice; give each once")
+            raise UsageError(f"{where}: {name} has a value twice; give each once")
     if plan.models and not (plan.policies and plan.cpus and plan.flash_attn and plan.ctx):
-        raise UsageError(f"{where}: policies, cpus, flash_attn and ctx each need one value at least")
+        raise UsageError(f"{where}: policies, cpus, flash_attn and ctx each need at least one value")
     for entry in plan.cpus if plan.probe is None else (*plan.cpus, plan.probe.cpus):
         if entry not in NAMES:
             parse_cores(entry)
     texts = [canonical(text) + ("" if split(text)[1] else "@no-transform") for text in plan.policies]
     stray = [name for name in plan.transforms if name not in plan.models]
     if stray:
-        raise UsageError(f"{where}: [transforms] names {stray[0]!r}, which is no model of the plan")
+        raise UsageError(f"{where}: [transforms] names {stray[0]!r}, which is not a model of the plan")
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
         raise UsageError(f"{where}: the policy {twice} is given twice; give each once")
     odd = [depth for depth in plan.measure.depths if depth % plan.measure.n_prompt]
     if odd:
         raise UsageError(
-            f"{where}: depth {odd[0]} is no multiple of n_prompt ({plan.measure.n_prompt}); prefill is "
+            f"{where}: depth {odd[0]} is not a multiple of n_prompt ({plan.measure.n_prompt}); prefill is "
             f"timed batch "
             "by batch"
         )
@@ -195,7 +195,7 @@ def check_plan(plan: SweepPlan, where: str = "plan") -> SweepPlan:
         raise UsageError(f"{where}: [probe] max_ctx is below its start; raise it")
     names = [*plan.models, *(entry.name for entry in plan.endpoint)]
     if len(set(names)) != len(names):
-        raise UsageError(f"{where}: two models or endpoints have one name; rename an endpoint")
+        raise UsageError(f"{where}: two models or endpoints have the same name; rename an endpoint")
     _ = plan.reserve_n_bytes, [parse_n_bytes(size) for size in plan.ram]
     return plan
 

@@ -131,8 +131,7 @@ def draft_of(model: Path, policy: str) -> Draft:
     if len(k_types) != 1 or len(v_types) != 1:
         raise UsageError(
             f"--draft-policy {policy}: llama-server takes one type for K and one for V of a draft model; "
-            f"give such "
-            "as q8_0 or k8v4"
+            "give, for example, q8_0 or k8v4"
         )
     return Draft(model, k_types.pop(), v_types.pop())
 
@@ -208,7 +207,9 @@ def _name(model: str) -> str:
 
 def _value(value: str) -> str:
     if _NOT_IN_A_VALUE.search(value) or value != value.strip():
-        raise UsageError(f"{value!r} cannot stand in a preset file: no ; or # or line break; rename the file")
+        raise UsageError(
+            f"{value!r} cannot be in a preset file, because of a ; or # or line break; rename the file"
+        )
     return value
 
 

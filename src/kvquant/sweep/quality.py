@@ -37,7 +37,7 @@ def read_quality(folders: Iterable[Path]) -> ByModel:
         parts = _of_folder(folder)
         if not parts:
             raise UsageError(
-                f"{folder} holds no validation, run or divergence; name the --out of kvquant validate, "
+                f"{folder} contains no validation, run or divergence; name the --out of kvquant validate, "
                 f"eval or "
                 "divergence"
             )

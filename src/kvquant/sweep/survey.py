@@ -63,7 +63,7 @@ def survey(plan: SweepPlan, programs: Path | None, name: str | None = None, root
     info = None
     if files:
         if programs is None:
-            raise UsageError("no llama-server: run kvquant llama build, or name a folder with --llama-bin")
+            raise UsageError("no llama-server: run kvquant llama build, or give its folder with --llama-bin")
         _check_server(programs)
         info = read_info(programs.parent)
     machine = read_machine(root)
@@ -107,7 +107,7 @@ def check_runnable(plan: SweepPlan, host: Host) -> None:
     raise KVQuantError(
         f"no cell fits: the smallest needs {format_n_bytes(int(least))}, {format_n_bytes(free or 0)} are "
         f"free and "
-        f"{format_n_bytes(plan.reserve_n_bytes)} are left alone; free some memory, or plan smaller contexts"
+        f"{format_n_bytes(plan.reserve_n_bytes)} are reserved; free some memory, or plan smaller contexts"
     )
 
 

@@ -39,7 +39,7 @@ class FitOptions:
     def __post_init__(self) -> None:
         if not (0 < self.floor <= 1 and 0 <= self.shrink <= 1):
             raise TransformError(
-                f"fit: a floor of {self.floor} and a shrinkage of {self.shrink}; both lie between 0 and 1"
+                f"fit: a floor of {self.floor} and a shrinkage of {self.shrink}; both must be from 0 to 1"
             )
 
 

@@ -26,7 +26,7 @@ def places(head_dim: int) -> npt.NDArray[np.intp]:
     """Return for each place of a stored key which dimension, by falling energy, it holds; (head_dim,).
 
     Every block of 64 gets 32 of the stronger half of all dimensions, then 32 of the weaker, in wider heads
-    each n-th of them. Raises TransformError for heads that are no multiple of 64 wide.
+    each n-th of them. Raises TransformError for heads whose width is not a multiple of 64.
     """
     if head_dim <= 0 or head_dim % BLOCK:
         raise TransformError(

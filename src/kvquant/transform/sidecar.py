@@ -80,7 +80,7 @@ def read_transform(path: str | Path) -> KVTransform:
     try:
         n_bytes = Path(path).stat().st_size
         if not Path(path).is_file() or n_bytes > MAX_BYTES:
-            raise TransformError(f"{path}: is no file of a transform; kvquant calibrate writes one")
+            raise TransformError(f"{path}: is not a transform file; kvquant calibrate writes one")
         reader = GGUFReader(os.fspath(path))
         fields = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
@@ -109,7 +109,7 @@ def _half(array: Any, layer: int) -> Any:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     if not np.array_equal(half.astype(np.float32), array):
-        raise TransformError(f"transform of layer {layer}: its numbers are no float16; round them first")
+        raise TransformError(f"transform of layer {layer}: its numbers are not float16; round them first")
     return half
 
 

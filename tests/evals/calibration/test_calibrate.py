@@ -149,7 +149,7 @@ def test_kill_9_loses_nothing_that_is_finished(text: Path, tmp_path: Path) -> No
     assert not output.exists() and load_moments(work / f"moments-{N_CTX}.npz").n_tokens == 640
     kept = (work / f"moments-{N_CTX}.npz").read_bytes()
     message = failure(run(text, output, "--rounds", "1"), UsageError)
-    assert "another n rounds; remove it or name another --work" in message
+    assert "another n rounds; remove it or give another --work" in message
     kept_in = ("--rounds", "0", "--work", str(work))
     assert run(text, output, *kept_in).exit_code == 0
     assert (work / f"moments-{N_CTX}.npz").read_bytes() == kept
@@ -172,9 +172,9 @@ def test_a_full_disk_leaves_no_half_file(text: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("more", "kind", "message"),
     [
-        (("--policy", "f16"), UsageError, "quantizes no layer's keys"),
+        (("--policy", "f16"), UsageError, "quantizes no keys"),
         (("--ctx", "8192", "--tokens", "9000"), UsageError, "was trained on"),
-        (("--figure", "a.pdf"), UsageError, "written as .png or .svg"),
+        (("--figure", "a.pdf"), UsageError, "ends in .png or .svg"),
         (("--output", "/nonexistent/a.gguf"), UsageError, "there is no folder /nonexistent"),
         (("--llama-bin", "/nonexistent"), LlamaError, "there is no llama-kv-divergence"),
         (("--text", "/nonexistent"), UsageError, "/nonexistent"),

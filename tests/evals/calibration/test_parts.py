@@ -81,13 +81,13 @@ def header_with(**values: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"policy": "*:f16"}, UsageError, "quantizes no layer's keys"),
+        ({"policy": "*:f16"}, UsageError, "quantizes no keys"),
         ({"n_ctx": 10**6, "n_fit": 10**7}, UsageError, "was trained on"),
         ({"n_fit": 100}, UsageError, "--tokens 100: fewer than --ctx 512"),
         (
             {"shape": replace(SHAPE, layers=(replace(SHAPE.layers[0], stores_v=False),))},
             TransformError,
-            "K is V as well",
+            "K is also its V",
         ),
         (
             {"kind": "centre", "model": header_with(**{f"{MODEL.arch}.attn_logit_softcapping": 50.0})},

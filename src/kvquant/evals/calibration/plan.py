@@ -83,18 +83,16 @@ def check_plan(plan: CalibrationPlan) -> None:
     """Raise KVQuantError, one line, for what cannot be calibrated, before anything runs."""
     if plan.shape.mla:
         raise TransformError(
-            f"{plan.model.shown}: its K is V as well (MLA); no transform of K alone is exact"
+            f"{plan.model.shown}: its K is also its V (MLA), so no transform of K alone is exact"
         )
     if not plan.layers:
-        raise UsageError(
-            f"--policy {plan.policy}: quantizes no layer's keys; a transform has nothing to help"
-        )
+        raise UsageError(f"--policy {plan.policy}: quantizes no keys, so a transform cannot help")
     if plan.ordered:
         for layer in plan.layers:
             places(plan.shape.layers[layer].head_dim_k)
     seen = sees_logits(plan.model)
     if seen is not None and plan.centred and plan.kind == "centre":
-        raise TransformError(f"{plan.model.shown} {seen}: keys cannot be centred; take another --kind")
+        raise TransformError(f"{plan.model.shown} {seen}: keys cannot be centred; choose another --kind")
     if plan.shape.n_ctx_train and plan.n_ctx > plan.shape.n_ctx_train:
         raise UsageError(
             f"--ctx {plan.n_ctx}: {plan.model.name} was trained on {plan.shape.n_ctx_train} tokens; give at "

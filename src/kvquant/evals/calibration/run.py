@@ -264,6 +264,6 @@ def _check_same(work: Path, start: _Start) -> None:
     for name, value in old.items():
         if value != new[name]:
             raise UsageError(
-                f"{work} holds an unfinished calibration with another {name.replace('_', ' ')}; remove it or "
-                "name another --work"
+                f"{work} contains an unfinished calibration with another {name.replace('_', ' ')}; remove it "
+                "or give another --work"
             )

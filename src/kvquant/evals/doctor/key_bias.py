@@ -84,7 +84,7 @@ def check_key_bias(norms: Mapping[int, float], policy: ResolvedPolicy | None, su
     largest = max(norms[layer] for layer in layers)
     what = (
         f"the K bias of layer {_listed(layers)} has a norm of up to {largest:.0f}, the median is {usual:.0f}"
-        ": K with fewer than 8 bits breaks there"
+        ": K below 8 bits breaks there"
     )
     if policy is None:
         given = ",".join(f"{layer}:k=q8_0" for layer in layers)
@@ -92,7 +92,7 @@ def check_key_bias(norms: Mapping[int, float], policy: ResolvedPolicy | None, su
         return [Finding(Severity.WARNING, subject, what, fix)]
     coarse = [r.layer for r in policy.layers if r.layer in layers and r.k_type in COARSE_TYPES]
     if coarse:
-        what += f"; the policy does that in layer {_listed(coarse)}"
+        what += f"; the policy does so in layer {_listed(coarse)}"
         return [
             Finding(Severity.FIX, subject, what, f"keep K in q8_0 there: --policy {_kept(policy, coarse)}")
         ]

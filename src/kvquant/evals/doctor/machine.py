@@ -24,7 +24,7 @@ def _governors(machine: Machine) -> list[Finding]:
     names = ", ".join(sorted({core.governor for core in changing if core.governor}))
     what = f"cores {core_list([core.index for core in changing])} use the governor {names}: clocks change"
     files = "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-    fix = f"echo {_STEADY} | sudo tee {files}, and write down what it was"
+    fix = f"echo {_STEADY} | sudo tee {files}, and note the old value"
     return [Finding(Severity.WARNING, "cores", what, fix)]
 
 
@@ -49,7 +49,7 @@ def _heat(machine: Machine) -> list[Finding]:
             Severity.FIX,
             "temperature",
             f"{zone.name} is at {zone.celsius:.0f} °C, clocks go down from {zone.hot or _HOT_CELSIUS:.0f} °C",
-            "let it cool, or cool it better, before measuring",
+            "let it cool down, or improve the cooling, before measuring",
         )
         for zone in hot
     ]

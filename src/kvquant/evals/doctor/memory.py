@@ -33,7 +33,7 @@ def check_memory(
         return [Finding(Severity.FIX, _SUBJECT, what or str(error), fix)]
     what = _needs(memory, options, file_bytes)
     if available is None:
-        return [Finding(Severity.NOTE, _SUBJECT, f"{what}; how much is free is not known here")]
+        return [Finding(Severity.NOTE, _SUBJECT, f"{what}; free memory is unknown here")]
     what += f"; {format_n_bytes(available)} are free"
     if file_bytes + total_bytes(memory) <= available:
         return [Finding(Severity.NOTE, _SUBJECT, what)]
@@ -55,7 +55,7 @@ def check_context(shape: ModelShape, options: ContextOptions, model: GgufModel |
     longest = usable if options.kv_unified else usable * options.n_parallel
     what = (
         f"a sequence of {n_ctx} tokens is longer than the {usable} that the model was trained on"
-        f"{' and its file scales to' if usable > trained else ', and its file scales no positions'}"
+        f"{' and its file scales to' if usable > trained else ', and its file does not scale positions'}"
     )
     fix = f"use at most --ctx {longest}, or give llama-server --rope-scaling"
     return [Finding(Severity.WARNING, "context", what, fix)]
@@ -89,4 +89,4 @@ def _smaller_context(
         fits = largest_context(shape, policy, budget, options)
     except KVQuantError:
         return None
-    return f"use at most -c {fits}, or types with fewer bits"
+    return f"use at most -c {fits}, or smaller types"

@@ -43,7 +43,7 @@ def check_rkllm(path: Path, soc: str | None) -> list[Finding]:
     try:
         n_bytes = path.stat().st_size
     except OSError as error:
-        return [Finding(Severity.FIX, subject, f"cannot be read: {error.strerror}", "name a model file")]
+        return [Finding(Severity.FIX, subject, f"cannot be read: {error.strerror}", "give a model file")]
     head = _head(path)
     if head.startswith(MAGIC):
         what = "is a GGUF file: the NPU cannot load it"
@@ -54,7 +54,7 @@ def check_rkllm(path: Path, soc: str | None) -> list[Finding]:
     if other is not None:
         return [Finding(Severity.FIX, subject, f"is {other[0]}", other[1])]
     if n_bytes < LEAST_RKLLM_BYTES:
-        what = f"has only {format_n_bytes(n_bytes)}: a download that was cut off"
+        what = f"has only {format_n_bytes(n_bytes)}: the download was cut off"
         return [Finding(Severity.FIX, subject, what, "get the file again")]
     return [*_platform(path, soc), Finding(Severity.NOTE, subject, _RKLLM_NOTE)]
 
@@ -73,7 +73,7 @@ def _platform(path: Path, soc: str | None) -> list[Finding]:
         ]
     chip = named[0].lower()
     if soc is None or not soc.startswith(("rk", "rv")):
-        what = f"is for {chip}, and this machine is no Rockchip board"
+        what = f"is for {chip}, and this machine is not a Rockchip board"
         return [Finding(Severity.NOTE, shown(path), what)]
     # rk3588s is the same chip with fewer pins.
     if not soc.startswith(chip):

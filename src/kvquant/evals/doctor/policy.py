@@ -36,7 +36,7 @@ def check_policy(shape: ModelShape, policy: ResolvedPolicy, unrotated: Sequence[
     used = {name for layer in policy.layers for name in (layer.k_type, layer.v_type)}
     unknown = sorted(used - _RUNNABLE)
     if unknown:
-        what = f"{not_in_llama(unknown)}: it can be analysed and not run"
+        what = f"{not_in_llama(unknown)}: it can be analysed but not run"
         findings.append(Finding(Severity.FIX, "policy", what, f"use one of {', '.join(sorted(_RUNNABLE))}"))
     try:
         check_types(shape, policy)
@@ -51,7 +51,7 @@ def check_policy(shape: ModelShape, policy: ResolvedPolicy, unrotated: Sequence[
     if coarse_keys:
         what = (
             f"K has fewer than 8 bits in {len(coarse_keys)} of {len(policy.layers)} layers: on real models "
-            "that costs from a hundredth of a nat to a broken model (docs/claims.md)"
+            "that costs between a hundredth of a nat and a broken model (docs/claims.md)"
         )
         findings.append(
             Finding(Severity.NOTE, "policy", what, "measure it with kvquant divergence, beside k8v4")

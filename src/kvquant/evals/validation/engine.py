@@ -56,7 +56,7 @@ def validate(plan: Plan, folder: Folder, argv: Sequence[str], watch: Watch) -> V
             _Engine(plan, folder, tuple(argv), journal, watch).run()
         except OSError as error:
             raise KVQuantError(
-                f"cannot work in {folder.root}: {error.strerror or error}; what was finished is kept"
+                f"cannot work in {folder.root}: {error.strerror or error}; finished parts are kept"
             ) from error
         return _write(folder)
 

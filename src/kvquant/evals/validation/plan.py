@@ -160,7 +160,9 @@ def _varied_policy(
 ) -> PlannedPolicy:
     varied = split_variations(text)
     if not varied.rotation:
-        raise UsageError(f"--policy {text}: servers rotate; kvquant divergence measures without")
+        raise UsageError(
+            f"--policy {text}: a server always rotates; kvquant divergence measures without rotation"
+        )
     planned = planned_policy(varied.policy, shape, options)
     if transform is None or not varied.transform or planned.kv_layers == BASELINE:
         return planned

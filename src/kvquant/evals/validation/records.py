@@ -247,7 +247,7 @@ def check_same(root: Path, old: Start, new: Start) -> None:
     """Raise UsageError when ``new`` does not go on with ``old``, naming what differs."""
     for name, value in old.identity.items():
         if value != new.identity[name]:
-            raise UsageError(f"{root} holds a validation with another {name}; name another --out")
+            raise UsageError(f"{root} contains a validation with another {name}; give another --out")
 
 
 def _parse(data: bytes, path: Path) -> Journal | None:
@@ -306,7 +306,7 @@ def read_records(folder: Folder) -> Records:
     """
     journal = read_journal(folder)
     if journal is None:
-        raise KVQuantError(f"{folder.root} holds no validation; kvquant validate --out makes one")
+        raise KVQuantError(f"{folder.root} contains no validation; kvquant validate --out makes one")
     policies = [named.policy for named in journal.start.policies]
     repeat = folder.tasks(policies[0], repeat=True)
     return Records(journal, read_runs(folder, policies), _run(repeat))

@@ -41,7 +41,7 @@ def conclude(findings: Sequence[Finding]) -> tuple[Verdict, tuple[str, ...]]:
     reasons = [finding.reason for finding in findings]
     if not any(finding.counts for finding in findings):
         verdicts.add(Verdict.CANNOT_TELL)
-        reasons.append("neither answers nor divergence say how it compares with the baseline")
+        reasons.append("neither answers nor divergence compare it with the baseline")
     return next(verdict for verdict in WORST_FIRST if verdict in verdicts), tuple(reasons)
 
 
@@ -99,7 +99,7 @@ def judge_memory(memory: Memory | None) -> list[Finding]:
     if memory is None:
         return []
     if memory.findings:
-        return [Finding(Verdict.FAILED, f"the cache is not what was asked for: {memory.findings[0]}")]
+        return [Finding(Verdict.FAILED, f"the cache is not the requested one: {memory.findings[0]}")]
     sources = [
         name
         for name, value in (
@@ -147,12 +147,12 @@ def _slow(points: Sequence[Speed], rules: Rules) -> list[Speed]:
 
 def _because(row: TaskRow, rules: Rules) -> str:
     if row.verdict is Verdict.BROKEN:
-        return f"a loss from {100 * rules.broken_loss:g} points on counts as broken"
+        return f"a loss of {100 * rules.broken_loss:g} points or more counts as broken"
     if row.verdict is Verdict.COSTS:
         return f"p is at most {rules.alpha:g}"
     found = 100 * (row.minimum_detectable_effect or 0.0)
     limit = f"{100 * rules.safe_loss:g} points"
-    return f"a change of {found:.1f} points would have been found, {limit} do not matter"
+    return f"a change of {found:.1f} points would have been detected, {limit} do not matter"
 
 
 def _path(path: Divergence, rules: Rules) -> Finding:
@@ -167,12 +167,12 @@ def _path(path: Divergence, rules: Rules) -> Finding:
     low, high = (bound - floor for bound in path.interval)
     said += f" ({low:.2g} to {high:.2g}){same}"
     if low >= rules.broken_kl:
-        return Finding(Verdict.BROKEN, f"{said}; from {rules.broken_kl:g} on it counts as broken", True)
+        return Finding(Verdict.BROKEN, f"{said}; {rules.broken_kl:g} or more counts as broken", True)
     if low > rules.safe_kl:
         return Finding(Verdict.COSTS, f"{said}, above {rules.safe_kl:g}", True)
     if high <= rules.safe_kl:
         return Finding(Verdict.SAFE, f"{said}, at most {rules.safe_kl:g}", True)
-    return Finding(Verdict.CANNOT_TELL, f"{said}; {rules.safe_kl:g} lies inside", True)
+    return Finding(Verdict.CANNOT_TELL, f"{said}; {rules.safe_kl:g} is inside", True)
 
 
 def _category(row: TaskRow) -> str:

@@ -83,8 +83,8 @@ def exclusive(root: Path) -> Iterator[bool]:
         yield _settle(root)
     except OSError as error:
         raise PatchError(
-            f"cannot finish work on {root}: {error.strerror or error}; mend that, and the next kvquant patch "
-            "command puts the tree back as it was"
+            f"cannot finish work on {root}: {error.strerror or error}; fix that; the next kvquant patch "
+            "command restores the tree"
         ) from error
     finally:
         os.close(descriptor)

@@ -121,7 +121,7 @@ def _layer(keys: Keys, hparams: Hparams, il: int) -> LayerShape:
     if not hparams.cached[il] or shares_with is not None:
         return layer
     if not layer.n_head_kv and not hparams.empty_layers:
-        keys.fail(f"layer {il} keeps a cache and has no KV heads; convert the model again")
+        keys.fail(f"layer {il} has a cache but no KV heads; convert the model again")
     return replace(layer, keeps_cache=True)
 
 

@@ -47,7 +47,7 @@ def cache_type(name: str, place: str) -> str:
     folded = name.lower()
     if folded not in CACHE_TYPES:
         raise refused(
-            f"{place}: {name or 'nothing'} is no cache type of llama.cpp; it has {', '.join(CACHE_TYPES)}",
+            f"{place}: {name or 'nothing'} is not a cache type of llama.cpp; it has {', '.join(CACHE_TYPES)}",
             code="type",
         )
     return folded
@@ -55,7 +55,7 @@ def cache_type(name: str, place: str) -> str:
 
 def left(flags: Sequence[str]) -> tuple[str, ...]:
     """Return the note on what is no part of a policy, nothing without any."""
-    return (f"left out, as no part of a policy: {', '.join(dict.fromkeys(flags))}",) if flags else ()
+    return (f"left out, because not part of a policy: {', '.join(dict.fromkeys(flags))}",) if flags else ()
 
 
 def one_pair(resolved: ResolvedPolicy) -> tuple[str, str] | None:
