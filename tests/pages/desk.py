@@ -125,6 +125,15 @@ name = "small"
 about = "for tests"
 n = 1
 max_tokens = 16
+[server]
+n_ctx = 512
+[kld]
+text = "reference"
+n_documents = 2
+n_tokens = 48
+n_ctx = 48
+paths = ["prefill"]
+[memory]
 [rules]
 alpha = 0.05
 power = 0.8
@@ -148,7 +157,7 @@ ram = ["1GiB"]
 depths = [0]
 n_prompt = 32
 n_gen = 2
-warmup = 0
+warmup = 1
 """
 
 _KVTUNER = "".join(f"{layer}: {{nbits_key: 8, nbits_value: 4}}\n" for layer in range(28))
