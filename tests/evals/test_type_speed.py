@@ -82,7 +82,7 @@ def test_slow_types_are_left_out_and_said(programs: Path, tmp_path: Path) -> Non
         "f16": 1.0, "q8_0": 0.95, "q5_0": 0.6, "q4_0": 0.8,
     }  # fmt: skip
     assert all(entry["decode"]["depth"] == 512 for entry in found["speeds"])  # half of --ctx
-    assert "q5_0 is left out: slower than 0.75 of f16" in done.stderr
+    assert "q5_0 is left out: slower than 0.75 times f16" in done.stderr
     assert "were left out" in (out / "search.html").read_text()
     n_runs = len(runs(programs))
     assert n_runs == N_ROUNDS * len(RATES)

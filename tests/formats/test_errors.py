@@ -51,7 +51,7 @@ def test_unknown_name() -> None:
 
 
 def test_a_name_is_taken_once() -> None:
-    with pytest.raises(FormatError, match="'q8_0' exists already"):
+    with pytest.raises(FormatError, match="'q8_0' already exists"):
         register(Q8_0())
 
 

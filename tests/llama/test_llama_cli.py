@@ -194,11 +194,11 @@ def test_an_option_of_its_own_is_not_handed_on_unread(
         ("127.0.0.2", "http://127.0.0.2:9, for this machine only", False),
         ("localhost", "http://localhost:9, for this machine only", False),
         ("::1", "http://[::1]:9, for this machine only", False),
-        ("0.0.0.0", "http://0.0.0.0:9, end", True),
-        ("::", "http://[::]:9, end", True),
-        ("192.168.1.7", "http://192.168.1.7:9, end", True),
-        ("board.example", "http://board.example:9, end", True),
-        ("/run/kv.sock", "on /run/kv.sock, end", False),
+        ("0.0.0.0", "http://0.0.0.0:9; stop", True),
+        ("::", "http://[::]:9; stop", True),
+        ("192.168.1.7", "http://192.168.1.7:9; stop", True),
+        ("board.example", "http://board.example:9; stop", True),
+        ("/run/kv.sock", "on /run/kv.sock; stop", False),
     ],
 )
 def test_serve_says_where_it_really_listens(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from command_line import run_kvquant
 from kvquant.llama.patching.diff import export_patch
 from kvquant.llama.patching.explain import Explainer
 from kvquant.llama.patching.merge import MergedFile, merge_plan, merged_diff
@@ -27,7 +28,6 @@ from kvquant.llama.pin import Pin, Range, load_pin
 from kvquant.llama.tree import read_file
 from kvquant.shipped import patches_folder
 from llama.patch_trees import CONTEXT, make_series, make_tree
-from llama.test_patch_cli import kvquant
 
 LONG = (
     b"".join(b"int before_%d;\n" % n for n in range(20))
@@ -193,16 +193,16 @@ def test_git_finds_the_old_version_of_an_exported_diff(series: Series, fitting: 
 @pytest.mark.usefixtures("series")
 def test_the_commands(fitting: Path, drifted: Path, tmp_path: Path) -> None:
     patches = ("--patches", tmp_path / "patches")
-    assert kvquant("patch", "issue", "--source", fitting, *patches).stdout == ""
-    issue = kvquant("patch", "issue", "--source", drifted, *patches)
+    assert run_kvquant("patch", "issue", "--source", fitting, *patches).stdout == ""
+    issue = run_kvquant("patch", "issue", "--source", drifted, *patches)
     assert issue.returncode == 0 and issue.stdout.startswith("# 1 of 4 edits do not fit a llama.cpp tree\n")
     argv = ("patch", "merge", "--base", fitting, *patches, "--out", tmp_path / "m.patch", "--source")
-    assert "use kvquant patch apply" in kvquant(*argv, fitting).stderr
-    refused = kvquant(*argv, drifted)
+    assert "use kvquant patch apply" in run_kvquant(*argv, fitting).stderr
+    refused = run_kvquant(*argv, drifted)
     assert refused.returncode == 3 and "src/context.cpp: conflicts" in refused.stdout
     assert not (tmp_path / "m.patch").exists()
     twice = make_tree(tmp_path / "twice", context=LONG + b'int x;\nint y;\nint z;\n#include "llama-impl.h"\n')
-    merged = kvquant(*argv, twice)
+    merged = run_kvquant(*argv, twice)
     assert merged.returncode == 0 and "for review" in merged.stderr
     assert (tmp_path / "m.patch").stat().st_size
 

@@ -106,7 +106,7 @@ def test_what_is_no_transform_says_so(tmp_path: Path) -> None:
         read_transform(path)
     with pytest.raises(TransformError, match="No such file"):
         read_transform(tmp_path / "none.gguf")
-    with pytest.raises(TransformError, match="no file"):
+    with pytest.raises(TransformError, match="is not a transform file"):
         read_transform(tmp_path)
 
 
