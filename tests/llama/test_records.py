@@ -59,7 +59,9 @@ def test_the_record_of_the_walk() -> None:
     last = [tag for tag in pin.tags if tag in pin.range][-100:]
     assert f"{len(changed)} tags, {len(changed & set(last))} of them among the last 100" in text
     *first, last_built = sorted((row["tag"] for row in made["built"]), key=tag_number)
-    assert f"{', '.join(first)} and {last_built} were built and run" in text
+    assert f"{', '.join(first)} and {last_built} were built and run" in " ".join(text.split())
+    for row in made["built"]:
+        assert f"`{row['series_digest'][:12]}`" in text
     assert f"series `{made['series_digest'][:12]}`" in text
     for row in made["compiled"]:
         assert row["broken"] == []
