@@ -69,3 +69,10 @@ def test_readme_quotes_the_records() -> None:
         f"model and prose, `k=k4x2/v=tq3` {smaller.of_f16:.3f} and {tables.digits(smaller.kl_mean)}."
     )
     assert said in " ".join((tables.ROOT / "README.md").read_text().split())
+
+
+def test_the_page_quotes_the_calibration_of_the_larger_model() -> None:
+    judged = tables.calibrations()["qwen2.5-coder-1.5b.512.types"].judgement
+    page = " ".join(tables.PAGE.read_text().split())
+    assert f"goes from {tables.digits(judged.kl_without)} nats, a broken model, to" in page
+    assert f"to {tables.digits(judged.kl_with)} on the part of the text that its calibration judged" in page
