@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 from kvquant.documents import read_json
 from kvquant.results.calibration import CalibrationResult
-from kvquant.results.divergence import DivergenceResult
+from kvquant.results.divergence import DivergenceResult, PolicyDivergence
 from marked_page import filled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,13 +167,20 @@ def _real() -> str:
     body = []
     found = divergences()
     for name in dict.fromkeys(key.rpartition(".")[0] for key in found if not of_own_types(key)):
-        results = [found.get(f"{name}.{text}") for text in ("prose", "code")]
-        policies = {p.policy: p for result in results if result for p in result.policies}
+        results, policies = _both_texts(found, name)
         for policy, one in policies.items():
             cells = [cell for result in results for cell in _pair(result, policy)]
             shown = policy.removeprefix("*:")
             body.append([_model_words(name), shown, f"{one.of_f16:.3f}", *cells])
     return table(head, body)
+
+
+def _both_texts(
+    found: Mapping[str, DivergenceResult], name: str
+) -> tuple[list[DivergenceResult | None], dict[str, PolicyDivergence]]:
+    """Return what was measured on prose and on code, None where nothing was, and the policies by name."""
+    results = [found.get(f"{name}.{text}") for text in ("prose", "code")]
+    return results, {p.policy: p for result in results if result for p in result.policies}
 
 
 def _types() -> str:
@@ -182,8 +189,7 @@ def _types() -> str:
     names = dict.fromkeys(key.rpartition(".")[0] for key in found if of_own_types(key))
     rows = []
     for name in names:
-        results = [found.get(f"{name}.{text}") for text in ("prose", "code")]
-        policies = {p.policy: p for result in results if result for p in result.policies}
+        results, policies = _both_texts(found, name)
         for policy, one in sorted(policies.items(), key=lambda entry: -entry[1].kv_bytes):
             cells = [cell for result in results for cell in _pair(result, policy)]
             model = next(title for key, title in REAL_MODELS.items() if name.startswith(key))

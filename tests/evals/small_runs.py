@@ -11,20 +11,23 @@ from kvquant.errors import KVQuantError
 from kvquant.evals.outcome import Outcome
 from kvquant.evals.records import read_run
 
-# Small and without code to run, so that a run takes a fraction of a second.
-SUITE = """
-[suite]
-name = "small"
-about = "for tests"
-n = 4
-max_tokens = 64
+RULES = """
 [rules]
 alpha = 0.05
 power = 0.8
 disagreement = 0.05
 safe_loss = 0.05
 broken_loss = 0.25
-[[test]]
+"""
+
+# Small and without code to run, so that a run takes a fraction of a second.
+SUITE = f"""
+[suite]
+name = "small"
+about = "for tests"
+n = 4
+max_tokens = 64
+{RULES}[[test]]
 task = "speed_distance"
 category = "math"
 weight = 1.0

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from command_line import KVQUANT
 from evals.processes import assert_gone, fill_disk, processes_of
+from evals.small_runs import RULES
 from kvquant.cli.main import kvquant
 from kvquant.errors import CheckFailed, KVQuantError, PolicyError, UsageError
 from kvquant.evals.append_only import alone_in
@@ -33,15 +34,6 @@ from kvquant.results.validation import ValidationResult, parse_result
 from llama.proof import needs_patched
 
 pytestmark = needs_patched
-
-RULES = """
-[rules]
-alpha = 0.05
-power = 0.8
-disagreement = 0.05
-safe_loss = 0.05
-broken_loss = 0.25
-"""
 
 TASKS = f"""
 [suite]

@@ -33,6 +33,22 @@ def restored(folder: Path | None, options: ServerOptions, saved: bytes) -> Llama
     return server
 
 
+def check_goes_on(options: ServerOptions) -> None:
+    """A restored slot is saved again as it was, is used, and goes on as the saved one did."""
+    assert PATCHED is not None
+    with LlamaServer(PATCHED, options) as server:
+        first = generate(server, n_predict=4)
+        saved = server.save_slot().read_bytes()
+        prompt = [*server.tokenize(PROMPT), *first["tokens"]]
+        went_on = generate(server, n_predict=6, prompt=prompt)
+    with restored(PATCHED, options, saved) as server:
+        assert server.save_slot(name="again").read_bytes() == saved
+        later = generate(server, n_predict=6, prompt=prompt)
+    assert later["timings"]["prompt_n"] == 1, "the restored slot was not used"
+    assert later["content"] == went_on["content"]
+    assert later["completion_probabilities"] == went_on["completion_probabilities"]
+
+
 @needs_patched
 @pytest.mark.parametrize("arch", WITH_V)
 @pytest.mark.parametrize("policy", [MIXED, "0-1:q8_0,2-:q4_0", "1-2:f32", "*:k=iq4_nl"])
@@ -59,18 +75,7 @@ def test_a_restored_slot_is_saved_again_as_it_was(arch: str, proof_model: Model)
 @pytest.mark.parametrize("arch", [arch for arch in WITH_V if not arch.startswith("gemma")])
 def test_a_restored_slot_goes_on_as_the_saved_one(arch: str, proof_model: Model) -> None:
     """Not for sliding windows: there llama-server, stock too, reads the prompt again after a restore."""
-    options = small(proof_model(arch), kv_layers=MIXED)
-    assert PATCHED is not None
-    with LlamaServer(PATCHED, options) as server:
-        first = generate(server, n_predict=4)
-        saved = server.save_slot().read_bytes()
-        prompt = [*server.tokenize(PROMPT), *first["tokens"]]
-        went_on = generate(server, n_predict=6, prompt=prompt)
-    with restored(PATCHED, options, saved) as server:
-        later = generate(server, n_predict=6, prompt=prompt)
-    assert later["timings"]["prompt_n"] == 1, "the restored slot was not used"
-    assert later["content"] == went_on["content"]
-    assert later["completion_probabilities"] == went_on["completion_probabilities"]
+    check_goes_on(small(proof_model(arch), kv_layers=MIXED))
 
 
 @needs_patched

@@ -19,7 +19,7 @@ from kvquant.llama.server import LlamaServer, ServerOptions
 from kvquant.processes.background import clean_environment
 from llama.proof import PATCHED, PROMPT, generate, needs_patched, run, small
 from llama.test_proof_refusals import refusal
-from llama.test_proof_state import restored
+from llama.test_proof_state import check_goes_on
 from llama.test_proof_transform import difference, exact, rounding
 from llama.transforms import POWERS, change_file, with_float_weights, write_random
 from write_random_gguf import RandomModel, write_random_gguf
@@ -232,19 +232,8 @@ def test_a_slot_loads_under_the_transform_it_was_saved_with_and_no_other(
 @needs_patched
 @pytest.mark.parametrize("arch", ["llama", "qwen35"])
 def test_a_restored_slot_goes_on_as_the_saved_one(arch: str, proof_model: Model, tmp_path: Path) -> None:
-    assert PATCHED is not None
     model = proof_model(arch)
-    options = with_transform(model, of_layers(tmp_path / "t.gguf", model), kv_layers="*:q8_0")
-    with LlamaServer(PATCHED, options) as server:
-        first = generate(server, n_predict=4)
-        saved = server.save_slot().read_bytes()
-        prompt = [*server.tokenize(PROMPT), *first["tokens"]]
-        went_on = generate(server, n_predict=6, prompt=prompt)
-    with restored(PATCHED, options, saved) as server:
-        assert server.save_slot(name="again").read_bytes() == saved
-        later = generate(server, n_predict=6, prompt=prompt)
-    assert later["timings"]["prompt_n"] == 1, "the restored slot was not used"
-    assert later["completion_probabilities"] == went_on["completion_probabilities"]
+    check_goes_on(with_transform(model, of_layers(tmp_path / "t.gguf", model), kv_layers="*:q8_0"))
 
 
 # ---- the other programs ----

@@ -25,7 +25,7 @@ from kvquant.transform.order import BLOCK, PROVENANCE_KEY, places
 from llama.proof import PATCHED, PROMPT, STOCK, generate, needs_both, needs_patched, run, small
 from llama.test_proof_blocks import check_layer, float_run
 from llama.test_proof_refusals import refusal
-from llama.test_proof_state import restored
+from llama.test_proof_state import check_goes_on, restored
 from llama.transforms import half, random_transform, write_random
 from write_random_gguf import RandomModel, write_random_gguf
 
@@ -93,20 +93,8 @@ def test_ordered_types_store_keys_in_order_rotated_by_halves(
 def test_a_saved_slot_restores_and_goes_on(proof_model: Model, tmp_path: Path) -> None:
     model = proof_model("qwen3")
     ordering(tmp_path / "order.gguf", model)
-    options = with_transform(
-        small(model, kv_layers="kv0:k=k5x3/v=tq2,kv1-:k=k4x2/v=tq3"), tmp_path / "order.gguf"
-    )
-    assert PATCHED is not None
-    with LlamaServer(PATCHED, options) as server:
-        first = generate(server, n_predict=4)
-        saved = server.save_slot().read_bytes()
-        prompt = [*server.tokenize(PROMPT), *first["tokens"]]
-        went_on = generate(server, n_predict=6, prompt=prompt)
-    with restored(PATCHED, options, saved) as server:
-        assert server.save_slot(name="again").read_bytes() == saved
-        later = generate(server, n_predict=6, prompt=prompt)
-    assert later["timings"]["prompt_n"] == 1, "the restored slot was not used"
-    assert later["completion_probabilities"] == went_on["completion_probabilities"]
+    options = small(model, kv_layers="kv0:k=k5x3/v=tq2,kv1-:k=k4x2/v=tq3")
+    check_goes_on(with_transform(options, tmp_path / "order.gguf"))
 
 
 @needs_patched

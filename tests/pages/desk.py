@@ -23,6 +23,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from evals.small_runs import RULES
 from kvquant.cli.main import kvquant
 from kvquant.errors import KVQuantError
 from kvquant.reference.tasks import Size, Split, held_out_documents
@@ -119,7 +120,7 @@ def _typed(line: str) -> Make:
     return lambda desk, path: desk.type(line.replace("PATH", path.as_posix()))
 
 
-_SUITE = """
+_SUITE = f"""
 [suite]
 name = "small"
 about = "for tests"
@@ -134,13 +135,7 @@ n_tokens = 48
 n_ctx = 48
 paths = ["prefill"]
 [memory]
-[rules]
-alpha = 0.05
-power = 0.8
-disagreement = 0.05
-safe_loss = 0.05
-broken_loss = 0.25
-[[test]]
+{RULES}[[test]]
 task = "calculator"
 category = "tools"
 weight = 1.0
