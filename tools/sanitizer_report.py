@@ -63,6 +63,7 @@ def main() -> int:
     record = {
         "schema_version": 1,
         "tests": arguments.tests.read_text().strip().splitlines()[-1].strip("= "),
+        "tag": info["tag"],
         "series_digest": info["series_digest"],
         "compiler": info["compiler"],
         "cmake_args": info["cmake_args"],
