@@ -39,6 +39,35 @@ def test_split_keys_beat_q4_0_in_the_same_bytes_on_prose() -> None:
         assert of["k=k5x3/v=q4_0", True] < of["q4_0", True], title
 
 
+def test_split_keys_beat_q4_0_elsewhere_but_where_the_page_says() -> None:
+    lost = {
+        (v, title, text)
+        for text in ("prose", "code")
+        for title, of in kl(text).items()
+        for v in ("q4_0", "tq3")
+        if of[f"k=k5x3/v={v}", True] >= of["q4_0" if v == "q4_0" else f"k=q4_0/v={v}", True]
+    }
+    assert lost == {("q4_0", "Gemma-3-270M", "code"), ("tq3", "Qwen2.5-Coder-1.5B", "prose")}
+    result = tables.divergences()["qwen2.5-coder-1.5b.512.types.prose"]
+    split, four = (
+        next(one for one in result.policies if one.policy == f"*:k={k}/v=tq3" and one.transform is not None)
+        for k in ("k5x3", "q4_0")
+    )
+    assert split.kl_low < four.kl_high and four.kl_low < split.kl_high
+
+
+def test_what_three_bits_for_values_cost() -> None:
+    times = {
+        (title, text): of["k=q8_0/v=tq3", True] / of["k=q8_0/v=q4_0", True]
+        for text in ("prose", "code")
+        for title, of in kl(text).items()
+    }
+    page = " ".join(tables.PAGE.read_text().split())
+    assert f"tq3 loses {min(times.values()):.1f} to {max(times.values()):.1f} times what q4_0 loses" in page
+    least = sorted(times, key=lambda one: times[one])[:2]
+    assert {title for title, _ in least} == {"Qwen2.5-Coder-1.5B"}
+
+
 def test_the_page_quotes_the_records() -> None:
     of = kl("prose")["Qwen2.5-Coder-0.5B"]
     small, smaller, split = (
@@ -71,8 +100,18 @@ def test_readme_quotes_the_records() -> None:
     assert said in " ".join((tables.ROOT / "README.md").read_text().split())
 
 
-def test_the_page_quotes_the_calibration_of_the_larger_model() -> None:
+def test_the_page_quotes_the_records_of_the_larger_model() -> None:
     judged = tables.calibrations()["qwen2.5-coder-1.5b.512.types"].judgement
     page = " ".join(tables.PAGE.read_text().split())
     assert f"goes from {tables.digits(judged.kl_without)} nats, a broken model, to" in page
     assert f"to {tables.digits(judged.kl_with)} on the part of the text that its calibration judged" in page
+    prose, code = (kl(text) for text in ("prose", "code"))
+    broken, small = ("q5_0", False), ("k=k4x2/v=tq3", True)
+    title = "Qwen2.5-Coder-1.5B"
+    for policy, words in ((broken, "({} nats on prose, {} on code)"), (small, "loses {}, on code {},")):
+        assert words.format(*(tables.digits(of[title][policy]) for of in (prose, code))) in page
+    for of in (prose, code):
+        assert min(of, key=lambda one: of[one][small]) == title
+        assert all(
+            kl > 1 for (policy, with_it), kl in of[title].items() if not with_it and "q8_0" not in policy
+        )
