@@ -133,7 +133,8 @@ sweep: $(VENV)/run.stamp ## Every setting of two real models on this machine; ru
 		--llama-bin "$$($(BIN)/kvquant llama build --jobs $(JOBS))"
 
 SANITIZE := -DLLAMA_SANITIZE_ADDRESS=ON -DLLAMA_SANITIZE_UNDEFINED=ON -DCMAKE_BUILD_TYPE=None
-SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-moments llama-kv-attention-op
+SANITIZED := llama-server llama-kv-layers-test llama-kv-divergence llama-kv-capture llama-kv-moments llama-kv-attention-op \
+	llama-quantize llama-perplexity llama-bench
 SANITIZE_FLAGS := -O0 -g1 -fno-omit-frame-pointer
 REPORTS := $(CURDIR)/.cache/sanitize
 

@@ -4,8 +4,8 @@ place.
 
 Reads the report files that ASAN_OPTIONS and UBSAN_OPTIONS log_path=PREFIX leave behind.
 
-Example: tools/sanitizer_report.py .cache/sanitize/report --tests "83 passed" --out
-benchmarks/results/sanitize.json
+Example: tools/sanitizer_report.py .cache/sanitize/report --build-info build-info.json
+--tests .cache/sanitize/tests --out benchmarks/results/sanitize.json
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from kvquant.files import write_atomic
@@ -23,6 +25,8 @@ from kvquant.files import write_atomic
 _UNDEFINED = re.compile(r"(?:.*/tree/)?(\S+:\d+):\d+: runtime error: (.*)")
 _ADDRESS = re.compile(r"ERROR: (AddressSanitizer|LeakSanitizer): (\S+)")
 _FRAME = re.compile(r"\s+#\d+ \S+ in (.+) (?:.*/tree/)(\S+:\d+)")
+_COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
+_SECONDS = re.compile(r" in ([0-9.]+)s")
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b\d+\b")
 
 
@@ -42,6 +46,21 @@ def findings(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def outcome(outputs: Sequence[str]) -> str:
+    """Sum up pytest's last lines; each run after the first repeats tests that did not pass before it."""
+    runs = []
+    seconds = 0.0
+    for output in outputs:
+        last = output.strip().splitlines()[-1]
+        runs.append({kind: int(n) for n, kind in _COUNT.findall(last)})
+        seconds += float(_SECONDS.findall(last)[0])
+    passed = sum(run.get("passed", 0) for run in runs)
+    failed = sum(n for kind, n in runs[-1].items() if kind in ("failed", "error"))
+    counts = {"failed": failed, "passed": passed, "skipped": sum(runs[0].values()) - passed - failed}
+    words = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+    return f"{words} in {timedelta(seconds=round(seconds))}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,7 +70,12 @@ def main() -> int:
         "--build-info", type=Path, required=True, metavar="FILE", help="of the build that ran"
     )
     parser.add_argument(
-        "--tests", type=Path, required=True, metavar="FILE", help="pytest's output; its last line is kept"
+        "--tests",
+        type=Path,
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="pytest's output, whose last line counts; again for a run that repeats what did not pass",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
     arguments = parser.parse_args()
@@ -62,9 +86,10 @@ def main() -> int:
     info = json.loads(arguments.build_info.read_text())
     record = {
         "schema_version": 1,
-        "tests": arguments.tests.read_text().strip().splitlines()[-1].strip("= "),
+        "tests": outcome([path.read_text() for path in arguments.tests]),
         "tag": info["tag"],
         "series_digest": info["series_digest"],
+        "patches": [patch["name"] for patch in info["patches"]],
         "compiler": info["compiler"],
         "cmake_args": info["cmake_args"],
         "n_processes_with_findings": len(reports),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sanitizer_report import findings
+from sanitizer_report import findings, outcome
 
 UNDEFINED = """
 /home/u/.cache/x/tree/src/a.cpp:10:5: runtime error: load of value 190, not valid for type 'bool'
@@ -31,3 +31,11 @@ def test_findings_have_a_place_and_a_kind() -> None:
         ("no frame of llama.cpp", "LeakSanitizer: detected")
     ]
     assert findings("all is well\n") == []
+
+
+def test_a_run_that_repeats_what_did_not_pass_is_counted_once() -> None:
+    first = "...F\n= 3 failed, 5 passed, 2 skipped, 1 error in 61.50s (0:01:01) =\n"
+    assert outcome([first]) == "4 failed, 5 passed, 2 skipped in 0:01:02"
+    # One that was skipped is run as well, and one fails again.
+    assert outcome([first, "= 1 failed, 4 passed in 8.6s ="]) == "1 failed, 9 passed, 1 skipped in 0:01:10"
+    assert outcome(["= 7 passed in 1.00s ="]) == "7 passed in 0:00:01"
