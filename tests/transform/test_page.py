@@ -64,6 +64,19 @@ def test_a_transform_is_written_where_it_surely_helps_and_nowhere_else() -> None
         assert judged.better == (judged.change is not None and judged.change.high < 0), name
 
 
+def test_the_page_quotes_the_calibration_at_4096_tokens() -> None:
+    judged = {name: one.judgement for name, one in tables.calibrations().items() if ".4096" in name}
+    ((name, found),) = judged.items()
+    assert name == "qwen2.5-coder-0.5b.4096", "the page says that no other is measured yet"
+    deepest = found.by_depth[-1]
+    page = " ".join(tables.PAGE.read_text().split())
+    for after, before, words in (
+        (found.kl_with, found.kl_without, "on the prose"),
+        (deepest.with_transform, deepest.without, "over its deepest quarter"),
+    ):
+        assert f"{tables.digits(after)} instead of {tables.digits(before)} {words}" in page
+
+
 def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
     for name, result in tables.divergences().items():
         if "fitted" in name or tables.of_own_types(name):
