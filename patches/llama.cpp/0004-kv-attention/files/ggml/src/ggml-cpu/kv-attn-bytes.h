@@ -9,6 +9,9 @@
 
 #if defined(__AVX2__) && defined(__F16C__)
 #define KV_ATTN_AVX2
+#if !defined(__AVX512F__)
+#define KV_ATTN_INT16
+#endif
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 #define KV_ATTN_NEON
 #if defined(__ARM_FEATURE_DOTPROD)

@@ -19,13 +19,6 @@
 namespace kv_attn {
 namespace {
 
-// Cache rows per tile: enough to amortise the softmax, few enough that a tile as floats stays near.
-constexpr int64_t TILE_KV = 64;
-
-// From this many query rows on, a tile is converted to floats once and multiplied as a matrix; fewer do not repay
-// the transposition of the K tile.
-constexpr int64_t GEMM_ROWS = 96;
-
 // Cache rows of one chunk, at most, when there are few query rows. All KV heads of a chunk are visited one after the
 // other, so its cache lines, which hold every head of a token, are fetched from memory once.
 constexpr int64_t CHUNK_KV = 256;
@@ -90,12 +83,9 @@ struct attn_plan {
     int64_t partial_size() const { return dv + 2; }
     int64_t partials_size() const { return n_chunks > 1 ? n_rows_all() * n_chunks * partial_size() : 0; }
 
-    bool has_matrices() const { return tile_rows >= GEMM_ROWS; }
-
     // floats of one thread's item_buffers
     int64_t scratch_size() const {
-        const int64_t tiles = has_matrices() ? TILE_KV * (2*dk_pad + dv_pad) : 0;
-        return tile_rows * (dk_pad + dv_pad + TILE_KV) + 3*round_up(tile_rows, LINE) + tiles;
+        return tile_rows * (dk_pad + dv_pad + TILE_KV) + 3*round_up(tile_rows, LINE) + TILE_KV * (2*dk_pad + dv_pad);
     }
 };
 
@@ -213,10 +203,10 @@ struct item_buffers {
     float * slopes;   // one a query row
     float * scores;   // TILE_KV a query row
 
-    // for items of many query rows
-    float * k_tile = nullptr; // TILE_KV rows of dk_pad floats
-    float * k_cols = nullptr; // the same transposed
-    float * v_tile = nullptr; // TILE_KV rows of dv_pad floats
+    // a tile, converted once for all query rows
+    float * k_tile; // TILE_KV rows of dk_pad floats, or an int16_tile
+    float * k_cols; // the rows transposed
+    float * v_tile; // TILE_KV rows of dv_pad floats, or an int16_tile
 
     item_buffers(const attn_plan & plan, float * scratch) {
         const auto take = [&](int64_t n) {
@@ -230,11 +220,9 @@ struct item_buffers {
         out.s  = take(plan.tile_rows);
         slopes = take(plan.tile_rows);
         scores = take(plan.tile_rows * TILE_KV);
-        if (plan.has_matrices()) {
-            k_tile = take(TILE_KV * plan.dk_pad);
-            k_cols = take(TILE_KV * plan.dk_pad);
-            v_tile = take(TILE_KV * plan.dv_pad);
-        }
+        k_tile = take(TILE_KV * plan.dk_pad);
+        k_cols = take(TILE_KV * plan.dk_pad);
+        v_tile = take(TILE_KV * plan.dv_pad);
     }
 };
 
@@ -287,20 +275,21 @@ class item_worker {
         float       * scores = buf.scores + first_row*TILE_KV;
         float       * o      = buf.out.o  + first_row*plan.dv_pad;
 
-        if (as_matrix(item)) {
+        if (as_matrix(item, in.k_ops)) {
             multiply_k(q, n_rows, k_rows, scores);
         } else {
-            in.k_ops->dot(q, n_rows, k_rows, n_visible, plan.dk, scores, TILE_KV, upcoming(in.v, v_head, kv, item.kv1));
+            in.k_ops->dot(q, n_rows, k_rows, n_visible, plan.dk, scores, TILE_KV, buf.k_tile,
+                          upcoming(in.v, v_head, kv, item.kv1));
         }
         for (int64_t r = first_row; r < item.n_rows; ++r) {
             update_softmax(item, r);
         }
-        if (as_matrix(item)) {
+        if (as_matrix(item, in.v_ops)) {
             multiply_v(scores, n_rows, v_rows, o);
         } else {
             // behind the last tile mostly comes the first one of the next head
             const bool is_last = kv + TILE_KV >= item.kv1;
-            in.v_ops->add(scores, TILE_KV, n_rows, v_rows, n_visible, plan.dv, o,
+            in.v_ops->add(scores, TILE_KV, n_rows, v_rows, n_visible, plan.dv, o, buf.v_tile,
                           is_last ? upcoming(in.k, k_head + in.k->nb[2], item.kv0, item.kv1)
                                   : upcoming(in.k, k_head, kv + TILE_KV, item.kv1));
         }
@@ -312,7 +301,7 @@ class item_worker {
         return { head + kv*stride, stride, ggml_row_size(cache->type, cache->ne[0]), std::min(TILE_KV, kv1 - kv) };
     }
 
-    static bool as_matrix(const attn_item & item) { return item.n_rows >= GEMM_ROWS; }
+    static bool as_matrix(const attn_item & item, const row_ops * ops) { return item.n_rows >= ops->best_rows; }
 
     int64_t token_of(const attn_item & item, int64_t r) const { return (item.row0 + r) / plan.n_group; }
 
@@ -328,7 +317,7 @@ class item_worker {
                 y[i] = x[i] * in.scale;
             }
             std::fill(y + plan.dk, y + plan.dk_pad, 0.0f);
-            if (!as_matrix(item)) {
+            if (!as_matrix(item, in.k_ops)) {
                 in.k_ops->prepare(y, plan.dk);
             }
             buf.slopes[r] = in.slope(head_of(item, r));
