@@ -91,7 +91,7 @@ def run_tests(programs: Path, runner: Sequence[str]) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "tests/attention"],
             cwd=ROOT,
-            env={**os.environ, "KVQUANT_LLAMA_BIN": folder, "KVQUANT_TESTS_ARM": "1"},
+            env={**os.environ, "KVQUANT_LLAMA_BIN": folder},
             stdout=subprocess.PIPE,
             text=True,
             check=False,

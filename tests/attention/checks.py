@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from attention_op import AttentionCase, exact_attention
+from attention_op import AttentionCase, Rounding, exact_attention
 
 Float32Array = npt.NDArray[np.float32]
 Attention = Callable[[AttentionCase, int], Float32Array]
@@ -15,13 +15,13 @@ Attention = Callable[[AttentionCase, int], Float32Array]
 
 
 def check_accuracy(
-    case: AttentionCase, ours: Float32Array, stock: Float32Array, *, int16_query: bool = False
+    case: AttentionCase, ours: Float32Array, stock: Float32Array, rounding: Rounding = Rounding()
 ) -> None:
     """``ours`` is as near to attention in float64 as ``stock`` is, or as float32 arithmetic allows.
 
-    int16_query: it may round the query, see `exact_attention`.
+    rounding: what it may round beyond that.
     """
-    exact = exact_attention(case, int16_query=int16_query)
+    exact = exact_attention(case, rounding)
     assert np.isfinite(ours).all(), f"{np.count_nonzero(~np.isfinite(ours))} of {ours.size} are not finite"
     error = np.abs(ours - exact.output)
     worst_of_stock = np.abs(stock - exact.output).max(axis=-1, keepdims=True)

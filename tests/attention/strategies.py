@@ -58,6 +58,13 @@ def random_mask(rng: np.random.Generator, shape: tuple[int, int, int, int], kind
     elif kind == "tiles":
         dropped = rng.random((shape[0], 1, 1, (n_kv + TILE - 1) // TILE)) < 0.6
         mask[...] = np.where(np.repeat(dropped, TILE, axis=-1)[..., :n_kv], -np.inf, 0.0)
+    elif kind == "slots":  # sequences in one cache: the prompt of each in one piece, what follows in turn
+        prompts = np.sort(rng.integers(0, n_kv, n_tokens + 1))
+        cells = np.arange(n_kv)
+        turns = np.where(cells >= prompts[-1], cells % n_tokens, -1)
+        tokens = np.arange(n_tokens)[:, None]
+        own = (cells >= prompts[:-1, None]) & (cells < prompts[1:, None]) | (turns == tokens)
+        mask[..., ~own] = -np.inf
     elif kind == "one each":
         mask[...] = -np.inf
         mask[..., rng.integers(n_kv)] = 0.0
@@ -74,7 +81,7 @@ def random_mask(rng: np.random.Generator, shape: tuple[int, int, int, int], kind
 _MASKS = st.sampled_from(
     (
         *("none", "causal", "causal", "padded", "window", "random"),
-        *("tiles", "one each", "empty rows", "nothing", "biased"),
+        *("tiles", "slots", "one each", "empty rows", "nothing", "biased"),
     )
 )
 _AROUND_TILES = st.builds(

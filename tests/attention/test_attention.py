@@ -1,13 +1,11 @@
 """The patched flash attention, driven through ggml, against float64 and against stock llama.cpp's.
 
-KVQUANT_LLAMA_BIN names the folder of a patched build; KVQUANT_TESTS_ARM is set when that is one for ARM, run
-by an emulator.
+KVQUANT_LLAMA_BIN names the folder of a patched build, or of scripts that run one by an emulator.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -19,11 +17,10 @@ from hypothesis import strategies as st
 
 from attention.checks import check_accuracy, check_threads
 from attention.strategies import TOKENS, cases, plain_case
-from attention_op import PROGRAM, AttentionProgram
+from attention_op import PROGRAM, AttentionProgram, Rounding, rounding_of
 from tested_types import TESTED_TYPES
 
 EXECUTABLE = Path(os.environ.get("KVQUANT_LLAMA_BIN") or "/nonexistent") / PROGRAM
-ARM = platform.machine() == "aarch64" or "KVQUANT_TESTS_ARM" in os.environ
 
 pytestmark = pytest.mark.skipif(
     not EXECUTABLE.is_file(), reason=f"KVQUANT_LLAMA_BIN names no build with {PROGRAM}"
@@ -42,22 +39,34 @@ def stock() -> Iterator[AttentionProgram]:
         yield program
 
 
+@pytest.fixture(scope="module")
+def rounding() -> Rounding:
+    return rounding_of(EXECUTABLE)
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("k_type", TESTED_TYPES)
 @settings(max_examples=12)
 @given(data=st.data())
 def test_no_less_accurate_than_stock(
-    ours: AttentionProgram, stock: AttentionProgram, k_type: str, tokens: str, data: st.DataObject
+    ours: AttentionProgram,
+    stock: AttentionProgram,
+    rounding: Rounding,
+    k_type: str,
+    tokens: str,
+    data: st.DataObject,
 ) -> None:
     case = data.draw(cases(k_type, tokens))
-    check_accuracy(case, ours.compute(case).output, stock.compute(case).output, int16_query=ARM)
+    check_accuracy(case, ours.compute(case).output, stock.compute(case).output, rounding)
 
 
 @pytest.mark.parametrize("k_type", TESTED_TYPES)
-def test_every_pair_of_types(ours: AttentionProgram, stock: AttentionProgram, k_type: str) -> None:
+def test_every_pair_of_types(
+    ours: AttentionProgram, stock: AttentionProgram, rounding: Rounding, k_type: str
+) -> None:
     for v_type, n_tokens in product(TESTED_TYPES, (1, 6, 30)):
         case = plain_case(k_type, v_type, n_tokens)
-        check_accuracy(case, ours.compute(case).output, stock.compute(case).output, int16_query=ARM)
+        check_accuracy(case, ours.compute(case).output, stock.compute(case).output, rounding)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)

@@ -31,6 +31,21 @@ Bytes = npt.NDArray[np.uint8]
 _FLOAT32 = np.finfo(np.float32)
 _FLOAT_TYPES = ("f32", "f16", "bf16")
 _BLOCK = 32
+_TILE = 64
+_SCALES = {
+    "q8_0": ((0,), (128,)),
+    "q4_0": ((0,), (8,)),
+    "q4_1": ((0,), (15,)),
+    "q5_0": ((0,), (16,)),
+    "q5_1": ((0,), (31,)),
+    "iq4_nl": ((0,), (127,)),
+    "tq3": ((0, 0), (66, 66)),
+    "tq2": ((0, 0), (10, 10)),
+    "k5x3": ((0, 22), (127, 66)),
+    "k4x2": ((0, 18), (80, 10)),
+}
+"""Of each 32 values of a block: where its float16 scale is, in bytes, and how large a code can be."""
+
 _SUM_ULPS = 32
 _SCORE_ULPS = 4
 
@@ -149,6 +164,24 @@ class AttentionProgram:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What an implementation may round to 16-bit integers where a side is quantized, as kernels of some
+    processors do; stock rounds the query to 8 bits. query: by block of 32 values. weights: by block of V and
+    tile of cache rows, each times the block's scale.
+    """
+
+    query: bool = False
+    weights: bool = False
+
+
+def rounding_of(program: Path) -> Rounding:
+    """Ask a program what its kernels round."""
+    done = subprocess.run([program, "--rounding"], capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    return Rounding(query="query" in words, weights="weights" in words)
+
+
+@dataclass(frozen=True)
 class Exact:
     """A case in float64. output: (n_stream, n_tokens, n_head, head_dim_v). tolerance, of the same shape: by
     how much an implementation may be off that rounds every product, sum and exponential to float32 once.
@@ -158,11 +191,10 @@ class Exact:
     tolerance: Float64Array
 
 
-def exact_attention(case: AttentionCase, *, int16_query: bool = False) -> Exact:
+def exact_attention(case: AttentionCase, rounding: Rounding = Rounding()) -> Exact:
     """Compute attention head by head over the dequantized cache. A row without any score is zero.
 
-    int16_query: an implementation may round the query to 16-bit integers per block where K is quantized, as
-    the ARM kernels do; stock rounds it to 8 bits.
+    rounding: what an implementation may round beyond float32.
     """
     n_stream, n_tokens, n_head, head_dim_k = case.q.shape
     n_head_kv = case.k.shape[2]
@@ -173,6 +205,7 @@ def exact_attention(case: AttentionCase, *, int16_query: bool = False) -> Exact:
         else _values(case.v[:, : case.n_kv], case.v_type, case.head_dim_v)
     )
     slopes = _slopes(n_head, case.max_bias)
+    v_packed = (case.k if case.v is None else case.v)[:, : case.n_kv]
     output = np.zeros((n_stream, n_tokens, n_head, case.head_dim_v))
     tolerance = np.zeros_like(output)
     for stream, head in np.ndindex(n_stream, n_head):
@@ -181,11 +214,11 @@ def exact_attention(case: AttentionCase, *, int16_query: bool = False) -> Exact:
             v[stream, :, head // (n_head // n_head_kv)],
         )
         q = case.q[stream, :, head].astype(np.float64)
-        rounds = int16_query and case.k_type not in _FLOAT_TYPES
+        rounds = rounding.query and case.k_type not in _FLOAT_TYPES
         query_steps = _query_steps(q) if rounds else np.zeros_like(q)
         scores = q @ keys.T * case.scale
         spread = np.abs(q) @ np.abs(keys).T * abs(case.scale)
-        rounding = query_steps @ np.abs(keys).T * abs(case.scale)
+        query_error = query_steps @ np.abs(keys).T * abs(case.scale)
         if case.softcap:
             scores = case.softcap * np.tanh(scores / case.softcap)
         if case.mask is not None:
@@ -193,7 +226,7 @@ def exact_attention(case: AttentionCase, *, int16_query: bool = False) -> Exact:
             bias = slopes[head] * mask
             scores = scores + bias
             spread = np.where(np.isinf(mask), 0.0, spread + np.abs(bias))
-            rounding = np.where(np.isinf(mask), 0.0, rounding)
+            query_error = np.where(np.isinf(mask), 0.0, query_error)
         sink = -np.inf if case.sinks is None else float(case.sinks[head])
         top = np.maximum(scores.max(axis=1, initial=-np.inf), sink)[:, None]
         weights = np.exp(scores - np.where(np.isinf(top), 0.0, top))
@@ -203,9 +236,12 @@ def exact_attention(case: AttentionCase, *, int16_query: bool = False) -> Exact:
         # A score is off by a few units in the last place of what was summed to it, its weight by as much
         # relatively, and the sum over the cache by some more; what is subnormal has no relative precision.
         relative = _FLOAT32.eps * (_SUM_ULPS + _SCORE_ULPS * spread.max(axis=1, initial=0.0))
-        relative += 2 * rounding.max(axis=1, initial=0.0)
+        relative += 2 * query_error.max(axis=1, initial=0.0)
         underflow = (case.n_kv + 1) * _FLOAT32.smallest_subnormal
         tolerance[stream, :, head] = relative[:, None] * (weights @ np.abs(values)) + underflow
+        if rounding.weights and case.v_type not in _FLOAT_TYPES:
+            packed = v_packed[stream, :, head // (n_head // n_head_kv)]
+            tolerance[stream, :, head] += _weight_error(weights, packed, case.v_type)[:, : case.head_dim_v]
     return Exact(output, tolerance)
 
 
@@ -213,6 +249,23 @@ def _query_steps(q: Float64Array) -> Float64Array:
     """Half the step of 16-bit integers that reach the largest value of each block, for every value of q."""
     largest = np.abs(q).reshape(len(q), -1, _BLOCK).max(axis=-1)
     return np.repeat(largest / (2 * 127 * 256), _BLOCK, axis=1)
+
+
+def _weight_error(weights: Float64Array, packed: Bytes, type_name: str) -> Float64Array:
+    """By how much rounded weights (n_tokens, n_kv) change the values of a head, (n_tokens, head dim).
+
+    packed: V, uint8 (n_kv, bytes). Half a step for each cache row that has a weight, times the largest code.
+    """
+    places, largest = _SCALES[type_name]
+    blocks = packed.reshape(len(packed), -1, get_format(type_name).block_bytes)
+    halves = [blocks[..., at : at + 2].copy().view(np.float16) for at in places]
+    scales = np.abs(np.concatenate(halves, axis=-1).astype(np.float64))  # (n_kv, blocks, scales of a block)
+    error = np.zeros((len(weights), *scales.shape[1:]))
+    for t in range(0, len(packed), _TILE):
+        part = np.abs(weights[:, t : t + _TILE])
+        steps = (part[:, :, None, None] * scales[t : t + _TILE]).max(axis=1) / (2 * 32767)
+        error += steps * np.count_nonzero(part, axis=1)[:, None, None]
+    return np.repeat((error * largest).reshape(len(weights), -1), _BLOCK, axis=1)
 
 
 def _values(packed: Bytes, type_name: str, width: int) -> Float64Array:

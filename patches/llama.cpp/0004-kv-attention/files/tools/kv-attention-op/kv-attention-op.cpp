@@ -2,6 +2,8 @@
 //
 // usage: llama-kv-attention-op < CASES > RESULTS
 //        llama-kv-attention-op --bandwidth MIB THREADS      prints how fast the memory is read, in bytes per second
+//        llama-kv-attention-op --rounding                   prints what the kernels of quantized types round to 16 bits:
+//                                                           the query, and the weights of V
 // exit:  0 done, 1 a case cannot be computed, 2 wrong arguments
 //
 // A case is op_case below, then, each contiguous, the innermost axis last:
@@ -196,9 +198,20 @@ static int print_bandwidth(size_t n_bytes, int n_threads) {
     return 0;
 }
 
+static const char * rounding() {
+    if (ggml_cpu_has_avx2() && ggml_cpu_has_f16c() && !ggml_cpu_has_avx512()) {
+        return "query weights";
+    }
+    return ggml_cpu_has_dotprod() ? "query" : "";
+}
+
 int main(int argc, char ** argv) {
     if (argc == 1) {
         return compute_cases();
+    }
+    if (argc == 2 && strcmp(argv[1], "--rounding") == 0) {
+        printf("%s\n", rounding());
+        return 0;
     }
     if (argc == 4 && strcmp(argv[1], "--bandwidth") == 0) {
         const int mib       = atoi(argv[2]);
@@ -207,6 +220,6 @@ int main(int argc, char ** argv) {
             return print_bandwidth((size_t) mib << 20, n_threads);
         }
     }
-    fprintf(stderr, "usage: %s < CASES > RESULTS\n       %s --bandwidth MIB THREADS\n", argv[0], argv[0]);
+    fprintf(stderr, "usage: %s < CASES > RESULTS\n       %s --bandwidth MIB THREADS\n       %s --rounding\n", argv[0], argv[0], argv[0]);
     return 2;
 }

@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t CHUNK_KV = 256;
 
 // Smaller chunks make at least so many items, to keep the threads busy.
-constexpr int64_t MIN_ITEMS = 8;
+constexpr int64_t MIN_ITEMS = 32;
 
 // Bounds the partial results: (query rows) x (chunks) stays below it, unless one chunk alone exceeds it.
 constexpr int64_t MAX_PARTIALS = 4096;
@@ -105,8 +105,8 @@ attn_plan make_plan(const ggml_tensor * dst) {
     p.n_kv      = k->ne[1];
     p.n_rows    = q->ne[1] * p.n_group;
 
-    // Q and O of one item take half of a 512 KiB second-level cache
-    const int64_t fitting = std::max<int64_t>(64, 65536 / (p.dk + p.dv) / 64 * 64);
+    // Q and O of one item take half of a 512 KiB second-level cache, where that is enough rows for a product of matrices
+    const int64_t fitting = std::max<int64_t>(128, 65536 / (p.dk + p.dv) / 64 * 64);
     p.tile_rows   = std::min(p.n_rows, fitting);
     p.n_row_tiles = divide_up(p.n_rows, p.tile_rows);
 
@@ -253,8 +253,10 @@ class item_worker {
     int64_t visible[TILE_KV];
     int64_t n_visible;
 
-    // The first query row of the item that may see any of them. With a causal mask many rows come before it.
+    // The query rows of the item that may see any of them lie from first_row on, before end_row. With a causal mask many
+    // rows come before; where sequences share a cache, those of others on both sides.
     int64_t first_row;
+    int64_t end_row;
 
     // Values of one mask row for the visible cache rows
     float               bias[TILE_KV];
@@ -270,7 +272,7 @@ class item_worker {
             v_rows[t] = v_head + visible[t]*in.v->nb[1];
         }
 
-        const int64_t n_rows = item.n_rows - first_row;
+        const int64_t n_rows = end_row - first_row;
         const float * q      = buf.q      + first_row*plan.dk_pad;
         float       * scores = buf.scores + first_row*TILE_KV;
         float       * o      = buf.out.o  + first_row*plan.dv_pad;
@@ -281,7 +283,7 @@ class item_worker {
             in.k_ops->dot(q, n_rows, k_rows, n_visible, plan.dk, scores, TILE_KV, buf.k_tile,
                           upcoming(in.v, v_head, kv, item.kv1));
         }
-        for (int64_t r = first_row; r < item.n_rows; ++r) {
+        for (int64_t r = first_row; r < end_row; ++r) {
             update_softmax(item, r);
         }
         if (as_matrix(item, in.v_ops)) {
@@ -331,20 +333,31 @@ class item_worker {
         uint16_t seen[TILE_KV] = {};
         bool     all_seen = in.mask == nullptr;
         first_row = 0;
+        end_row   = item.n_rows;
         for (int64_t r = 0; !all_seen && r < item.n_rows; ++r) {
-            const ggml_fp16_t * mask = in.mask_row(token_of(item, r), head_of(item, r), item.stream) + kv;
-            for (int64_t t = 0; t < n_kv; ++t) {
-                seen[t] |= mask[t] ^ F16_NEG_INF;
-            }
+            add_seen(item, r, kv, n_kv, seen);
             const int64_t n_seen = n_kv - std::count(seen, seen + n_kv, 0);
             all_seen  = n_seen == n_kv;
             first_row = n_seen == 0 ? r + 1 : first_row;
+        }
+        for (bool sees = in.mask == nullptr; !sees && end_row > first_row; end_row -= !sees) {
+            uint16_t seen_by_last[TILE_KV] = {};
+            add_seen(item, end_row - 1, kv, n_kv, seen_by_last);
+            sees = std::count(seen_by_last, seen_by_last + n_kv, 0) < n_kv;
         }
         bias_of   = nullptr;
         n_visible = 0;
         for (int64_t t = 0; t < n_kv; ++t) {
             visible[n_visible] = kv + t;
             n_visible += all_seen || seen[t] != 0;
+        }
+    }
+
+    // seen[t] becomes other than 0 if query row r may see cache row kv + t.
+    void add_seen(const attn_item & item, int64_t r, int64_t kv, int64_t n_kv, uint16_t * seen) const {
+        const ggml_fp16_t * mask = in.mask_row(token_of(item, r), head_of(item, r), item.stream) + kv;
+        for (int64_t t = 0; t < n_kv; ++t) {
+            seen[t] |= mask[t] ^ F16_NEG_INF;
         }
     }
 
