@@ -235,8 +235,11 @@ class item_worker {
     softmax_state run(const attn_item & item) {
         start(item);
         for (int64_t kv = item.kv0; kv < item.kv1; kv += TILE_KV) {
-            find_visible(item, kv, std::min(TILE_KV, item.kv1 - kv));
-            if (n_visible > 0) {
+            const int64_t n_kv = std::min(TILE_KV, item.kv1 - kv);
+            find_visible(item, 0, item.n_rows, kv, n_kv);
+            if (n_visible > 0 && sees_little(item, kv, n_kv)) {
+                add_tile_by_token(item, kv, n_kv);
+            } else if (n_visible > 0) {
                 add_tile(item, kv);
             }
         }
@@ -248,19 +251,48 @@ class item_worker {
     const attn_plan   & plan;
     item_buffers        buf;
 
-    // The cache rows of the tile that some query row of the item may see. The others are not touched: what they hold
+    // The cache rows of the tile that some query row in question may see. The others are not touched: what they hold
     // may be anything.
     int64_t visible[TILE_KV];
     int64_t n_visible;
 
-    // The query rows of the item that may see any of them lie from first_row on, before end_row. With a causal mask many
-    // rows come before; where sequences share a cache, those of others on both sides.
+    // The query rows that may see any of them lie from first_row on, before end_row. With a causal mask many rows come
+    // before; where sequences share a cache, those of others on both sides.
     int64_t first_row;
     int64_t end_row;
 
     // Values of one mask row for the visible cache rows
     float               bias[TILE_KV];
     const ggml_fp16_t * bias_of;
+
+    // Whether the tokens together see at most half of what they would if each saw all visible cache rows: sequences in one
+    // cache that grow in turn. It is then cheaper to take one token after the other, unless their rows make a matrix.
+    bool sees_little(const attn_item & item, int64_t kv, int64_t n_kv) const {
+        if (in.mask == nullptr || end_row - first_row >= GEMM_ROWS) {
+            return false;
+        }
+        int64_t n_tokens = 0;
+        int64_t n_pairs  = 0;
+        for (int64_t r = first_row; r < end_row; r = next_token(item, r)) {
+            uint16_t seen[TILE_KV] = {};
+            add_seen(item, r, kv, n_kv, seen);
+            n_pairs  += n_kv - std::count(seen, seen + n_kv, 0);
+            n_tokens += 1;
+        }
+        return 2*n_pairs <= n_tokens*n_visible;
+    }
+
+    void add_tile_by_token(const attn_item & item, int64_t kv, int64_t n_kv) {
+        for (int64_t r = first_row, end = end_row; r < end; r = next_token(item, r)) {
+            find_visible(item, r, std::min(end, next_token(item, r)), kv, n_kv);
+            if (n_visible > 0) {
+                add_tile(item, kv);
+            }
+        }
+    }
+
+    // the first query row of the token after that of r
+    int64_t next_token(const attn_item & item, int64_t r) const { return (token_of(item, r) + 1)*plan.n_group - item.row0; }
 
     void add_tile(const attn_item & item, int64_t kv) {
         const char * k_head = in.head_data(in.k, item.head_kv, item.stream);
@@ -329,12 +361,13 @@ class item_worker {
         std::fill(buf.out.o, buf.out.o + item.n_rows*plan.dv_pad, 0.0f);
     }
 
-    void find_visible(const attn_item & item, int64_t kv, int64_t n_kv) {
+    // of query rows from..to - 1
+    void find_visible(const attn_item & item, int64_t from, int64_t to, int64_t kv, int64_t n_kv) {
         uint16_t seen[TILE_KV] = {};
         bool     all_seen = in.mask == nullptr;
-        first_row = 0;
-        end_row   = item.n_rows;
-        for (int64_t r = 0; !all_seen && r < item.n_rows; ++r) {
+        first_row = from;
+        end_row   = to;
+        for (int64_t r = from; !all_seen && r < to; ++r) {
             add_seen(item, r, kv, n_kv, seen);
             const int64_t n_seen = n_kv - std::count(seen, seen + n_kv, 0);
             all_seen  = n_seen == n_kv;
