@@ -263,7 +263,7 @@ def _weight_error(weights: Float64Array, packed: Bytes, type_name: str) -> Float
     error = np.zeros((len(weights), *scales.shape[1:]))
     for t in range(0, len(packed), _TILE):
         part = np.abs(weights[:, t : t + _TILE])
-        steps = (part[:, :, None, None] * scales[t : t + _TILE]).max(axis=1) / (2 * 32767)
+        steps = (part[:, :, None, None] * scales[t : t + _TILE]).max(axis=1) / (2 * 127 * 256)
         error += steps * np.count_nonzero(part, axis=1)[:, None, None]
     return np.repeat((error * largest).reshape(len(weights), -1), _BLOCK, axis=1)
 

@@ -199,10 +199,8 @@ static int print_bandwidth(size_t n_bytes, int n_threads) {
 }
 
 static const char * rounding() {
-    if (ggml_cpu_has_avx2() && ggml_cpu_has_f16c() && !ggml_cpu_has_avx512()) {
-        return "query weights";
-    }
-    return ggml_cpu_has_dotprod() ? "query" : "";
+    const bool has_tiles = ggml_cpu_has_avx2() ? ggml_cpu_has_f16c() && !ggml_cpu_has_avx512() : ggml_cpu_has_dotprod();
+    return has_tiles ? "query weights" : "";
 }
 
 int main(int argc, char ** argv) {

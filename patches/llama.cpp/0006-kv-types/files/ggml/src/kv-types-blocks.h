@@ -38,10 +38,10 @@ struct kv_types_layout {
     struct kv_types_part parts[2];
 };
 
-#define KV_TYPES_2_BITS   2, { 3, 10 }
-#define KV_TYPES_3_BITS   4, { 7, 22, 40, 66 }
-#define KV_TYPES_4_BITS   8, { 4, 12, 20, 29, 38, 49, 62, 80 }
-#define KV_TYPES_5_BITS  16, { 3, 9, 14, 20, 26, 32, 38, 44, 51, 58, 66, 75, 84, 96, 108, 127 }
+#define KV_TYPES_2_BITS   2, { KV_TYPES_MAGNITUDES_2 }
+#define KV_TYPES_3_BITS   4, { KV_TYPES_MAGNITUDES_3 }
+#define KV_TYPES_4_BITS   8, { KV_TYPES_MAGNITUDES_4 }
+#define KV_TYPES_5_BITS  16, { KV_TYPES_MAGNITUDES_5 }
 
 static const struct kv_types_layout KV_TYPES_TQ3 = {
     sizeof(block_tq3), 1, {{ 64, KV_TYPES_3_BITS, true, { 75, 85 }, { 2, 1 } }},

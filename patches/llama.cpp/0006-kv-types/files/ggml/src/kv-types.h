@@ -44,6 +44,12 @@ typedef struct {
     uint8_t     qs2[8];  // sign and magnitude, 2 bits each
 } block_k4x2;
 
+// the magnitudes that codes of 2, 3, 4 and 5 bits stand for, each with either sign
+#define KV_TYPES_MAGNITUDES_2 3, 10
+#define KV_TYPES_MAGNITUDES_3 7, 22, 40, 66
+#define KV_TYPES_MAGNITUDES_4 4, 12, 20, 29, 38, 49, 62, 80
+#define KV_TYPES_MAGNITUDES_5 3, 9, 14, 20, 26, 32, 38, 44, 51, 58, 66, 75, 84, 96, 108, 127
+
 // whether type is one of these
 static inline bool ggml_kv_type_is(enum ggml_type type) {
     return type >= GGML_TYPE_KV_FIRST && type < GGML_TYPE_KV_END;

@@ -48,13 +48,7 @@ struct ggml_block : T {
     ggml_half scale(int) const { return T::d; } // of a part
 };
 
-// Bytes with 16 codes in the low nibbles and 16 in the high ones
-inline i8x16 nibbles(const uint8_t * qs, int h) {
-    const i8x16 bytes = load_i8x16(qs);
-    return h == 0 ? low_nibbles(bytes) : high_nibbles(bytes);
-}
-
-// The same with a fifth bit for each code in qh
+// Codes of 5 bits: a fifth bit for each code is in qh
 inline i8x16 nibbles_and_bit(const uint8_t * qs, const uint8_t * qh, int h) {
     uint16_t bits;
     memcpy(&bits, qh + 2*h, sizeof(bits));

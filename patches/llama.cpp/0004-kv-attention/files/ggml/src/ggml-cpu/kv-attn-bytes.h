@@ -9,14 +9,13 @@
 
 #if defined(__AVX2__) && defined(__F16C__)
 #define KV_ATTN_AVX2
-#if !defined(__AVX512F__)
-#define KV_ATTN_INT16
-#endif
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 #define KV_ATTN_NEON
-#if defined(__ARM_FEATURE_DOTPROD)
-#define KV_ATTN_SDOT
 #endif
+
+// Products of quantized types in integers, see kv-attn-tile.h; floats are as fast with the vectors of AVX-512.
+#if (defined(KV_ATTN_AVX2) && !defined(__AVX512F__)) || (defined(KV_ATTN_NEON) && defined(__ARM_FEATURE_DOTPROD))
+#define KV_ATTN_TILE
 #endif
 
 namespace kv_attn {
@@ -87,5 +86,11 @@ inline i8x16 plus_fifth_bit(i8x16 x, uint16_t bits) {
 }
 
 #endif
+
+// Half h of 32 codes: 16 in the low nibbles of bytes, 16 in the high ones
+inline i8x16 nibbles(const uint8_t * qs, int h) {
+    const i8x16 bytes = load_i8x16(qs);
+    return h == 0 ? low_nibbles(bytes) : high_nibbles(bytes);
+}
 
 } // namespace kv_attn

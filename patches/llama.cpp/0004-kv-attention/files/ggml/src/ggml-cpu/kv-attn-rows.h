@@ -5,14 +5,12 @@
 // query rows; no float copy of the row goes through memory.
 
 #include "kv-attn-blocks.h"
-#include "kv-attn-int16.h"
-#include "kv-attn-sdot.h"
+#include "kv-attn-tile.h"
 
 namespace kv_attn {
 
 // Query rows that share one conversion, as many as there are registers for; AVX2 has 16 of them, the others 32.
 constexpr int DOT_ROWS  = EPR == 8 ? 2 : 4;
-constexpr int SDOT_ROWS = 2;
 constexpr int ADD_ROWS  = EPR == 16 ? 8 : EPR == 8 ? 2 : 4;
 
 // Cache rows whose converted values are held at once, so that a query value is loaded once for all of them
@@ -77,24 +75,10 @@ struct row_kernels {
         return block;
     }
 
-#if defined(KV_ATTN_SDOT)
-    static constexpr bool INTEGER_DOT = is_quantized<Block>;
-    template <int N>
-    using dots = std::conditional_t<INTEGER_DOT, sdot_dots<Block, N>, float_dots<Block, N>>;
-#else
-    static constexpr bool INTEGER_DOT = false;
-    template <int N>
-    using dots = float_dots<Block, N>;
-#endif
     static constexpr int64_t BEST_ROWS = GEMM_ROWS;
 
     // Turns a query row of n_blocks(width) blocks, padded with zeros, into what dot takes.
     static void prepare(float * q, int64_t width) {
-#if defined(KV_ATTN_SDOT)
-        if constexpr (INTEGER_DOT) {
-            quantize_query(q, width);
-        }
-#endif
         GGML_UNUSED(q);
         GGML_UNUSED(width);
     }
@@ -109,9 +93,9 @@ struct row_kernels {
             for (int64_t t = 0; t < 4; ++t) {
                 rows[t] = (const Block *) k[std::min(t0 + t, n_kv - 1)];
             }
-            for_row_groups<INTEGER_DOT ? SDOT_ROWS : DOT_ROWS>(0, n_rows, [&](auto n, int64_t row) {
+            for_row_groups<DOT_ROWS>(0, n_rows, [&](auto n, int64_t row) {
                 const float * q_rows = q + row*q_stride;
-                dots<n> products;
+                float_dots<Block, n> products;
                 products.add(q_rows, q_stride, rows, width/Block::SIZE);
                 if (!is_quantized<Block> && width % BLOCK != 0) {
                     Block last[4];
@@ -211,11 +195,11 @@ struct row_kernels {
     }
 };
 
-#if defined(KV_ATTN_INT16)
+#if defined(KV_ATTN_TILE)
 
-// The same for quantized types by way of an int16_tile
+// The same for quantized types by way of a code_tile
 template <typename Block>
-struct int16_kernels {
+struct tile_kernels {
     static constexpr int64_t BEST_ROWS = INT64_MAX;
 
     static void prepare(float * q, int64_t width) {
@@ -224,14 +208,14 @@ struct int16_kernels {
 
     static void dot(const float * q, int64_t n_rows, const char * const * k, int64_t n_kv, int64_t width,
                     float * s, int64_t s_stride, float * memory, const upcoming_rows & next) {
-        int16_tile<Block> tile(memory, width, n_kv);
+        code_tile<Block> tile(memory, width, n_kv);
         tile.load_k(k, next);
         tile.dot(q, width, n_rows, s, s_stride);
     }
 
     static void add(const float * p, int64_t p_stride, int64_t n_rows, const char * const * v, int64_t n_kv,
                     int64_t width, float * o, float * memory, const upcoming_rows & next) {
-        int16_tile<Block> tile(memory, width, n_kv);
+        code_tile<Block> tile(memory, width, n_kv);
         tile.load_v(v, next);
         tile.add(p, p_stride, n_rows, o, width);
     }
@@ -240,7 +224,7 @@ struct int16_kernels {
 };
 
 template <typename Block>
-using kernels_of = std::conditional_t<is_quantized<Block>, int16_kernels<Block>, row_kernels<Block>>;
+using kernels_of = std::conditional_t<is_quantized<Block>, tile_kernels<Block>, row_kernels<Block>>;
 
 #else
 

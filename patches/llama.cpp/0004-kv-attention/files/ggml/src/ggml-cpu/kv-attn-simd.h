@@ -148,11 +148,6 @@ inline f32x16 load_16(const ggml_bf16_t * x) {
               as_f32(vget_low_u16(hi)), as_f32(vget_high_u16(hi)) }};
 }
 
-inline float32x4_t widen_f16(ggml_fp16_t a, ggml_fp16_t b, ggml_fp16_t c, ggml_fp16_t d) {
-    const uint16x4_t x = { a, b, c, d };
-    return vcvt_f32_f16(vreinterpret_f16_u16(x));
-}
-
 inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
     vst1q_f32(s, vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])));
 }

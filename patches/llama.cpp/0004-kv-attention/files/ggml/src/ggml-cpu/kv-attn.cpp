@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t CHUNK_KV = 256;
 
 // Smaller chunks make at least so many items, to keep the threads busy.
-constexpr int64_t MIN_ITEMS = 32;
+constexpr int64_t MIN_ITEMS = 16;
 
 // Bounds the partial results: (query rows) x (chunks) stays below it, unless one chunk alone exceeds it.
 constexpr int64_t MAX_PARTIALS = 4096;
@@ -204,9 +204,9 @@ struct item_buffers {
     float * scores;   // TILE_KV a query row
 
     // a tile, converted once for all query rows
-    float * k_tile; // TILE_KV rows of dk_pad floats, or an int16_tile
+    float * k_tile; // TILE_KV rows of dk_pad floats, or a code_tile
     float * k_cols; // the rows transposed
-    float * v_tile; // TILE_KV rows of dv_pad floats, or an int16_tile
+    float * v_tile; // TILE_KV rows of dv_pad floats, or a code_tile
 
     item_buffers(const attn_plan & plan, float * scratch) {
         const auto take = [&](int64_t n) {

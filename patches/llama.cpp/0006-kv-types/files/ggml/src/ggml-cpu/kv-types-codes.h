@@ -88,18 +88,28 @@ inline i8x16 negated(i8x16 x, i8x16 bits, i8x16 which) {
 
 #endif
 
-// what codes stand for
-static const int8_t LEVELS_2[16]     = { 3, 10, -3, -10 };
-static const int8_t MAGNITUDES_3[16] = { 7, 22, 40, 66 };
-static const int8_t LEVELS_4[16]     = { 4, 12, 20, 29, 38, 49, 62, 80, -4, -12, -20, -29, -38, -49, -62, -80 };
-static const int8_t MAGNITUDES_5[16] = { 3, 9, 14, 20, 26, 32, 38, 44, 51, 58, 66, 75, 84, 96, 108, 127 };
+// what codes stand for; x past their number is 0
+struct code_table {
+    int8_t x[16];
+};
+
+// n magnitudes and then their negatives, as codes that have their sign in the highest bit
+template <typename... T>
+constexpr code_table with_negatives(T... x) {
+    return {{ (int8_t) x..., (int8_t) -x... }};
+}
+
+constexpr code_table LEVELS_2     = with_negatives(KV_TYPES_MAGNITUDES_2);
+constexpr code_table MAGNITUDES_3 = {{ KV_TYPES_MAGNITUDES_3 }};
+constexpr code_table LEVELS_4     = with_negatives(KV_TYPES_MAGNITUDES_4);
+constexpr code_table MAGNITUDES_5 = {{ KV_TYPES_MAGNITUDES_5 }};
 
 // which bit is the sign of each of sixteen codes: of signs in eight bytes, in four
 static const uint8_t SIGNS_IN_8[16] = { 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2 };
 static const uint8_t SIGNS_IN_4[16] = { 1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8 };
 
-inline i8x16 levels(const int8_t (&table)[16], i8x16 places) {
-    return lookup(load_i8x16(table), places);
+inline i8x16 levels(const code_table & table, i8x16 places) {
+    return lookup(load_i8x16(table.x), places);
 }
 
 // 64 values in four parts of 16
@@ -120,13 +130,9 @@ struct tq2_block : block_tq2, coded_block {
     ggml_fp16_t scale(int) const { return d; }
 };
 
-inline i8x16 nibbles_of(const uint8_t * qs, int h) {
-    return h == 0 ? low_nibbles(load_i8x16(qs)) : high_nibbles(load_i8x16(qs));
-}
-
 struct k5x3_block : block_k5x3, coded_block {
     i8x16 codes(int h) const {
-        return h < 2 ? negated(levels(MAGNITUDES_5, nibbles_of(qs5, h)),                       repeated_4(qh5), signs(h))
+        return h < 2 ? negated(levels(MAGNITUDES_5, nibbles(qs5, h)),                          repeated_4(qh5), signs(h))
                      : negated(levels(MAGNITUDES_3, two_bits_by_half(repeated_8(qs3), 4*h - 8)), repeated_4(qh3), signs(h - 2));
     }
     ggml_fp16_t scale(int h) const { return h < 2 ? d5 : d3; }
@@ -137,7 +143,7 @@ struct k5x3_block : block_k5x3, coded_block {
 
 struct k4x2_block : block_k4x2, coded_block {
     i8x16 codes(int h) const {
-        return h < 2 ? levels(LEVELS_4, nibbles_of(qs4, h)) : levels(LEVELS_2, two_bits_by_half(repeated_8(qs2), 4*h - 8));
+        return h < 2 ? levels(LEVELS_4, nibbles(qs4, h)) : levels(LEVELS_2, two_bits_by_half(repeated_8(qs2), 4*h - 8));
     }
     ggml_fp16_t scale(int h) const { return h < 2 ? d4 : d2; }
 };
