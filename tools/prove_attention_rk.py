@@ -45,7 +45,9 @@ SHAPES = ((4, 2, 128), (8, 1, 256))
 
 TYPES = (("f16", "f16"), ("q8_0", "q8_0"), ("q4_0", "q4_0"))
 N_TOKENS = (1, 4)
-N_ROWS = (256, 384)
+N_ROWS = (384, 512)
+"""Both are cut into chunks of 64 for every shape here, so that the rows are all that differs."""
+
 DRAIN_SECONDS = 0.5
 """What qemu still writes after the answer is there."""
 

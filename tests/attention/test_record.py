@@ -12,7 +12,7 @@ import pytest
 from kvquant.shipped import checkout_root
 
 ROOT = checkout_root() or Path()
-RECORDS = ("attention.json", "attention-wide.json", "attention-divergence.json", "attention-rk3588.json")
+RECORDS = tuple(f"attention{part}.json" for part in ("", "-wide", "-alone", "-divergence", "-rk3588"))
 
 
 def record(name: str) -> dict[str, Any]:
@@ -74,6 +74,21 @@ def test_the_benchmark_of_a_whole_model(text: str) -> None:
         assert speed_table(made, "gqa2-128-wide", what) in text
     missed = [target for target in made["summary"]["targets"] if not target["met"]]
     assert f"{len(missed)} of {len(made['summary']['targets'])}" in text
+
+
+def test_attention_alone(text: str) -> None:
+    from attention_alone import figure, summary, tables
+
+    made = record("attention-alone.json")
+    assert set(made["series"]) == {"now", "before"}
+    for name, table in tables(made).items():
+        assert table in text, f"the table {name} is not the record's"
+    assert f"{made['bytes_per_second'] / 1e9:.1f} GB/s" in text
+    assert summary(made) in " ".join((ROOT / "README.md").read_text().split())
+    drawn = figure(made)
+    assert (ROOT / "docs/figures/attention-alone.svg").read_text() == drawn
+    made["runs"][0]["milliseconds"]["now"] = [9.0]
+    assert figure(made) != drawn
 
 
 def test_the_divergence(text: str) -> None:

@@ -174,6 +174,10 @@ class Rounding:
     weights: bool = False
 
 
+FLOATS = Rounding()
+"""Nothing beyond float32."""
+
+
 def rounding_of(program: Path) -> Rounding:
     """Ask a program what its kernels round."""
     done = subprocess.run([program, "--rounding"], capture_output=True, text=True, check=True)
@@ -191,7 +195,7 @@ class Exact:
     tolerance: Float64Array
 
 
-def exact_attention(case: AttentionCase, rounding: Rounding = Rounding()) -> Exact:
+def exact_attention(case: AttentionCase, rounding: Rounding = FLOATS) -> Exact:
     """Compute attention head by head over the dequantized cache. A row without any score is zero.
 
     rounding: what an implementation may round beyond float32.
