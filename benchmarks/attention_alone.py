@@ -118,6 +118,7 @@ def run(builds: Mapping[str, Path], n_rounds: int, n_threads: int) -> dict[str, 
     first = next(iter(builds.values()))
     programs = {STOCK: first, **builds}
     made = provenance("benchmarks/attention_alone.py", ("numpy",))
+    made["argv"] = [part.partition("=")[0] + "=DIR" if "=" in part else part for part in made["argv"]]
     made["series"] = {
         name: json.loads((path.parent / "build-info.json").read_text())["series_digest"][:12]
         for name, path in builds.items()
@@ -249,6 +250,7 @@ def draw_panel(panel: Axes, runs: list[dict[str, Any]], bytes_per_second: float)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xlabel("tokens in the cache", color=PLACEHOLDERS.text)
+    panel.label_outer()
 
 
 def named_build(text: str) -> tuple[str, Path]:
