@@ -69,12 +69,17 @@ def test_the_page_quotes_the_calibration_at_4096_tokens() -> None:
     ((name, found),) = judged.items()
     assert name == "qwen2.5-coder-0.5b.4096", "the page says that no other is measured yet"
     deepest = found.by_depth[-1]
+    kl = {
+        (one.policy, one.transform is not None): one.kl_mean
+        for one in tables.divergences()[f"{name}.prose"].policies
+    }
     page = " ".join(tables.PAGE.read_text().split())
     for after, before, words in (
-        (found.kl_with, found.kl_without, "on the prose"),
-        (deepest.with_transform, deepest.without, "over its deepest quarter"),
+        (found.kl_with, found.kl_without, " on the prose"),
+        (deepest.with_transform, deepest.without, " over its deepest quarter"),
+        (kl["*:q4_0", True], kl["*:q4_0", False], ". The other statements on depth"),
     ):
-        assert f"{tables.digits(after)} instead of {tables.digits(before)} {words}" in page
+        assert f"{tables.digits(after)} instead of {tables.digits(before)}{words}" in page
 
 
 def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
@@ -87,6 +92,13 @@ def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
             kl.setdefault(policy.policy, {})[policy.transform is not None] = policy.kl_mean
         for policy_text, by_transform in kl.items():
             assert by_transform[True] < by_transform[False], (name, policy_text)
+
+
+def test_most_of_what_remains_of_q4_0_is_of_k() -> None:
+    for name, result in tables.divergences().items():
+        kl = {one.policy: one.kl_mean for one in result.policies if one.transform is not None}
+        for fine in ("*:k=q4_0/v=q8_0", "*:k=q4_0/v=f16"):
+            assert fine not in kl or 1 - kl[fine] / kl["*:q4_0"] < 1 / 3, (name, fine)
 
 
 AMPLIFIES = ("transform-exact-gemma3-270m",)
