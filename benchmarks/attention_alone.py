@@ -222,7 +222,7 @@ LIMIT = "q8_0, read alone"
 def figure(record: dict[str, Any]) -> str:
     """Return the time of a decoded token against depth as SVG, a panel for each of the models."""
     with open_figure(FigureSize(10, 7.6), PLACEHOLDERS) as drawn:
-        for panel, shape in zip(drawn.subplots(2, 2, sharex=True).flat, SHAPES, strict=False):
+        for panel, shape in zip(drawn.subplots(2, 2, sharex=True, sharey=True).flat, SHAPES, strict=False):
             runs = [run for run in record["runs"] if (run["work"], run["shape"]) == ("decode", shape)]
             draw_panel(panel, runs, record["bytes_per_second"])
             style_axes(panel, PLACEHOLDERS, f"{shape}: one layer, ms a token")
