@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 from attention_figure import write_figure
-from attention_op import PROGRAM
+from attention_op import PROGRAM, read_bandwidth
 from attention_summary import summarize
 from attention_tables import all_tables
 from deep_slot import write_deep_slot
@@ -188,12 +187,6 @@ def resolve(policy: str, shape: ModelShape) -> ResolvedPolicy:
     return parse_policy(policy if ":" in policy else f"*:{policy}").resolve(shape)
 
 
-def bandwidth(programs: Path, n_threads: int) -> float:
-    """Bytes per second that ``n_threads`` read from memory."""
-    argv = [programs / PROGRAM, "--bandwidth", str(BANDWIDTH_MIB), str(n_threads)]
-    return float(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-
-
 def describe_model(model: RandomModel, shape: ModelShape, path: Path) -> dict[str, Any]:
     """The model, the bytes of its file, and those of one token's K and V in the cache."""
     described = {key: value for key, value in asdict(model).items() if value is not None}
@@ -229,7 +222,7 @@ def perform(run: Run, builds: dict[str, Path], folder: Path, n_threads: int, clo
     entry = {
         **asdict(run),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bandwidth": bandwidth(builds["patched"], n_threads),
+        "bandwidth": float(read_bandwidth(builds["patched"] / PROGRAM, BANDWIDTH_MIB, n_threads)),
     }
     with OthersShare() as others:
         points = measure(builds[run.build], run, model, slot, n_threads, CLOCKS[clock])

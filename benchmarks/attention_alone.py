@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -26,7 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-from attention_op import PROGRAM, AttentionCase, AttentionProgram
+from attention_op import PROGRAM, AttentionCase, AttentionProgram, read_bandwidth
+from attention_tables import markdown
 from kvquant.files import write_atomic
 from kvquant.formats.registry import cache_format
 from kvquant.report.drawing import (
@@ -124,7 +124,7 @@ def run(builds: Mapping[str, Path], n_rounds: int, n_threads: int) -> dict[str, 
         for name, path in builds.items()
     }
     made["n_threads"], made["n_rounds"], made["runs"] = n_threads, n_rounds, []
-    made["bytes_per_second"] = bandwidth(first / PROGRAM, n_threads)
+    made["bytes_per_second"] = max(read_bandwidth(first / PROGRAM, 256, n_threads) for _ in range(3))
     with ExitStack() as stack:
         running = {
             name: stack.enter_context(AttentionProgram([path / PROGRAM], kv_attention=name != STOCK))
@@ -138,7 +138,7 @@ def run(builds: Mapping[str, Path], n_rounds: int, n_threads: int) -> dict[str, 
                 for name in timed:
                     done = running[name].compute(case, n_threads=n_threads, n_runs=work.n_runs)
                     seconds[name].append(done.seconds)
-            n_bytes = case.k.nbytes + (0 if case.v is None else case.v.nbytes)
+            n_bytes = sum(side.nbytes for side in (case.k, case.v) if side is not None)
             about = {"work": work.name, "shape": shape, "k": types[0], "v": types[1], "depth": depth}
             milliseconds = {name: [round(1e3 * x, 4) for x in times] for name, times in seconds.items()}
             made["runs"].append({**about, "cache_bytes": n_bytes, "milliseconds": milliseconds})
@@ -151,15 +151,8 @@ def runs_in_stock(work: Work, types: tuple[str, str]) -> bool:
     return types == ("f16", "f16") or (types[0] == types[1] != "tq3" and work.name != "prefill")
 
 
-def bandwidth(program: Path, n_threads: int) -> int:
-    """How fast the memory is read, in bytes per second: the best of three tries over 256 MiB."""
-    command = [str(program), "--bandwidth", "256", str(n_threads)]
-    answers = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3))
-    return max(int(answer) for answer in answers)
-
-
 def table(record: dict[str, Any], work: str, depth: int) -> str:
-    """Milliseconds of one layer's attention at one depth, and ratios of the medians."""
+    """Milliseconds of one layer's attention at one depth, and what it gains."""
     found = {
         (run["shape"], run["k"], run["v"]): run
         for run in record["runs"]
@@ -167,7 +160,7 @@ def table(record: dict[str, Any], work: str, depth: int) -> str:
     }
     limit = work == "decode"
     head = ["heads of", "K", "V", "ms", "before", "before / now", "stock f16 / now"]
-    lines = [head + ["of the limit"] * limit, ["---"] * (len(head) + limit)]
+    rows = []
     for (shape, k, v), one in found.items():
         times = one["milliseconds"]
         stock = found[shape, "f16", "f16"]["milliseconds"][STOCK]
@@ -177,8 +170,8 @@ def table(record: dict[str, Any], work: str, depth: int) -> str:
         if limit:
             least = 1e3 * one["cache_bytes"] / record["bytes_per_second"]
             cells.append(f"{least / now:.0%}")
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append(cells)
+    return markdown(head + ["of the limit"] * limit, rows).rstrip()
 
 
 def ratio(of: list[float], to: list[float]) -> float:

@@ -163,6 +163,12 @@ class AttentionProgram:
         self.close()
 
 
+def read_bandwidth(program: Path, mib: int, n_threads: int) -> int:
+    """How fast ``n_threads`` read that many MiB of memory, in bytes per second."""
+    argv = [str(program), "--bandwidth", str(mib), str(n_threads)]
+    return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+
+
 @dataclass(frozen=True)
 class Rounding:
     """What an implementation may round to 16-bit integers where a side is quantized, as kernels of some
