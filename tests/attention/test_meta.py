@@ -11,7 +11,7 @@ import pytest
 
 from attention.checks import check_accuracy, check_threads
 from attention.strategies import plain_case
-from attention_op import AttentionCase, exact_attention
+from attention_op import AttentionCase, Rounding, exact_attention
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -68,6 +68,22 @@ def test_a_broken_result_is_seen(fake: Callable[[AttentionCase], Float32Array]) 
     case = plain_case("q8_0", "q4_0", 6)
     with pytest.raises(AssertionError, match=r"are off|are not finite"):
         check_accuracy(case, fake(case), rounded(case))
+
+
+def scaled_by_a_hundredth(case: AttentionCase) -> Float32Array:
+    return rounded(replace(case, scale=case.scale * 1.01))
+
+
+@pytest.mark.parametrize(
+    "fake", (last_row_forgotten, no_mask, heads_swapped, one_value_not_written, scaled_by_a_hundredth)
+)
+def test_a_broken_result_is_seen_where_rounding_is_allowed(
+    fake: Callable[[AttentionCase], Float32Array],
+) -> None:
+    """A scale off by a thousandth, and half precision, are within what rounded weights may change."""
+    case = plain_case("q8_0", "q4_0", 6)
+    with pytest.raises(AssertionError, match=r"are off|are not finite"):
+        check_accuracy(case, fake(case), rounded(case), Rounding(query=True, weights=True))
 
 
 def test_a_result_that_depends_on_threads_is_seen() -> None:
