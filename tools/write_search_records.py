@@ -1,9 +1,10 @@
-"""Write what pages and the package say of committed searches: docs/search.md and the measured presets.
+"""Write what pages and the package say of committed searches: two pages and the measured presets.
 
 python tools/write_search_records.py
 
-Reads eval/results/search/*.json, the results of `kvquant search --out DIR` (DIR/search.json).
-tests/search/test_records.py holds both to the records.
+Reads eval/results/search/*.json, the results of `kvquant search --out DIR` (DIR/search.json). docs/search.md
+has a line for each and one of them whole, the page beside the records all of them.
+tests/search/test_records.py holds pages and presets to the records.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from kvquant.assets.registry import models, texts
 from kvquant.documents import read_json, to_json
 from kvquant.files import write_atomic
 from kvquant.policy.presets import MeasuredPreset
-from kvquant.report.search import comparison_table
+from kvquant.report.search import comparison_table, kl_words
 from kvquant.results.divergence import FileUsed
-from kvquant.results.search import SearchResult
-from kvquant.tables import markdown, small
+from kvquant.results.search import MeasuredPolicy, SearchResult
+from kvquant.tables import NONE, Table, markdown, small
 from marked_page import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "eval/results/search"
 PAGE = ROOT / "docs/search.md"
+ALL = RECORDS / "README.md"
+EXAMPLE = "qwen2.5-coder-0.5b-0.30x.json"
+"""The record that docs/search.md shows whole."""
 PRESETS = ROOT / "src/kvquant/policy/presets.json"
 
 
@@ -62,9 +66,7 @@ def preset(name: str, result: SearchResult) -> MeasuredPreset:
     """Return one record as a preset."""
     kl = result.kl_held_out
     assert kl is not None
-    rival = next(
-        (entry for entry in result.rivals if result.against and entry.name == result.against.rival), None
-    )
+    rival = best_rival(result)
     low, high = (None, None) if kl.interval is None else kl.interval
     return MeasuredPreset(
         model=model_name(result),
@@ -82,13 +84,40 @@ def preset(name: str, result: SearchResult) -> MeasuredPreset:
     )
 
 
-def section() -> str:
-    """Return what docs/search.md says of the records."""
-    parts = [_part(name, result) for name, result in records().items()]
-    return "\n\n".join(parts)
+def best_rival(result: SearchResult) -> MeasuredPolicy | None:
+    """Return the simple rule that the policy was compared with, None where there was none."""
+    name = result.against and result.against.rival
+    return next((entry for entry in result.rivals if entry.name == name), None)
 
 
-def _part(name: str, result: SearchResult) -> str:
+def summary() -> str:
+    """Return a line for each record: what the search found and the best rule in the same bytes."""
+    return markdown(
+        Table(
+            ("model", "of f16", "KL, held out", "best rule", "its KL", "times", "the search is"),
+            tuple(_line(result) for result in records().values()),
+        )
+    )
+
+
+def _line(result: SearchResult) -> tuple[str, ...]:
+    rival, kl = best_rival(result), result.kl_held_out
+    calibrated = "" if result.start.transform is None else ", calibrated"
+    begin = f"{model_name(result)}{calibrated}", f"{result.of_f16:.3f}", kl_words(kl)
+    if result.simple is not None:
+        return *begin, result.simple, NONE, NONE, "that rule"
+    if rival is None or rival.kl_held_out is None or kl is None or result.against is None:
+        raise ValueError(f"a record of {model_name(result)} has nothing to compare with")
+    times = rival.kl_held_out.mean / kl.mean
+    return *begin, rival.name, kl_words(rival.kl_held_out), f"{times:.1f}", result.against.verdict
+
+
+def parts() -> str:
+    """Return each record with its policy and its rivals."""
+    return "\n\n".join(_part(name, result) for name, result in records().items())
+
+
+def _part(name: str, result: SearchResult, link: str = "") -> str:
     found = result.additivity
     ratio = (
         "" if found.ratio is None else f"The median policy measures {found.ratio:.2f} times its prediction"
@@ -109,7 +138,7 @@ def _part(name: str, result: SearchResult) -> str:
             f"    {result.policy}",
             "",
             textwrap.fill(said, 118),
-            f"[Record](../eval/results/search/{name}).",
+            f"[Record]({link}{name}).",
             "",
             markdown(comparison_table(result)),
         ]
@@ -117,13 +146,20 @@ def _part(name: str, result: SearchResult) -> str:
 
 
 def page() -> str:
-    """Return docs/search.md with the section of the records."""
-    return filled(PAGE.read_text(encoding="utf-8"), {"records": section()})
+    """Return docs/search.md with a line for each record, and one record whole."""
+    example = _part(EXAMPLE, records()[EXAMPLE], "../eval/results/search/")
+    return filled(PAGE.read_text(encoding="utf-8"), {"records": summary(), "one record": example})
+
+
+def all_records() -> str:
+    """Return the page beside the records."""
+    return filled(ALL.read_text(encoding="utf-8"), {"records": parts()})
 
 
 def main() -> None:
-    """Write both."""
+    """Write the pages and the presets."""
     write_atomic(PAGE, page())
+    write_atomic(ALL, all_records())
     write_atomic(PRESETS, to_json(presets()) + "\n")
 
 

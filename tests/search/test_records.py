@@ -17,13 +17,14 @@ from kvquant.policy.presets import measured_presets
 from kvquant.results.search import SearchResult
 from kvquant.tables import small
 from search.true_meter import found
-from write_search_records import PAGE, page, presets, records
+from write_search_records import ALL, PAGE, all_records, page, presets, records
 
 FOUND = records()
 
 
-def test_there_are_records_and_the_page_and_the_presets_are_theirs() -> None:
+def test_there_are_records_and_the_pages_and_the_presets_are_theirs() -> None:
     assert FOUND
+    assert ALL.read_text(encoding="utf-8") == all_records(), "run tools/write_search_records.py"
     assert PAGE.read_text(encoding="utf-8") == page(), "run tools/write_search_records.py"
     assert to_document(list(measured_presets())) == json.loads(json.dumps(to_document(presets())))
 
