@@ -104,41 +104,62 @@ def run_tests(programs: Path, runner: Sequence[str]) -> str:
     return lines[-1]
 
 
-class LineCounter:
-    """Counts the lines that something writes to a pipe, in a thread."""
+class AddressCounter:
+    """Counts how often each address is in what qemu writes to a pipe as it runs, in a thread."""
 
     def __init__(self, pipe: Path) -> None:
-        self.n = 0
-        self._pipe = pipe
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._counts: Counter[bytes] = Counter()
+        self._n = 0
+        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
         self._thread.start()
 
-    def _read(self) -> None:
-        with self._pipe.open("rb") as source:
-            while chunk := source.read(1 << 20):
-                self.n += chunk.count(b"\n")
+    def _read(self, pipe: Path) -> None:
+        with pipe.open("rb") as source:
+            while lines := source.readlines(1 << 20):
+                # Trace 0: 0x7f64d4000100 [00000000/0000005500001234/...
+                self._counts.update(line.split(b"/", 2)[1] for line in lines if line.startswith(b"Trace"))
+                self._n += len(lines)
 
-    def settled(self) -> int:
-        """Return the count once it no longer grows."""
+    def settled(self) -> Counter[int]:
+        """Return the counts by address once they no longer grow."""
         seen = -1
-        while seen != self.n:
-            seen = self.n
+        while seen != self._n:
+            seen = self._n
             time.sleep(DRAIN_SECONDS)
-        return seen
+        return Counter({int(address, 16): n for address, n in self._counts.items()})
 
 
 @contextmanager
 def counted_program(
     program: Path, runner: Sequence[str], kv_attention: bool
-) -> Iterator[tuple[AttentionProgram, LineCounter]]:
-    """The program, run one instruction at a time, and the count of those it has executed."""
+) -> Iterator[tuple[AttentionProgram, AddressCounter]]:
+    """The program, run one instruction at a time, and the counter of what it executes."""
     with tempfile.TemporaryDirectory() as folder:
         pipe = Path(folder, "log")
         os.mkfifo(pipe)
         command = [*runner, "-singlestep", "-d", "exec,nochain", "-D", str(pipe), str(program)]
-        counter = LineCounter(pipe)
+        counter = AddressCounter(pipe)
         with AttentionProgram(command, kv_attention=kv_attention) as running:
             yield running, counter
+
+
+def added_by_rows(
+    running: AttentionProgram,
+    counter: AddressCounter,
+    types: tuple[str, str],
+    shape: tuple[int, int, int],
+    n_tokens: int,
+) -> Counter[int]:
+    """Return how often each address is executed more, or less, with the longer cache than the shorter."""
+    executed = []
+    for n_rows in N_ROWS:
+        before = counter.settled()
+        running.compute(make_case(types, shape, n_tokens, n_rows))
+        executed.append(counter.settled())
+        executed[-1].subtract(before)
+    short, long = executed
+    long.subtract(short)
+    return Counter({address: n for address, n in long.items() if n})
 
 
 def make_case(
@@ -159,12 +180,8 @@ def count_all(program: Path, runner: Sequence[str], kv_attention: bool) -> list[
     with counted_program(program, runner, kv_attention) as (running, counter):
         running.compute(make_case(TYPES[0], SHAPES[0], 1, 1))  # what is done once is done
         for types, shape, n_tokens in cases():
-            totals = []
-            for n_rows in N_ROWS:
-                before = counter.settled()
-                running.compute(make_case(types, shape, n_tokens, n_rows))
-                totals.append(counter.settled() - before)
-            added = (totals[1] - totals[0]) / (N_ROWS[1] - N_ROWS[0]) / shape[0] / n_tokens
+            total = added_by_rows(running, counter, types, shape, n_tokens).total()
+            added = total / (N_ROWS[1] - N_ROWS[0]) / shape[0] / n_tokens
             counts.append(added)
             print(
                 f"{'ours' if kv_attention else 'stock'} {types} {shape} {n_tokens}: {added:.1f}",
