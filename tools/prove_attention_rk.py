@@ -149,10 +149,11 @@ def added_by_rows(
     types: tuple[str, str],
     shape: tuple[int, int, int],
     n_tokens: int,
+    rows: tuple[int, int] = N_ROWS,
 ) -> Counter[int]:
     """Return how often each address is executed more, or less, with the longer cache than the shorter."""
     executed = []
-    for n_rows in N_ROWS:
+    for n_rows in rows:
         before = counter.settled()
         running.compute(make_case(types, shape, n_tokens, n_rows))
         executed.append(counter.settled())

@@ -11,7 +11,10 @@ import pytest
 
 import real_models
 import real_models_page as pages
+import real_tasks
+from kvquant.assets.registry import models
 from kvquant.policy import parse_policy
+from kvquant.results.validation import read_result
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,23 @@ def test_the_settings_of_the_plan_are_distinct_and_name_policies() -> None:
     assert len(set(names)) == len(names)
     for setting in real_models.PLAN:
         assert {*setting.policies, *setting.unrotated} <= set(real_models.policies_for(24))
+
+
+def test_answers_to_tasks_are_those_of_the_records() -> None:
+    text = pages.PAGE.read_text()
+    for name, result in real_tasks.records().items():
+        assert f"(tasks/{name}.json)" in text
+        assert real_tasks.model_name(result) in models()
+
+
+def test_the_table_of_tasks_has_a_row_for_each_policy_and_the_repeat() -> None:
+    result = read_result(real_models.ROOT / "eval/results/standard/results.json")
+    rows = {row[0]: row for row in real_tasks.table(result).rows}
+    assert next(iter(rows)) == "f16, repeated" and len(rows) == len(result.policies)
+    q8_0 = next(policy for policy in result.policies if policy.policy == "*:q8_0")
+    assert q8_0.total is not None
+    assert rows["q8_0"][4:6] == (str(q8_0.total.n_lost), str(q8_0.total.n_gained))
+    more = replace(q8_0, tasks=tuple(replace(row, n_lost=row.n_lost + 1) for row in q8_0.tasks))
+    others = tuple(policy for policy in result.policies if policy is not q8_0)
+    changed = real_tasks.table(replace(result, policies=(*others, more)))
+    assert {row[0]: row for row in changed.rows}["q8_0"] != rows["q8_0"]

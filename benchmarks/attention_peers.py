@@ -1,0 +1,172 @@
+"""Attention's share of prefill and decode beside peers, in one run: this series, stock, and ik_llama.cpp.
+
+    python -m venv ik && ik/bin/pip install ik-llama-cpp-python==0.1.5
+    python benchmarks/attention_peers.py --model smollm2-135m --programs "$(kvquant llama build)" \\
+        --ik ik/bin/python
+
+The share is the time of a token with `--depth` tokens in the cache, less that with none. What builds do
+better or worse elsewhere (ik_llama.cpp repacks weights) is not in it. Rounds go forwards and backwards
+through the builds. Stock is the same programs with GGML_KV_ATTN=0, which computes what a stock build does,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from kvquant.assets.find import model_path
+from kvquant.files import write_atomic
+from kvquant.processes.background import clean_environment
+from kvquant.tables import NONE, Table, markdown
+from marked_page import filled
+from provenance import provenance, write_record
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks/results/attention-peers.json"
+PAGE = ROOT / "docs/attention.md"
+BUILDS = ("patched", "stock", "ik_llama.cpp")
+TYPES = ("f16", "q8_0", "q4_0")
+PHASES = ("prefill", "decode")
+N_PROMPT, N_GENERATE = 256, 32
+DEPTH = 4096
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Tokens per second of one phase in one run."""
+
+    model: str
+    build: str
+    type: str
+    round: int
+    phase: str
+    depth: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs: our programs, a Python with ik_llama.cpp's wheel, and how many threads."""
+
+    programs: Path
+    ik: Path
+    n_threads: int
+
+    def argv(self, build: str, model: Path, type_name: str, depths: tuple[int, ...]) -> list[str]:
+        """Return the command of one run."""
+        sizes = ["--n-prompt", str(N_PROMPT), "--n-gen", str(N_GENERATE), "--threads", str(self.n_threads)]
+        if build == "ik_llama.cpp":
+            script = str(Path(__file__).with_name("ik_bench.py"))
+            own = ["--model", str(model), "--type", type_name, "--depths", *map(str, depths)]
+            return [str(self.ik), script, *own, *sizes]
+        caches = ["--cache-type-k", type_name, "--cache-type-v", type_name, "--flash-attn", "1"]
+        own = ["--model", str(model), *caches, "--n-depth", ",".join(map(str, depths))]
+        return [str(self.programs / "llama-bench"), *own, *sizes, "--repetitions", "1", "--output", "jsonl"]
+
+    def run(
+        self, build: str, model: Path, type_name: str, depths: tuple[int, ...]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the timings of one run, in llama-bench's words."""
+        added = {"GGML_KV_ATTN": "0"} if build == "stock" else {}
+        done = subprocess.run(
+            self.argv(build, model, type_name, depths),
+            env=clean_environment(**added),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"{build}, {type_name}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+        yield from (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+
+
+def measure(machine: Machine, name: str, depth: int, n_rounds: int) -> list[Timing]:
+    """Time every build and type, in turn."""
+    model = model_path(name, say=lambda line: print(line, file=sys.stderr))
+    arms = [(build, type_name) for type_name in TYPES for build in BUILDS]
+    found = []
+    for number in range(n_rounds):
+        for build, type_name in arms if number % 2 == 0 else reversed(arms):
+            for row in machine.run(build, model, type_name, (0, depth)):
+                phase = "decode" if row["n_gen"] else "prefill"
+                at = (phase, int(row["n_depth"]), float(row["avg_ts"]))
+                found.append(Timing(name, build, type_name, number, *at))
+            print(f"{name}: round {number}, {build}, {type_name}", file=sys.stderr)
+    return found
+
+
+def shares(timings: list[Timing], model: str, build: str, type_name: str, phase: str) -> list[float]:
+    """Return attention's share of a token in each round, milliseconds."""
+    rates = {
+        (one.round, one.depth): one.tokens_per_second
+        for one in timings
+        if (one.model, one.build, one.type, one.phase) == (model, build, type_name, phase)
+    }
+    deepest = max((depth for _, depth in rates), default=0)
+    rounds = sorted({number for number, _ in rates})
+    return [1e3 / rates[number, deepest] - 1e3 / rates[number, 0] for number in rounds]
+
+
+def table(timings: list[Timing]) -> Table:
+    """Return the median share by model, phase and type, and the median ratio of each peer to ours."""
+    rows = []
+    for model in dict.fromkeys(one.model for one in timings):
+        for phase in PHASES:
+            for type_name in TYPES:
+                found = {build: shares(timings, model, build, type_name, phase) for build in BUILDS}
+                ours = found["patched"]
+                ratios = [_ratio(found[build], ours) for build in BUILDS[1:]]
+                rows.append((model, phase, type_name, *(f"{median(found[b]):.3g}" for b in BUILDS), *ratios))
+    times = (f"{build}, ms" for build in BUILDS)
+    return Table(
+        ("model", "phase", "cache", *times, *(f"{build} / patched" for build in BUILDS[1:])), tuple(rows)
+    )
+
+
+def _ratio(peer: list[float], ours: list[float]) -> str:
+    # A share that the noise of two timings swallows has no ratio.
+    pairs = [(theirs, mine) for theirs, mine in zip(peer, ours, strict=True) if mine > 0 and theirs > 0]
+    return f"{median(theirs / mine for theirs, mine in pairs):.2f}" if len(pairs) == len(ours) else NONE
+
+
+def page() -> str:
+    """Return docs/attention.md with the table of the committed record."""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    timings = [Timing(**one) for one in record["timings"]]
+    return filled(PAGE.read_text(encoding="utf-8"), {"peers": markdown(table(timings))})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", action="append", required=True, metavar="NAME", help="may be given again")
+    parser.add_argument(
+        "--programs", type=Path, required=True, metavar="DIR", help="of the patched llama.cpp"
+    )
+    parser.add_argument("--ik", type=Path, required=True, metavar="PYTHON", help="with ik-llama-cpp-python")
+    parser.add_argument("--depth", type=int, default=DEPTH, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--out", type=Path, default=RECORD, metavar="FILE")
+    options = parser.parse_args()
+    machine = Machine(options.programs, options.ik, options.threads)
+    made = provenance("benchmarks/attention_peers.py", ())
+    build = json.loads((options.programs.parent / "build-info.json").read_text(encoding="utf-8"))
+    made |= {"series": build["series_digest"], "n_threads": options.threads, "depth": options.depth}
+    found = [one for name in options.model for one in measure(machine, name, options.depth, options.rounds)]
+    write_record({**made, "timings": [asdict(one) for one in found]}, options.out)
+    if options.out == RECORD:
+        write_atomic(PAGE, page())
+
+
+if __name__ == "__main__":
+    main()
