@@ -10,6 +10,7 @@ tests/search/test_records.py holds pages and presets to the records.
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from kvquant.assets.registry import models, texts
@@ -92,12 +93,15 @@ def best_rival(result: SearchResult) -> MeasuredPolicy | None:
 
 def summary() -> str:
     """Return a line for each record: what the search found and the best rule in the same bytes."""
-    return markdown(
-        Table(
-            ("model", "of f16", "KL, held out", "best rule", "its KL", "times", "the search is"),
-            tuple(_line(result) for result in records().values()),
-        )
+    head = ("model", "of f16", "KL, held out", "best rule", "its KL", "times", "the search is")
+    lines = tuple(_line(result) for result in records().values())
+    verdicts = Counter(line[-1] for line in lines)
+    said = (
+        f"Of {len(lines)} searches {verdicts['better']} found a policy that is better than every rule, "
+        f"{verdicts['level']} one level with the best rule, {verdicts['worse']} one that is worse on the "
+        f"held-out text, and {verdicts['that rule']} ended at a rule."
     )
+    return f"{markdown(Table(head, lines))}\n\n{textwrap.fill(said, 118)}"
 
 
 def _line(result: SearchResult) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from kvquant.search.costs import (
     LEAST_SHARE,
     Cost,
     Floor,
+    can_show,
     coarsest,
     finest,
     format_noise,
@@ -81,6 +82,29 @@ def test_what_is_far_above_the_noise_stays_as_it_was_measured() -> None:
     found = side_costs(measured(values, 1e-4), FLOOR, SIDES, TYPES)
     assert found[Side(3, "k"), "q4_0"].nats == pytest.approx(0.5, rel=0.01)
     assert found[Side(3, "v"), "q4_0"].nats == pytest.approx(0.001, rel=0.05)
+
+
+def test_a_finer_type_is_measured_where_it_shows_above_the_floors_noise_though_not_above_the_coarsests() -> (
+    None
+):
+    large = kl(4.98, 0.3)
+    assert (large.mean - NATS) * format_noise("q8_0") / format_noise("q4_0") < 0.3
+    assert can_show(large, FLOOR, 0, "q8_0", "q4_0")
+    assert not can_show(kl(0.004, 1e-4), FLOOR, 0, "q8_0", "q4_0")
+    assert not can_show(kl(4.98, 3.0), FLOOR, 0, "q8_0", "q4_0"), "it is not above the floor itself"
+
+
+def test_one_side_that_costs_thousands_of_times_as_much_makes_the_others_no_dearer() -> None:
+    """As measured on Qwen2.5-Coder-1.5B: K of layer 0 costs 4.98, that of most others about 0.0005."""
+    rng = np.random.default_rng(0)
+    given_ = {(place, "q4_0"): kl(NATS + float(0.0005 + rng.normal(0, 2e-4)), 2e-4) for place in SIDES}
+    given_[Side(0, "k"), "q4_0"] = kl(NATS + 4.98, 0.3)
+    given_[Side(1, "k"), "q4_0"] = kl(NATS + 0.0286, 0.009)
+    found = side_costs(given_, FLOOR, SIDES, TYPES)
+    assert found[Side(0, "k"), "q4_0"].nats == pytest.approx(4.98, rel=0.02)
+    assert 0.015 < found[Side(1, "k"), "q4_0"].nats < 0.0286
+    others = [found[place, "q4_0"].nats for place in SIDES if place.side == "k" and place.layer > 1]
+    assert 0.0002 < min(others) <= max(others) < 0.0008
 
 
 def test_a_side_measured_below_the_floor_costs_a_little_all_the_same() -> None:

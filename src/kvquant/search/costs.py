@@ -6,8 +6,10 @@ after it: the floor. It is taken from the finest type, whose own rounding is hun
 few layers. Costs are what is above the floor, so that they can be added up.
 
 Near the floor a measurement is mostly noise, and a choice among hundreds of noisy numbers picks the luckiest.
-So the measured costs of a side's kind are drawn towards their mean by as much as their noise explains their
-spread (James and Stein 1961, with the variances estimated from the data).
+So the measured costs of a side's kind are drawn towards their median by as much as their noise explains their
+spread (James and Stein 1961). A side that its own noise does not explain stays nearly as it was measured (the
+garrote of Gao 1998): a model often has one layer that costs a thousand times what the others do, and such a
+layer must neither be drawn to them nor draw them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from statistics import fmean, median
+from statistics import median
 
 import numpy as np
 
@@ -28,7 +30,15 @@ from kvquant.search.sides import EXACT, Side
 
 Z = 1.96
 LEAST_SHARE = 0.05
-"""Of the mean cost of its kind, what a side costs at least: no measurement shows that one is free."""
+"""Of the median cost of its kind, what a side costs at least: no measurement shows that one is free."""
+
+APART = 2.0
+"""Squared standard errors from the median at which a side begins to count by its own measurement. With 1 a
+third of pure noise would; from 4 on predictions of measured policies get worse (eval/results/search).
+"""
+
+NORMAL_MAD = 1.4826
+"""A normal distribution's standard deviation, in median distances from its median."""
 
 N_VALUES = 32768
 
@@ -94,10 +104,14 @@ def is_clear(found: Kl, floor: float) -> bool:
     return found.interval is not None and found.interval.low > floor
 
 
-def can_show(found: Kl, floor: float, type_name: str, reference: str) -> bool:
-    """Whether a finer type than ``reference``, the one measured, can be expected to show above the noise."""
+def can_show(found: Kl, floor: Floor, layer: int, type_name: str, reference: str) -> bool:
+    """Whether a finer type than ``reference``, the one measured, can be expected to show above the noise.
+
+    A smaller KL has less noise, down to the floor's own.
+    """
     ratio = format_noise(type_name) / format_noise(reference)
-    return is_clear(found, floor) and (found.mean - floor) * ratio > _standard_error(found)
+    noise = min(_standard_error(found), Z * _standard_error(floor.whole))
+    return is_clear(found, floor.at(layer)) and (found.mean - floor.at(layer)) * ratio > noise
 
 
 def side_costs(
@@ -151,15 +165,19 @@ def gained_costs(
 
 
 def _shrunk(above: Sequence[float], errors: Sequence[float]) -> list[Cost]:
-    """Measurements above the floor, drawn towards their mean by as much as noise explains their spread."""
-    noise = fmean(error**2 for error in errors)
-    # A mean below the floor is noise too; what its own error allows is the least that can be said.
-    mean = max(fmean(above), math.sqrt(noise / len(above)))
-    spread = max(0.0, fmean((value - mean) ** 2 for value in above) - noise)
+    """Measurements above the floor, drawn towards their median as far as noise explains their distance."""
+    noise = median(error**2 for error in errors)
+    # A median below the floor is noise too; what its own error allows is the least that can be said.
+    center = max(median(above), math.sqrt(noise / len(above)))
+    typical = NORMAL_MAD * median(abs(value - center) for value in above)
+    spread = max(0.0, typical**2 - noise)
     costs = []
     for value, error in zip(above, errors, strict=True):
+        distance = value - center
         weight = spread / (spread + error**2) if spread else 0.0
-        nats = max(weight * value + (1 - weight) * mean, LEAST_SHARE * mean)
+        if distance**2 > APART * error**2:
+            weight = max(weight, 1 - APART * error**2 / distance**2)
+        nats = max(center + weight * distance, LEAST_SHARE * center)
         costs.append(Cost(nats, math.sqrt(weight) * error, measured=True))
     return costs
 

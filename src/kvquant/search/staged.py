@@ -108,8 +108,7 @@ class Search:
             place: tuple(
                 name
                 for name in self.problem.types
-                if name not in (low, EXACT)
-                and can_show(measured[place, low], floor.at(place.layer), name, low)
+                if name not in (low, EXACT) and can_show(measured[place, low], floor, place.layer, name, low)
             )
             for place in self.sides
         }
