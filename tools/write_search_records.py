@@ -101,7 +101,7 @@ def summary() -> str:
         f"{verdicts['level']} one level with the best rule, {verdicts['worse']} one that is worse on the "
         f"held-out text, and {verdicts['that rule']} ended at a rule."
     )
-    return f"{markdown(Table(head, lines))}\n\n{textwrap.fill(said, 118)}"
+    return f"{markdown(Table(head, lines, words=(3, 6)))}\n\n{textwrap.fill(said, 118)}"
 
 
 def _line(result: SearchResult) -> tuple[str, ...]:
