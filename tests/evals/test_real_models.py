@@ -139,3 +139,23 @@ def test_the_table_of_tasks_has_a_row_for_each_policy_and_the_repeat() -> None:
     others = tuple(policy for policy in result.policies if policy is not q8_0)
     changed = real_tasks.table(replace(result, policies=(*others, more)))
     assert {row[0]: row for row in changed.rows}["q8_0"] != rows["q8_0"]
+
+
+def test_what_readme_says_of_human_eval() -> None:
+    result = real_tasks.records()["qwen2.5-coder-0.5b.human-eval"]
+    plain, calibrated = (
+        next(
+            one.total
+            for one in result.policies
+            if one.policy.startswith("*:q4_0") and bool(one.transform) is has
+        )
+        for has in (False, True)
+    )
+    assert plain is not None and calibrated is not None and plain.n == calibrated.n
+    with_it, without = (row.n_both + row.n_gained for row in (calibrated, plain))
+    said = f"of {plain.n} HumanEval problems it solves [{with_it} with it, {without} without, "
+    assert f"{said}and float16 {plain.n_right}]" in " ".join(pages.README.read_text().split())
+    said = f"of {plain.n} HumanEval problems the model solves {plain.n_right} with a float16 cache, {without} with q4_0 "
+    page = " ".join((pages.ROOT / "docs/transform.md").read_text().split())
+    assert f"{said}and {with_it} with q4_0 and the file" in page
+    assert calibrated.minimum_detectable_effect == pytest.approx(0.2, abs=0.02)

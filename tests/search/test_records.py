@@ -17,7 +17,7 @@ from kvquant.policy.presets import measured_presets
 from kvquant.results.search import SearchResult
 from kvquant.tables import small
 from search.true_meter import found
-from write_search_records import ALL, PAGE, all_records, page, presets, records
+from write_search_records import ALL, PAGE, all_records, best_rival, page, presets, records
 
 FOUND = records()
 
@@ -53,19 +53,19 @@ def check_record(result: SearchResult) -> None:
 
 
 def test_what_readme_says_of_searches() -> None:
-    qwen, smollm2 = FOUND["qwen2.5-coder-0.5b-0.30x.json"], FOUND["smollm2-135m-0.35x.json"]
-    assert qwen.against is not None and qwen.against.verdict == "better" and f"{qwen.of_f16:.2f}" == "0.30"
-    best = min(rival.kl_held_out.mean for rival in qwen.rivals if rival.kl_held_out is not None)
-    assert qwen.kl_held_out is not None
-    said = f"loses {small(qwen.kl_held_out.mean)}, the best rule in its bytes {small(best)};"
-    readme = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
-    calibrated = FOUND["qwen2.5-coder-0.5b-0.30x-transform.json"]
-    assert calibrated.start.transform is not None and calibrated.of_f16 == qwen.of_f16
-    assert calibrated.kl_held_out is not None
-    said += f" with calibrated keys it finds one that loses {small(calibrated.kl_held_out.mean)}."
-    assert said in " ".join(readme.split())
-    assert smollm2.against is not None
-    assert (smollm2.against.rival, smollm2.against.verdict) == ("q5_0", "level")
+    found = [FOUND[f"qwen2.5-coder-0.5b-{budget}x.json"] for budget in ("0.25", "0.30", "0.40")]
+    assert [f"{result.of_f16:.2f}" for result in found] == ["0.25", "0.30", "0.40"]
+    lost = [small(result.kl_held_out.mean) for result in found if result.kl_held_out is not None]
+    best = [
+        small(rival.kl_held_out.mean)
+        for rival in map(best_rival, found)
+        if rival is not None and rival.kl_held_out is not None
+    ]
+    said = "lose {} at 0.25x, {} at 0.30x and {} at 0.40x; ".format(*lost)
+    said += "the best rules in these bytes lose {}, {} and {}.".format(*best)
+    assert said in " ".join((PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    for result in found:
+        assert result.against is not None and result.against.verdict == "better"
 
 
 def test_what_carried_over_is_on_the_page_and_of_committed_searches() -> None:
