@@ -126,5 +126,5 @@ def test_what_readme_says_of_a_model_that_four_bits_break() -> None:
         assert float(without) > 20 * float(calibrated)
         shown += [calibrated, without]
     readme = " ".join((tables.ROOT / "README.md").read_text().split())
-    said = "is {0} nats from float16 on prose and {2} on code, without it {1} and {3}.".format(*shown)
+    said = "is {0} nats from float16 on prose and {2} on code, without it {1} and {3};".format(*shown)
     assert said in readme
