@@ -261,7 +261,7 @@ def _draw(axes: Axes, result: DivergenceResult, title: str, limits: tuple[float,
         axes.axhline(result.floor.kl_mean, color=PLACEHOLDERS.rival, linewidth=1, linestyle="dashed")
     axes.set_yscale("log")
     axes.set_ylim(limits)
-    axes.set_xlim(0.24, 0.60)
+    axes.set_xlim(0.23, 0.60)
     decade_axis(axes.yaxis)
     style_axes(axes, PLACEHOLDERS, f"{title}: KL divergence, nats")
     axes.set_xlabel("bytes of the cache, of f16", color=PLACEHOLDERS.text)
