@@ -2,7 +2,7 @@
 
     python -m venv ik && ik/bin/pip install ik-llama-cpp-python==0.1.5
     python benchmarks/attention_peers.py --model smollm2-135m --programs "$(kvquant llama build)" \\
-        --ik ik/bin/python
+        --ik ik/bin/python --out attention-peers.json
 
 The share is the time of a token with `--depth` tokens in the cache, less that with none. What builds do
 better or worse elsewhere (ik_llama.cpp repacks weights) is not in it. Rounds go forwards and backwards
@@ -23,15 +23,10 @@ from statistics import median
 from typing import Any
 
 from kvquant.assets.find import model_path
-from kvquant.files import write_atomic
 from kvquant.processes.background import clean_environment
-from kvquant.tables import NONE, Table, markdown
-from marked_page import filled
+from kvquant.tables import NONE, Table, text
 from provenance import provenance, write_record
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks/results/attention-peers.json"
-PAGE = ROOT / "docs/attention.md"
 BUILDS = ("patched", "stock", "ik_llama.cpp")
 TYPES = ("f16", "q8_0", "q4_0")
 PHASES = ("prefill", "decode")
@@ -137,13 +132,6 @@ def _ratio(peer: list[float], ours: list[float]) -> str:
     return f"{median(theirs / mine for theirs, mine in pairs):.2f}" if len(pairs) == len(ours) else NONE
 
 
-def page() -> str:
-    """Return docs/attention.md with the table of the committed record."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    timings = [Timing(**one) for one in record["timings"]]
-    return filled(PAGE.read_text(encoding="utf-8"), {"peers": markdown(table(timings))})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -156,7 +144,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=DEPTH, help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=RECORD, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
     options = parser.parse_args()
     machine = Machine(options.programs, options.ik, options.threads)
     made = provenance("benchmarks/attention_peers.py", ())
@@ -164,8 +152,7 @@ def main() -> None:
     made |= {"series": build["series_digest"], "n_threads": options.threads, "depth": options.depth}
     found = [one for name in options.model for one in measure(machine, name, options.depth, options.rounds)]
     write_record({**made, "timings": [asdict(one) for one in found]}, options.out)
-    if options.out == RECORD:
-        write_atomic(PAGE, page())
+    print(text(table(found)))
 
 
 if __name__ == "__main__":
