@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any
 
 from kvquant.assets.find import model_path
+from kvquant.evals.speed import turns
 from kvquant.processes.background import clean_environment
 from kvquant.tables import NONE, Table, text
 from provenance import provenance, write_record
@@ -86,15 +87,15 @@ class Machine:
 def measure(machine: Machine, name: str, depth: int, n_rounds: int) -> list[Timing]:
     """Time every build and type, in turn."""
     model = model_path(name, say=lambda line: print(line, file=sys.stderr))
-    arms = [(build, type_name) for type_name in TYPES for build in BUILDS]
+    arms = {f"{build}, {type_name}": (build, type_name) for type_name in TYPES for build in BUILDS}
     found = []
-    for number in range(n_rounds):
-        for build, type_name in arms if number % 2 == 0 else reversed(arms):
-            for row in machine.run(build, model, type_name, (0, depth)):
-                phase = "decode" if row["n_gen"] else "prefill"
-                at = (phase, int(row["n_depth"]), float(row["avg_ts"]))
-                found.append(Timing(name, build, type_name, number, *at))
-            print(f"{name}: round {number}, {build}, {type_name}", file=sys.stderr)
+    for number, label in turns(tuple(arms), n_rounds):
+        build, type_name = arms[label]
+        for row in machine.run(build, model, type_name, (0, depth)):
+            phase = "decode" if row["n_gen"] else "prefill"
+            at = (phase, int(row["n_depth"]), float(row["avg_ts"]))
+            found.append(Timing(name, build, type_name, number, *at))
+        print(f"{name}: round {number}, {label}", file=sys.stderr)
     return found
 
 

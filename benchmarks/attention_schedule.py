@@ -10,17 +10,19 @@ fast.
 from __future__ import annotations
 
 import heapq
-import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+from kernel_constants import constant
 from kvquant.files import write_atomic
 from kvquant.tables import Table, markdown
 from marked_page import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/attention.md"
-SOURCES = ROOT / "patches/llama.cpp/0004-kv-attention/files/ggml/src/ggml-cpu"
 
 THREADS = (4, 8, 16, 32, 64)
 CASES = ((1, 512), (1, 2048), (1, 8192), (1, 32768), (512, 2048))
@@ -32,15 +34,6 @@ SHAPES = {
     "8 KV heads": (32, 8, 128),
 }
 """Query heads, KV heads and width of a head."""
-
-
-def constant(name: str) -> int:
-    """Return a constant of the kernels' sources. Raises ValueError where it stands in none or in several."""
-    texts = (path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()))
-    found = [int(match) for text in texts for match in re.findall(rf"\b{name}\s*=\s*(\d+);", text)]
-    if len(found) != 1:
-        raise ValueError(f"{name} stands {len(found)} times in {SOURCES.name}, wanted once")
-    return found[0]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Estimate what attention costs a Cortex-A76, in cycles, on the shapes of real models.
 
-qemu runs an RK3588 build one instruction at a time and says which. Of the instructions that 128 more cache
+qemu runs an RK3588 build one instruction at a time and says which. Of the instructions that 512 more cache
 rows add, each run of straight code goes to llvm-mca, with LLVM's model of the Neoverse N1, the A76's
 sibling for servers (LLVM's own cortex-a76 is a Cortex-A57). Its cycles, times how often it ran, are the
 estimate. All loads hit the first cache there; what the memory takes is in predict_rk.py.
@@ -12,7 +12,6 @@ Example: tools/attention_cycles_rk.py --out benchmarks/results/attention-cycles-
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -27,30 +26,24 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 from attention_op import PROGRAM
+from kernel_constants import constant
+from kvquant.assets.registry import models
 from kvquant.errors import KVQuantError
 from kvquant.files import write_atomic
-from kvquant.llama.toolchain import Target, find_target
+from kvquant.llama.toolchain import find_target
 from kvquant.processes.command import run_captured
 from kvquant.tables import NONE, Table, markdown
 from marked_page import filled
-from prove_attention_rk import added_by_rows, counted_program, make_case
+from prove_attention_rk import added_by_rows, build_facts, counted_program, make_case, record_from
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/attention.md"
 RECORD = ROOT / "benchmarks/results/attention-cycles-rk3588.json"
 
-MODELS = {
-    "qwen2.5-coder-0.5b": (14, 2, 64),
-    "qwen2.5-coder-1.5b": (12, 2, 128),
-    "smollm2-135m": (9, 3, 64),
-    "gemma3-270m": (4, 1, 256),
-}
+MODELS = {name: (model.n_head, model.n_head_kv, model.head_dim) for name, model in models().items()}
 """Query heads, KV heads and width."""
 
 TYPES = (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"), ("tq3", "tq3"))
-CHUNK_ROWS, MIN_ITEMS = 256, 16
-"""Of kv-attn.cpp: from so many rows a KV head on, chunks are as long as in deep caches."""
-
 ADDED_ROWS = 512
 """Rows that the longer of two caches has more. A call's own work varies by thousands of instructions."""
 
@@ -61,8 +54,9 @@ MCA = ("llvm-mca-19", "llvm-mca-20", "llvm-mca-18", "llvm-mca-17")
 """Versions that know the Neoverse N1."""
 
 N_ITERATIONS = 100
-FAR = 1 << 16
-"""Bytes past the last function of the program where an address is the C library's."""
+
+QEMU_BASE = 0x5500000000
+"""Where qemu puts a position-independent program."""
 
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S.*)$", re.MULTILINE)
 _TARGET = re.compile(r"\b[0-9a-f]+ <[^>]*>")
@@ -102,7 +96,6 @@ class Listing:
             int(match[1], 16): _TARGET.sub("#0", match[2].split(" //")[0].strip())
             for match in _INSTRUCTION.finditer(text)
         }
-        self.end = max(self.lines) + FAR
 
     def blocks(self, counts: Mapping[int, int]) -> Iterator[tuple[str, int]]:
         """Yield each run of code without a branch inside it, and how often it ran."""
@@ -170,8 +163,8 @@ class Throughput:
 
 def estimate(counts: Mapping[int, int], listing: Listing, throughput: Throughput) -> tuple[int, float, float]:
     """Return instructions, cycles, and the share of instructions that is the C library's."""
-    # A program that may lie anywhere lies where qemu puts it.
-    base = 0 if any(address in listing.lines for address in counts) else _base(counts, listing)
+    lies_fixed = any(address in listing.lines for address in counts)
+    base = 0 if lies_fixed else QEMU_BASE
     inside = {address - base: n for address, n in counts.items() if address - base in listing.lines}
     total, ours = sum(counts.values()), sum(inside.values())
     if not ours:
@@ -181,18 +174,14 @@ def estimate(counts: Mapping[int, int], listing: Listing, throughput: Throughput
     return total, sum(cycles[text] * n for text, n in blocks) * total / ours, 1 - ours / total
 
 
-QEMU_BASE = 0x5500000000
-"""Where qemu puts a position-independent program."""
+def deep_rows(n_head_kv: int) -> int:
+    """Return the cache rows from which on chunks are as long as in deep caches."""
+    return constant("CHUNK_KV") * -(-constant("MIN_ITEMS") // n_head_kv)
 
 
-def _base(counts: Mapping[int, int], listing: Listing) -> int:
-    if any(QEMU_BASE <= address < QEMU_BASE + listing.end for address in counts):
-        return QEMU_BASE
-    raise KVQuantError("none of the executed addresses is the program's")
-
-
-def measure(programs: Path, target: Target) -> dict[str, Any]:
-    """Return the whole record."""
+def measure(programs: Path) -> dict[str, Any]:
+    """Return the whole record. Raises KVQuantError when a program is missing."""
+    target = find_target("rk3588")
     if target.runner is None or target.objdump is None:
         raise KVQuantError(
             "no qemu-aarch64-static or no objdump for aarch64; install them (Debian: apt-get install "
@@ -205,7 +194,7 @@ def measure(programs: Path, target: Target) -> dict[str, Any]:
         with counted_program(program, target.runner, kernels == "patched") as (running, counter):
             running.compute(make_case(TYPES[0], (1, 1, 32), 1, 1))  # what is done once is done
             for model, shape in MODELS.items():
-                n_rows = ADDED_ROWS if kernels == "stock" else CHUNK_ROWS * -(-MIN_ITEMS // shape[1])
+                n_rows = ADDED_ROWS if kernels == "stock" else deep_rows(shape[1])
                 for types in all_types:
                     counts = added_by_rows(running, counter, types, shape, 1, (n_rows, n_rows + ADDED_ROWS))
                     total, cycles, library = estimate(counts, listing, throughput)
@@ -213,10 +202,9 @@ def measure(programs: Path, target: Target) -> dict[str, Any]:
                     each = (round(total / per, 1), round(cycles / per, 1), round(library, 3))
                     found.append(Cycles(model, kernels, *types, *shape, *each))
                     print(f"{model} {kernels} {'/'.join(types)}: {found[-1].cycles}", file=sys.stderr)
-    build = json.loads((programs.parent / "build-info.json").read_text())
     return {
         "schema_version": 1,
-        "build": {key: build[key] for key in ("commit", "series_digest", "cmake_args", "compiler")},
+        "build": build_facts(programs),
         "llvm_mca": Path(str(throughput.program)).name,
         "processor": "neoverse-n1",
         "rows_added": ADDED_ROWS,
@@ -253,20 +241,10 @@ def page() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--programs", type=Path, required=True, metavar="DIR", help="of the ARM build")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
-    arguments = parser.parse_args()
-    try:
-        record = measure(arguments.programs, find_target("rk3588"))
-        write_atomic(arguments.out, json.dumps(record, indent=1) + "\n")
+    status = record_from(Path(__file__).name, __doc__, measure)
+    if status == 0:
         write_atomic(PAGE, page())
-    except KVQuantError as error:
-        print(f"attention_cycles_rk.py: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return status
 
 
 if __name__ == "__main__":

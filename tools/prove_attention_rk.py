@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -198,6 +198,12 @@ def cases() -> Iterator[tuple[tuple[str, str], tuple[int, int, int], int]]:
                 yield types, shape, n_tokens
 
 
+def build_facts(programs: Path) -> dict[str, Any]:
+    """Return what a record says of the build that a folder of programs belongs to."""
+    build = json.loads((programs.parent / "build-info.json").read_text())
+    return {key: build[key] for key in ("commit", "series_digest", "cmake_args", "compiler")}
+
+
 def prove(programs: Path) -> dict[str, Any]:
     """The whole record. Raises KVQuantError when there is no qemu, or a test fails."""
     target = find_target("rk3588")
@@ -206,8 +212,6 @@ def prove(programs: Path) -> dict[str, Any]:
             "no qemu-aarch64-static on PATH; install it (Debian: apt-get install qemu-user-static)"
         )
     program = programs / PROGRAM
-    build = json.loads((programs.parent / "build-info.json").read_text())
-    kept = ("commit", "series_digest", "cmake_args", "compiler")
     objects = sorted((programs.parent / OBJECTS).glob("kv-attn*.o"))
     found = sum((instructions(path, target) for path in objects), Counter[str]())
     tests = run_tests(programs, target.runner)
@@ -219,7 +223,7 @@ def prove(programs: Path) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "runner": [Path(target.runner[0]).name, *target.runner[1:3]],
-        "build": {key: build[key] for key in kept},
+        "build": build_facts(programs),
         "instructions": dict(sorted(found.items())),
         "tests": tests,
         "rows_compared": N_ROWS,
@@ -227,20 +231,19 @@ def prove(programs: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def record_from(script: str, about: str | None, measure: Callable[[Path], dict[str, Any]]) -> int:
+    """Measure the programs that the command line names and write its record; the exit code."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=Path, required=True, metavar="DIR", help="of the ARM build")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
     arguments = parser.parse_args()
     try:
-        write_atomic(arguments.out, json.dumps(prove(arguments.programs), indent=1) + "\n")
+        write_atomic(arguments.out, json.dumps(measure(arguments.programs), indent=1) + "\n")
     except KVQuantError as error:
-        print(f"prove_attention_rk.py: error: {error}", file=sys.stderr)
+        print(f"{script}: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record_from(Path(__file__).name, __doc__, prove))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark_scripts import load_benchmark
+from benchmark_scripts import FOLDER, load_benchmark
 
 schedule = load_benchmark("attention_schedule")
 
@@ -43,6 +47,15 @@ def test_threads_take_the_next_item_as_they_get_free() -> None:
     assert schedule.efficiency([4, 1, 1, 1, 1], 2) == 1
     assert schedule.efficiency([1, 1, 1, 1, 4], 2) == 8 / 12
     assert schedule.efficiency([1], 2) == 0.5
+
+
+@pytest.mark.parametrize("script", ["attention_schedule", "attention_peers"])
+def test_the_script_finds_what_it_imports_wherever_it_is_started(script: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.path[0] = {str(FOLDER)!r}; import {script}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_constant_that_the_sources_lack_is_an_error() -> None:
