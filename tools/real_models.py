@@ -76,7 +76,7 @@ PLAN = (
     Setting("qwen2.5-coder-0.5b", 512, "prefill", 255, (*ALL, *SIDES, CRITICAL, FIRST_KEYS, LAST_KEYS), ALL),
     Setting("smollm2-135m", 512, "prefill", 510, (*ALL, *SIDES), ALL),
     Setting("gemma3-270m", 512, "prefill", 255, (*ALL, *SIDES), ("q8_0", "q5_0", "q4_0", HYBRID)),
-    Setting("qwen2.5-coder-1.5b", 512, "prefill", 512, ALL, ALL),
+    Setting("qwen2.5-coder-1.5b", 512, "prefill", 255, (*ALL, *SIDES), ALL),
     Setting("smollm2-135m", 512, "decode", 128, FEW),
     Setting("qwen2.5-coder-0.5b", 512, "decode", 128, FEW),
     Setting("gemma3-270m", 512, "decode", 128, FEW),

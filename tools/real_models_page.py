@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from os.path import relpath
 from typing import TYPE_CHECKING
 
+import real_speed
 import real_tasks
 from kvquant.assets.registry import models
 from kvquant.cli.divergence import divergence_text
@@ -122,7 +123,7 @@ def page(found: Found) -> str:
     lines = [INTRODUCTION, "", f"![KL divergence against bytes]({relpath(FIGURE, PAGE.parent)})"]
     for setting, result in found:
         lines += ["", *_section(setting, result)]
-    lines += real_tasks.section()
+    lines += [*real_tasks.section(), *real_speed.section()]
     measured = {setting.name for setting, _ in found}
     missing = [one for one in PLAN if one.name not in measured]
     if missing:

@@ -23,7 +23,12 @@ questions would have shown. Repeated: f16, asked again. Calibrated: with a trans
 
 def records() -> dict[str, ValidationResult]:
     """Return the validations by the name of their file."""
-    return {path.stem: read_result(path) for path in sorted(RECORDS.glob("*.json"))}
+    return read_records(RECORDS)
+
+
+def read_records(folder: Path) -> dict[str, ValidationResult]:
+    """Return the validations of a folder by the name of their file."""
+    return {path.stem: read_result(path) for path in sorted(folder.glob("*.json"))}
 
 
 def section() -> Iterator[str]:
@@ -51,7 +56,7 @@ def table(result: ValidationResult) -> Table:
             repeat = total_row(policy.repeat)
             rows += [] if repeat is None else [_row("f16, repeated", repeat, NONE)]
         elif policy.total is not None:
-            rows.append(_row(_name(policy), policy.total, policy.verdict))
+            rows.append(_row(policy_name(policy), policy.total, policy.verdict))
     head = ("policy", "questions", "right", "right in f16", "lost", "gained")
     return Table((*head, "change, points", "finds, points", "verdict"), tuple(rows), words=(8,))
 
@@ -71,8 +76,8 @@ def _row(name: str, row: TaskRow, verdict: str) -> tuple[str, ...]:
     )
 
 
-def _name(policy: PolicyResult) -> str:
-    """The policy in short: what a search found has too many rules for a table."""
+def policy_name(policy: PolicyResult) -> str:
+    """Return the policy in short: what a search found has too many rules for a table."""
     rules = policy.policy.partition("@")[0]
     searched = next((one for one in measured_presets() if one.policy == rules), None)
     name = rules.removeprefix("*:") if searched is None else f"the search's at {searched.of_f16:.3f}x"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from kvquant.documents import read_json
 from kvquant.errors import KVQuantError, LlamaError, PolicyError, UsageError
 from kvquant.evals.append_only import alone_in
 from kvquant.evals.divergence_log import read_tokens
-from kvquant.evals.divergence_run import RESULT
+from kvquant.evals.divergence_run import RESULT, run_divergence
 from kvquant.evals.divergence_summary import summarize_divergence
 from kvquant.memory import ContextOptions, memory_of
 from kvquant.model.architectures import read_shape
@@ -173,6 +174,25 @@ def test_what_will_not_do_is_one_line(
         return
     assert message in failure(result, kind)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_one_policy_that_fails_fails_the_command_after_the_others_are_shown(
+    text: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    def failing(*arguments: Any) -> DivergenceResult:
+        result = run_divergence(*arguments)
+        first = replace(result.policies[0], failure="its logits are not finite", kl_mean=None)
+        return replace(result, policies=(first, *result.policies[1:]))
+
+    monkeypatch.setattr("kvquant.cli.divergence.run_divergence", failing)
+    done = run(text, "--tokens", "31", *more)
+    assert "1 of 2 policies failed" in failure(done, LlamaError)
+    assert "q8_0: failed: its logits are not finite" in done.stderr
+    if more:
+        assert json.loads(done.stdout)["policies"][1]["kl_mean"] > 0
+    else:
+        assert [line.split()[0] for line in done.stdout.splitlines()[4:]] == ["q8_0", "q4_0"]
 
 
 def test_a_text_that_is_too_short(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import real_models
 import real_models_page as pages
+import real_speed
 import real_tasks
 from kvquant.assets.registry import models
 from kvquant.policy import parse_policy
@@ -139,6 +140,27 @@ def test_the_table_of_tasks_has_a_row_for_each_policy_and_the_repeat() -> None:
     others = tuple(policy for policy in result.policies if policy is not q8_0)
     changed = real_tasks.table(replace(result, policies=(*others, more)))
     assert {row[0]: row for row in changed.rows}["q8_0"] != rows["q8_0"]
+
+
+def test_speeds_are_those_of_the_records() -> None:
+    text = pages.PAGE.read_text()
+    for name, result in real_speed.records().items():
+        assert f"(speed/{name}.json)" in text
+        assert real_tasks.model_name(result) in models()
+
+
+def test_the_table_of_speeds_has_every_policy_phase_and_depth() -> None:
+    result = read_result(real_models.ROOT / "eval/results/standard/results.json")
+    shown = real_speed.table(result)
+    rows = {row[0]: row[1:] for row in shown.rows}
+    for policy in result.policies:
+        cells = rows[real_tasks.policy_name(policy)]
+        points = {f"{one.phase} at {one.depth:,}": one for one in policy.speed}
+        assert list(points) == list(shown.head[1:]) and len(cells) == len(points)
+        for cell, point in zip(cells, points.values(), strict=True):
+            value = point.tokens_per_second if policy.label == result.baseline else point.ratio
+            assert value is not None
+            assert float(cell.split("/")[0].split("x")[0]) == pytest.approx(value, rel=0.01)
 
 
 def test_what_readme_says_of_human_eval() -> None:

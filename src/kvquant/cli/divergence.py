@@ -26,7 +26,7 @@ from kvquant.cli.options import (
 from kvquant.cli.progress import counted
 from kvquant.cli.transforms import checked_transform, transform_option
 from kvquant.documents import to_json
-from kvquant.errors import UsageError
+from kvquant.errors import LlamaError, UsageError
 from kvquant.evals.divergence import FeedPath
 from kvquant.evals.divergence_run import (
     DivergencePlan,
@@ -160,10 +160,14 @@ def divergence(
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvquant-")))
         progress = stack.enter_context(counted("chunks"))
         result = run_divergence(plan, folder, command_line("kvquant", sys.argv[1:]), progress)
-    for policy in result.policies:
-        if policy.failure is not None:
-            click.echo(f"kvquant: {policy.label}: failed: {policy.failure}", err=True)
     click.echo(to_json(result) if as_json else divergence_text(result))
+    failed = [policy for policy in result.policies if policy.failure is not None]
+    for policy in failed:
+        click.echo(f"kvquant: {policy.label}: failed: {policy.failure}", err=True)
+    if failed:
+        raise LlamaError(
+            f"{len(failed)} of {len(result.policies)} policies failed; the numbers above are of the others"
+        )
 
 
 def divergence_text(result: DivergenceResult) -> str:
