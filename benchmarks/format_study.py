@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kvquant.formats.hadamard import llama_block
 from kvquant.formats.turboquant.codebook import MAX_WIDTH, lloyd_max
-from transform_study import BLOCK, Coder, Order, Setting, Study, hadamard_matrix, half, provenance
+from transform_study import BLOCK, Coder, Order, Setting, Study, hadamard_matrix, half, key_of, provenance
 
 _PART = re.compile(r"(?P<n>\d+)(?P<rule>[lgpa])(?P<bits>\d)(?P<scale>[ncsb])(?P<tries>\d+)")
 _NORM_STEP = 0.14
@@ -239,7 +239,7 @@ def main() -> None:
     begun = time.monotonic()
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     records = [record for record in map(json.loads, lines) if "started" not in record]
-    done = {(record["model"], *(record[key] for key in asdict(Setting(0, "")))) for record in records}
+    done = {key_of(record) for record in records}
     device = torch.device(options.device)
     study = FormatStudy(
         options.model, options.fit, options.judge, options.fit_tokens, options.judge_tokens, device
@@ -247,7 +247,7 @@ def main() -> None:
     with options.out.open("a") as file:
         file.write(json.dumps(provenance(options.name, options)) + "\n")
         for setting in settings():
-            key = (options.name, *asdict(setting).values())
+            key = key_of({"model": options.name, **asdict(setting)})
             if key in done:
                 continue
             done.add(key)

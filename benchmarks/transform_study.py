@@ -1,7 +1,8 @@
 """What K transforms, first tokens kept exact, and formats of fewer bits do to real models, in Torch.
 
-    python benchmarks/transform_study.py --model qwen.gguf --fit code.txt --judge prose.txt --out
-    records.jsonl
+    python benchmarks/transform_study.py --model qwen.gguf --fit code.txt --judge prose.txt --out study.jsonl
+    python benchmarks/transform_study.py --study weights --model qwen.gguf --fit code.txt --judge prose.txt \\
+        --fit-tokens 8192 --judge-tokens 1024 --out weights.jsonl
 
 A prototype's bench: nothing here runs in llama.cpp. The model's attention gets K and V as a cache would give
 them back; the KL divergence is from the same model with K and V as they are, over the second half of each
@@ -17,7 +18,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -48,7 +49,7 @@ class Setting:
     norm, "sAB" for blocks of 64 of which the stronger half gets A bits and the weaker B (K only), "lAB" the
     same with Lloyd-Max codes. transform: a recipe, or "none". fit_ctx: tokens of the chunks it was fitted
     on. exact_first: rows of a sequence that keep K and V as they are. rotate: llama.cpp's rotation of ggml
-    types.
+    types. weights: of keys and queries in the moments, a name of WEIGHTS.
     """
 
     n_ctx: int
@@ -61,6 +62,26 @@ class Setting:
     shrink: float = 0.0
     floor: float = 1e-4
     scale: str = "norm"
+    weights: str = "none"
+
+
+WEIGHTS = ("none", "queries", "both")
+"""What moments are weighed by: nothing; each query by how far an error of its logits moves its softmax, the
+sum of p (1 - p) over the keys it sees; and each key by the same sum over the queries that see it, too.
+"""
+
+
+def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells records apart: the model and the setting, whose fields a record may be older than."""
+    return (record["model"], *(record.get(name, default) for name, default in asdict(Setting(0, "")).items()))
+
+
+def weighted_settings(_: int) -> Iterator[Setting]:
+    """The settings that show what weights of the moments change."""
+    yield Setting(512, "q4_0")
+    for transform in ("diagonal", "balanced"):
+        for weights in WEIGHTS:
+            yield Setting(512, "q4_0", transform=transform, weights=weights)
 
 
 def settings(n_ctx_max: int) -> Iterator[Setting]:
@@ -117,6 +138,10 @@ def settings(n_ctx_max: int) -> Iterator[Setting]:
                 yield Setting(n_ctx, k)
                 yield Setting(n_ctx, k, transform="diagonal", fit_ctx=512)
             yield Setting(n_ctx, "q4_0", transform="diagonal", fit_ctx=512, exact_first=4)
+
+
+STUDIES = {"kinds": settings, "weights": weighted_settings}
+"""The settings of a study, by its name and the longest context."""
 
 
 # ---- quantizers that are no formats of the package yet ----
@@ -206,7 +231,7 @@ class Treated:
 
     def __init__(self) -> None:
         self.treat: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-        self.watch: Callable[[int, Tensor, Tensor], None] | None = None
+        self.watch: Callable[[int, Tensor, Tensor, Callable[[], Tensor]], None] | None = None
 
     def __call__(
         self,
@@ -222,18 +247,24 @@ class Treated:
     ) -> tuple[Tensor, None]:
         del attention_mask, dropout
         layer = module.layer_idx
-        if self.watch is not None:
-            self.watch(layer, query, key)
-        if self.treat is not None:
-            key, value = self.treat(layer, key, value)
-        group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         n = query.shape[2]
         window = sliding_window if sliding_window and sliding_window < n else None
-        mask = None
-        if window is not None:
-            back = torch.arange(n, device=query.device)[:, None] - torch.arange(n, device=query.device)[None]
-            mask = (back >= 0) & (back < window)
+        back = torch.arange(n, device=query.device)[:, None] - torch.arange(n, device=query.device)[None]
+        mask = None if window is None else (back >= 0) & (back < window)
+        group = query.shape[1] // key.shape[1]
+        if self.watch is not None:
+            seen = back >= 0 if mask is None else mask
+            repeated = key.repeat_interleave(group, 1)
+
+            def sensitivity() -> Tensor:
+                logits = query.float() @ repeated.float().mT * (scaling or query.shape[-1] ** -0.5)
+                p = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+                return (p * (1 - p))[0]
+
+            self.watch(layer, query, key, sensitivity)
+        if self.treat is not None:
+            key, value = self.treat(layer, key, value)
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         out = scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scaling)
         return out.transpose(1, 2).contiguous(), None
 
@@ -250,6 +281,34 @@ def load(path: Path, device: torch.device) -> tuple[Any, Any, Treated]:
     model.config._attn_implementation = "kv_study"
     model.set_attn_implementation("kv_study")
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name), treated
+
+
+def weighted_moments(
+    layer: int, query: Tensor, key: Tensor, weights: str, sensitivity: Callable[[], Tensor]
+) -> LayerMoments:
+    """Moments of a layer over one chunk.
+
+    query (1, n_head, n, head_dim), key (1, n_head_kv, n, head_dim). weights: a name of WEIGHTS; each head's
+    have a mean of one. sensitivity: p (1 - p) of every query head, query and key, (n_head, n, n).
+    """
+    keys, queries = key[0].double(), query[0].double()
+    weighed_keys, weighed_queries = keys, queries
+    if weights != "none":
+        of_pairs = sensitivity().double()
+        of_queries = of_pairs.sum(2, keepdim=True)
+        weighed_queries = queries * of_queries / of_queries.mean(1, keepdim=True)
+        if weights == "both":
+            of_keys = of_pairs.unflatten(0, (len(keys), -1)).sum((1, 2))[..., None]
+            weighed_keys = keys * of_keys / of_keys.mean(1, keepdim=True)
+    per_key_head = [x.unflatten(0, (len(keys), -1)).flatten(1, 2) for x in (weighed_queries, queries)]
+    heads = zip(
+        weighed_keys.sum(1).cpu().numpy(),
+        (weighed_keys.mT @ keys).cpu().numpy(),
+        (per_key_head[0].mT @ per_key_head[1]).cpu().numpy(),
+        strict=True,
+    )
+    n_queries = per_key_head[0].shape[1]
+    return LayerMoments(layer, tuple(HeadMoments(keys.shape[1], n_queries, *head) for head in heads))
 
 
 Order = Callable[[int], Tensor]
@@ -271,7 +330,7 @@ class Study:
         self.judge_tokens = self._tokens(tokenizer, judge)
         self.n_judge = n_judge
         self.n_ctx_max = int(self.model.config.get_text_config().max_position_embeddings)
-        self._moments: dict[int, dict[int, LayerMoments]] = {}
+        self._moments: dict[tuple[int, str], dict[int, LayerMoments]] = {}
         self._transforms: dict[tuple[Any, ...], dict[int, LayerTransform]] = {}
         self._baselines: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
@@ -302,23 +361,13 @@ class Study:
             self._baselines[n_ctx] = [(chunk, self.logits(chunk)) for chunk in self.chunks(n_ctx)]
         return self._baselines[n_ctx]
 
-    def moments(self, n_ctx: int) -> dict[int, LayerMoments]:
+    def moments(self, n_ctx: int, weights: str) -> dict[int, LayerMoments]:
         """Moments by layer, over the fitting text in chunks of n_ctx."""
-        if n_ctx not in self._moments:
+        if (n_ctx, weights) not in self._moments:
             sums: dict[int, LayerMoments] = {}
 
-            def watch(layer: int, query: Tensor, key: Tensor) -> None:
-                keys = key[0].double()
-                queries = query[0].double().unflatten(0, (len(keys), -1)).flatten(1, 2)
-                heads = zip(
-                    keys.sum(1).cpu().numpy(),
-                    (keys.mT @ keys).cpu().numpy(),
-                    (queries.mT @ queries).cpu().numpy(),
-                    strict=True,
-                )
-                new = LayerMoments(
-                    layer, tuple(HeadMoments(keys.shape[1], queries.shape[1], *head) for head in heads)
-                )
+            def watch(layer: int, query: Tensor, key: Tensor, sensitivity: Callable[[], Tensor]) -> None:
+                new = weighted_moments(layer, query, key, weights, sensitivity)
                 sums[layer] = sums[layer] + new if layer in sums else new
 
             self.treated.treat, self.treated.watch = None, watch
@@ -326,16 +375,16 @@ class Study:
                 for start in range(0, len(self.fit_tokens), n_ctx):
                     self.model.model(self.fit_tokens[start : start + n_ctx][None])
             self.treated.watch = None
-            self._moments[n_ctx] = sums
-        return self._moments[n_ctx]
+            self._moments[n_ctx, weights] = sums
+        return self._moments[n_ctx, weights]
 
     def transforms(self, setting: Setting) -> dict[int, LayerTransform]:
         """The transforms of a setting, by layer."""
-        key = (setting.transform, setting.fit_ctx, setting.shrink, setting.floor)
+        key = (setting.transform, setting.fit_ctx, setting.shrink, setting.floor, setting.weights)
         if setting.transform != "none" and key not in self._transforms:
             kind, _, uncentred = setting.transform.partition("-")
             options = FitOptions(setting.floor, setting.shrink, centred=not uncentred)
-            moments = self.moments(setting.fit_ctx)
+            moments = self.moments(setting.fit_ctx, setting.weights)
             known = next(name for name in KINDS if name == kind)
             self._transforms[key] = {i: fit_layer(m, known, options) for i, m in moments.items()}
         return self._transforms.get(key, {})
@@ -343,7 +392,7 @@ class Study:
     def order(self, layer: int, setting: Setting, transform: LayerTransform | None) -> Tensor:
         """Dimensions by falling energy of transformed keys, int64 (n_head_kv, head_dim)."""
         rows = []
-        for index, head in enumerate(self.moments(setting.fit_ctx)[layer].heads):
+        for index, head in enumerate(self.moments(setting.fit_ctx, setting.weights)[layer].heads):
             if transform is None:
                 energy = np.diag(head.key_energy(np.zeros(head.width)))
             else:
@@ -439,6 +488,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--study", choices=STUDIES, default="kinds", help="which settings (%(default)s)")
     parser.add_argument("--model", type=Path, required=True, help="a GGUF that transformers reads")
     parser.add_argument("--name", help="of the model in the records; else its file's")
     parser.add_argument("--fit", type=Path, required=True, help="text that transforms are fitted on")
@@ -458,7 +508,7 @@ def main() -> None:
             record = json.loads(line)
             if "started" in record:
                 continue
-            done.add((record["model"], *(record[key] for key in asdict(Setting(0, "")))))
+            done.add(key_of(record))
     torch.backends.cuda.matmul.allow_tf32 = False
     study = Study(
         options.model,
@@ -470,8 +520,8 @@ def main() -> None:
     )
     with options.out.open("a") as file:
         file.write(json.dumps(provenance(name, options)) + "\n")
-        for setting in settings(min(study.n_ctx_max, options.ctx_max)):
-            if (name, *asdict(setting).values()) in done:
+        for setting in STUDIES[options.study](min(study.n_ctx_max, options.ctx_max)):
+            if key_of({"model": name, **asdict(setting)}) in done:
                 continue
             if time.monotonic() - begun > options.seconds:
                 break
