@@ -71,12 +71,16 @@ def read_pairs(found: Found) -> Pairs:
     pairs: dict[str, list[Pair]] = {}
     panels = {result.start.model.sha256: result for result in at(found, 512, "prefill").values()}
     for path in sorted(TRANSFORMS.glob("*.json")):
-        if path.name.endswith(".calibration.json") or ".types." in path.name:
-            continue  # of a file, and of small types, which have a figure of their own
+        of_small_types = ".types." in path.name
+        if path.name.endswith(".calibration.json") or (
+            of_small_types and path.with_name(path.name.replace(".types.", ".")).exists()
+        ):
+            continue  # of a file; and of a calibration for small types, which have a figure of their own
         record = read_json(DivergenceResult, path)
         panel = panels.get(record.start.model.sha256)
         if panel is not None and _setting(panel) == _setting(record):
-            pairs.setdefault(record.start.model.sha256, []).extend(_transform_pairs(record))
+            only = {policy.policy for policy in panel.policies} if of_small_types else None
+            pairs.setdefault(record.start.model.sha256, []).extend(_transform_pairs(record, only))
     for path in sorted(SEARCHES.glob("*.json")):
         search = read_json(SearchResult, path)
         if search.start.model.sha256 in panels and search.start.transform is None:
@@ -89,10 +93,13 @@ def _setting(result: DivergenceResult) -> tuple[object, ...]:
     return start.n_ctx, start.path, tuple(text.sha256 for text in start.texts)
 
 
-def _transform_pairs(record: DivergenceResult) -> Iterator[Pair]:
+def _transform_pairs(record: DivergenceResult, only: Collection[str] | None) -> Iterator[Pair]:
+    """Pairs of a record; only: of these policies, None for all."""
     plain = {policy.policy: policy for policy in record.policies if policy.transform is None}
     for policy in record.policies:
         before = plain.get(policy.policy)
+        if only is not None and policy.policy not in only:
+            continue
         if policy.transform is not None and before is not None and before.kl_mean and policy.kl_mean:
             yield Pair("transform", (before.of_f16, before.kl_mean), (policy.of_f16, policy.kl_mean))
 

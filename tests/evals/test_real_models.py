@@ -80,6 +80,10 @@ def test_transforms_are_drawn_beside_what_was_measured_on_the_same_text(found: p
     assert len(pairs) >= 3
     for pair in pairs:
         assert pair.before[0] == pair.after[0], "a transform costs no bytes of the cache"
+    larger = pages.at(found, 512, "prefill")["qwen2.5-coder-1.5b"]
+    shown = {policy.of_f16 for policy in larger.policies}
+    pairs = [pair for pair in pages.read_pairs(found)[larger.start.model.sha256] if pair.kind == "transform"]
+    assert len(pairs) >= 3 and {pair.before[0] for pair in pairs} <= shown, "no small types in this figure"
     assert "with a transform of K" in pages.FIGURE.read_text()
     assert "with a transform of K" not in pages.figure(found, {})
 
