@@ -24,6 +24,7 @@ from marked_page import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks/results/transform-study.jsonl"
+WEIGHTED = ROOT / "benchmarks/results/transform-weights.jsonl"
 REAL = ROOT / "benchmarks/results/transform"
 EXACT = ROOT / "benchmarks/results"
 COST = ROOT / "benchmarks/results/transform-cost.json"
@@ -69,6 +70,7 @@ DEFAULTS = {
     "shrink": 0.0,
     "floor": 1e-4,
     "scale": "norm",
+    "weights": "none",
 }
 """What a setting is where a table does not say."""
 
@@ -76,9 +78,9 @@ Records = list[dict[str, Any]]
 Key = Mapping[str, Any]
 
 
-def read() -> Records:
-    """Return the settings of the record, without the lines that begin a run."""
-    lines = [json.loads(line) for line in RECORD.read_text().splitlines()]
+def read(path: Path = RECORD) -> Records:
+    """Return the settings of a record, without the lines that begin a run."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if "started" not in line]
 
 
@@ -95,7 +97,9 @@ def tables(records: Records) -> dict[str, str]:
     for name, (head, rows) in by_model.items():
         cells = {row: [{"model": model, **key} for model in MODELS] for row, key in rows.items()}
         found[name] = _table(records, [head, *MODELS.values()], cells)
+    weighted = {row: [{"model": model, **key} for model in MODELS] for row, key in _weights()}
     return found | {
+        "weights": _table(read(WEIGHTED), ["q4_0 keys", *MODELS.values()], weighted),
         "calibrations": _calibrations(),
         "real": _real(),
         "types": _types(),
@@ -282,6 +286,14 @@ def _tried() -> Iterator[tuple[str, Key]]:
             yield f"{k}, centre, diagonal, scale {scale}", {**diagonal, "k": k, "scale": scale}
 
 
+def _weights() -> Iterator[tuple[str, Key]]:
+    yield RECIPES["none"], {"k": "q4_0"}
+    words = {"none": "", "queries": ", queries weighed", "both": ", queries and keys weighed"}
+    for transform in ("diagonal", "balanced"):
+        for weights, more in words.items():
+            yield RECIPES[transform] + more, {"k": "q4_0", "transform": transform, "weights": weights}
+
+
 def written(page: str, found: Mapping[str, str]) -> str:
     """Return a page with each table in its part."""
     return filled(page, {f"table {name}": text for name, text in found.items()})
@@ -301,7 +313,11 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 def matching(records: Records, key: Key) -> Records:
     """Return the records of a setting; what ``key`` does not name is as in `DEFAULTS`."""
     wanted = {**DEFAULTS, **key}
-    return [record for record in records if all(record[name] == value for name, value in wanted.items())]
+    return [
+        record
+        for record in records
+        if all(record.get(name, DEFAULTS.get(name)) == value for name, value in wanted.items())
+    ]
 
 
 def _cell(records: Records, key: Key) -> str:
