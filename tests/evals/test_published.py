@@ -24,7 +24,7 @@ from kvquant.evals.reply import Reply, ToolCall
 from kvquant.evals.suite import load_suite, samples
 from kvquant.evals.task import grade, questions
 from kvquant.evals.tasks import TASKS
-from kvquant.evals.tasks.published import check_program, mistake_in, rows
+from kvquant.evals.tasks.published import check_call, check_program, mistake_in, rows, written_calls
 
 
 def data(name: str) -> Path:
@@ -192,6 +192,54 @@ def test_every_right_call_is_right_and_every_altered_one_is_graded_as_by_the_set
             ours = mistake_in(call, function, right) == ""
             assert ours == theirs(function, call, right), (function["name"], call, right)
     assert n_right == 600 and n_compared > 10_000
+
+
+CALL = '{"name": "f", "arguments": {"a": [1, "x"]}}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        CALL,
+        f" {CALL}\n",
+        f"```json\n{CALL}\n```",
+        f"```\n{CALL}\n```",
+        f"Here it is:\n```json\n{CALL}\n```\nIt does so.",
+        f"<tool_call>\n{CALL}\n</tool_call>",
+    ],
+)
+def test_a_call_that_the_text_spells_out_is_a_call(answer: str) -> None:
+    (call,) = written_calls(answer)
+    assert (call.name, json.loads(call.arguments)) == ("f", {"a": [1, "x"]})
+    assert len(written_calls(f"```json\n{CALL}\n```\n```json\n{CALL}\n```")) == 2
+    function = {"name": "f", "parameters": {"properties": {"a": {"type": "any"}}, "required": ["a"]}}
+    assert check_call(answer, (), function, {"a": ["x"]}).outcome is not Outcome.RIGHT
+    said = answer.replace('[1, "x"]', '"x"')
+    assert check_call(said, (), function, {"a": ["x"]}).outcome is Outcome.RIGHT
+    sent = (ToolCall("f", '{"a": "y"}'),)
+    assert check_call(said, sent, function, {"a": ["x"]}).outcome is not Outcome.RIGHT, "what is sent counts"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "f(1)",
+        "[" * 100_000,
+        CALL[:-1],
+        f"Here it is: {CALL}",
+        f"[{CALL}]",
+        '{"name": "f", "parameters": {"a": 1}}',
+        '{"name": "f", "arguments": "{}"}',
+        '{"name": 1, "arguments": {}}',
+        '{"name": "f", "arguments": {}, "description": "of f"}',
+        f"```python\n{CALL}\n```",
+        f"```json\n{CALL}",
+        f"```json\n{CALL}\n```\n```json\nno\n```",
+    ],
+)
+def test_what_is_no_call_is_none(answer: str) -> None:
+    assert written_calls(answer) == ()
 
 
 values = st.recursive(

@@ -125,8 +125,36 @@ def _schema(schema: Row) -> Row:
     return found
 
 
+_WRITTEN = re.compile(r"```(?:json)?\s(.*?)```|<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+
+def written_calls(answer: str) -> tuple[ToolCall, ...]:
+    """Return the calls that a text spells out as JSON: in code fences or tags, else as the whole text.
+
+    Qwen2.5-Coder answers a request with tools by such a fence, which no server takes for a call. A text with
+    anything else than objects of a name and arguments in those places has none.
+    """
+    marked = [fenced or tagged for fenced, tagged in _WRITTEN.findall(answer)]
+    found = []
+    for text in marked or [answer]:
+        try:
+            call = json.loads(text)
+        except (ValueError, RecursionError):
+            return ()
+        match call:
+            case {"name": str(name), "arguments": dict(arguments)} if len(call) == 2:
+                found.append(ToolCall(name, json.dumps(arguments)))
+            case _:
+                return ()
+    return tuple(found)
+
+
 def check_call(answer: str, calls: Sequence[ToolCall], function: Row, right: Row) -> Graded:
-    """Grade the calls of a reply. right: of each argument, the values that count, "" for none."""
+    """Grade the calls of a reply, or those its text spells out.
+
+    right: of each argument, the values that count, "" for none.
+    """
+    calls = calls or written_calls(answer)
     if not calls:
         return wrong(f"no tool call but {shown(answer)}") if answer else malformed("an empty answer")
     if len(calls) > 1 or calls[0].name != _api_name(function["name"]):
@@ -211,7 +239,9 @@ def _folded(value: Any) -> Any:
 
 HUMAN_EVAL = Task("human_eval", "a Python function completed, run by the set's tests", _human_eval)
 GSM8K = Task("gsm8k", "arithmetic of several steps", _gsm8k)
-BFCL_SIMPLE = Task("bfcl_simple", "a call of the one function on offer", _bfcl_simple)
-BFCL_MULTIPLE = Task("bfcl_multiple", "a call of the right one of several functions", _bfcl_multiple)
+BFCL_SIMPLE = Task("bfcl_simple", "a call of the one function on offer", _bfcl_simple, version=2)
+BFCL_MULTIPLE = Task(
+    "bfcl_multiple", "a call of the right one of several functions", _bfcl_multiple, version=2
+)
 
 TASKS = (HUMAN_EVAL, GSM8K, BFCL_SIMPLE, BFCL_MULTIPLE)
