@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
+import real_tasks
 from kvquant.documents import read_json
 from kvquant.results.calibration import CalibrationResult
 from kvquant.results.divergence import DivergenceResult, PolicyDivergence
@@ -101,6 +102,7 @@ def tables(records: Records) -> dict[str, str]:
     return found | {
         "weights": _table(read(WEIGHTED), ["q4_0 keys", *MODELS.values()], weighted),
         "calibrations": _calibrations(),
+        "answers": _answers(),
         "real": _real(),
         "types": _types(),
         "exact": _exact(),
@@ -163,6 +165,21 @@ def _calibrations() -> str:
         )
         body.append(cells)
     return table(head, body)
+
+
+def _answers() -> str:
+    """Right answers under q4_0 with and without a transform, of every validation that has both."""
+    rows = []
+    for result in real_tasks.records().values():
+        totals = {
+            one.transform is not None: one.total for one in result.policies if one.policy[:6] == "*:q4_0"
+        }
+        calibrated, plain = totals.get(True), totals.get(False)
+        if calibrated is not None and plain is not None:
+            right = (calibrated.n_right, *(row.n_both + row.n_gained for row in (calibrated, plain)))
+            name = f"{REAL_MODELS[real_tasks.model_name(result)]}, {result.suite.name}"
+            rows.append([name, *map(str, (calibrated.n, *right))])
+    return table(["", "questions", "float16", "q4_0 with the file", "q4_0 without"], rows)
 
 
 def _real() -> str:

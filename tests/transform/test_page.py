@@ -12,6 +12,7 @@ from benchmark_scripts import load_benchmark
 
 tables = load_benchmark("transform_tables")
 RECORDS = tables.read()
+TEXTS = ("prose", "code")
 
 
 def kl(model: str, k: str, transform: str = "none", **more: Any) -> float:
@@ -64,22 +65,30 @@ def test_a_transform_is_written_where_it_surely_helps_and_nowhere_else() -> None
         assert judged.better == (judged.change is not None and judged.change.high < 0), name
 
 
+def kl_at_depth(name: str) -> dict[bool, float]:
+    """KL of a q4_0 cache with and without the transform, of a record at 4,096 tokens."""
+    policies = tables.divergences()[name].policies
+    return {one.transform is not None: one.kl_mean for one in policies if one.policy == "*:q4_0"}
+
+
 def test_the_page_quotes_the_calibration_at_4096_tokens() -> None:
-    judged = {name: one.judgement for name, one in tables.calibrations().items() if ".4096" in name}
-    ((name, found),) = judged.items()
-    assert name == "qwen2.5-coder-0.5b.4096", "the page says that no other is measured yet"
-    deepest = found.by_depth[-1]
-    kl = {
-        (one.policy, one.transform is not None): one.kl_mean
-        for one in tables.divergences()[f"{name}.prose"].policies
-    }
+    found = tables.calibrations()["qwen2.5-coder-0.5b.4096"].judgement
+    deepest, other = found.by_depth[-1], kl_at_depth("qwen2.5-coder-0.5b.4096.prose")
     page = " ".join(tables.PAGE.read_text().split())
     for after, before, words in (
-        (found.kl_with, found.kl_without, " on the prose"),
-        (deepest.with_transform, deepest.without, " over its deepest quarter"),
-        (kl["*:q4_0", True], kl["*:q4_0", False], ". The other statements on depth"),
+        (found.kl_with, found.kl_without, "{} with q4_0 keys instead of {} on the prose"),
+        (deepest.with_transform, deepest.without, "{} instead of {} over its deepest quarter"),
+        (other[True], other[False], "a q4_0 cache loses {} instead of {}. For"),
     ):
-        assert f"{tables.digits(after)} instead of {tables.digits(before)}{words}" in page
+        assert words.format(tables.digits(after), tables.digits(before)) in page
+
+
+def test_the_page_quotes_smollm2_at_4096_tokens() -> None:
+    name = "smollm2-135m.4096"
+    assert {layer.kind for layer in tables.calibrations()[name].layers} == {"centre"}
+    shown = [tables.digits(kl_at_depth(f"{name}.{text}")[has]) for text in TEXTS for has in (True, False)]
+    said = "a q4_0 cache loses {} instead of {} on prose, {} instead of {} on code".format(*shown)
+    assert said in " ".join(tables.PAGE.read_text().split())
 
 
 def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
@@ -120,11 +129,11 @@ def test_predictions_of_real_models_move_by_rounding_alone(path: Path) -> None:
 def test_what_readme_says_of_a_model_that_four_bits_break() -> None:
     found = tables.divergences()
     shown: list[str] = []
-    for text in ("prose", "code"):
+    for text in TEXTS:
         result = found[f"qwen2.5-coder-0.5b.512.{text}"]
         without, calibrated = tables._pair(result, "*:q4_0")
         assert float(without) > 20 * float(calibrated)
         shown += [calibrated, without]
     readme = " ".join((tables.ROOT / "README.md").read_text().split())
-    said = "is {0} nats from float16 on prose and {2} on code, without it {1} and {3};".format(*shown)
+    said = "is {0} nats from float16 on prose and {2} on code, without it {1} and {3}.".format(*shown)
     assert said in readme
