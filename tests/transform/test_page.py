@@ -91,6 +91,15 @@ def test_the_page_quotes_smollm2_at_4096_tokens() -> None:
     assert said in " ".join(tables.PAGE.read_text().split())
 
 
+def test_the_page_quotes_gemma_at_4096_tokens() -> None:
+    found = tables.calibrations()["gemma3-270m.4096"].judgement
+    with_it = [part.with_transform for part in found.by_depth]
+    assert max(with_it) < 1.3 * min(with_it)
+    shown = tables.digits(found.kl_with), tables.digits(found.kl_without)
+    said = "Gemma-3-270M's q4_0 keys lose {} instead of {} on the judging part".format(*shown)
+    assert said in " ".join(tables.PAGE.read_text().split())
+
+
 def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
     for name, result in tables.divergences().items():
         if "fitted" in name or tables.of_own_types(name):
