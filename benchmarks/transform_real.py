@@ -77,7 +77,7 @@ class Setting:
         return RUNS / f"{self.model}.{self.fitted_at or self.n_ctx}{'.types' * self.types}.kvt.gguf"
 
 
-# Of Gemma's long chunks fewer tokens: over its vocabulary of 262,144 a scored token takes as long as the pass.
+# Fewer tokens of Gemma's long chunks: over its vocabulary of 262,144 they take longer to score than to run.
 SETTINGS = (
     Setting("smollm2-135m", 512, 255, 4096, 2),
     Setting("gemma3-270m", 512, 255, 4096, 2),
