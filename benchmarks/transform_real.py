@@ -89,6 +89,7 @@ SETTINGS = (
     Setting("smollm2-135m", 4096, 2047, 0, 0, fitted_at=512, policies=("*:k=q4_0/v=f16",)),
     Setting("smollm2-135m", 4096, 2047, 8192, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
     Setting("gemma3-270m", 4096, 256, 8192, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
+    Setting("gemma3-270m", 16384, 256, 0, 0, fitted_at=4096, policies=("q4_0",)),
     Setting("qwen2.5-coder-0.5b", 4096, 2047, 8192, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import real_models
+import real_models_page
 from kvquant.assets.fetch_model import is_fetched, model_place
 from kvquant.assets.registry import models
 from kvquant.evals.doctor import check_key_bias, key_bias_norms
@@ -80,18 +81,29 @@ def test_four_bits_are_a_matter_of_the_model(records: list[Any]) -> None:
     assert 0.04 < min(found) < 0.06 and max(found) > 0.5
 
 
-def test_rotation_helps_nearly_always_and_rescues_no_broken_model(records: list[Any]) -> None:
-    better: list[bool] = []
+def test_rotation_helps_all_but_the_largest_and_rescues_no_broken_model(records: list[Any]) -> None:
+    """README says so; told apart where intervals do not overlap, which on Gemma they all do."""
     for record in records:
-        rotated = {policy.policy: policy.kl_mean for policy in record.result.policies if policy.rotation}
-        better += [
-            rotated[policy.policy] < policy.kl_mean
-            for policy in record.result.policies
-            if not policy.rotation
-        ]
-    assert 0.9 * len(better) <= sum(better) < len(better)
-    qwen = next(record for record in records if record.model == "qwen2.5-coder-0.5b")
-    assert qwen.kl("q4_0", rotation=False) > qwen.kl("q4_0") > 0.5
+        ratios, told_apart = {}, set()
+        for name in real_models.UNIFORM:
+            try:
+                turned, plain = (record.of(name, rotation=rotation) for rotation in (True, False))
+            except LookupError:
+                continue
+            ratios[name] = turned.kl_mean / plain.kl_mean
+            if turned.kl_high < plain.kl_low or plain.kl_high < turned.kl_low:
+                told_apart.add(ratios[name] < 1)
+        if record.model == "qwen2.5-coder-1.5b":
+            coarse = [ratios[name] for name in ("q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")]
+            assert told_apart == {False} and min(coarse) > 1 and 6 < max(coarse) < 6.5
+        else:
+            assert told_apart <= {True}
+            assert sum(ratio < 1 for ratio in ratios.values()) >= 0.8 * len(ratios)
+        if record.model.startswith("qwen"):
+            assert min(record.kl("q4_0"), record.kl("q4_0", rotation=False)) > 0.5
+    assert len(records) == 4
+    said = "helps three of these models, harms the 1.5B**, and rescues none that q4_0 breaks"
+    assert said in " ".join(real_models_page.README.read_text().split())
 
 
 @pytest.mark.parametrize("name", sorted(models()))

@@ -187,36 +187,3 @@ def test_what_readme_says_of_human_eval() -> None:
     readme = " ".join(pages.README.read_text().split())
     assert said in readme
     assert f"; 1.5B: {larger[1]} of {larger[0]}, {larger[2]}, {larger[3]}." in readme
-
-
-def test_what_is_said_of_rotation(found: pages.Found) -> None:
-    """Better for nearly every policy of three models; worse on the 1.5B, as far as intervals say."""
-    ratios: dict[str, dict[str, float]] = {}
-    told_apart: dict[str, set[bool]] = {}
-    for model, result in pages.at(found, 512, "prefill").items():
-        for name in real_models.UNIFORM:
-            turned, plain = (pages.find(result, name, rotation=rotation) for rotation in (True, False))
-            if turned is None or plain is None:
-                continue
-            ratios.setdefault(model, {})[name] = (turned.kl_mean or 0) / (plain.kl_mean or 1)
-            if (turned.kl_high or 0) < (plain.kl_low or 0) or (plain.kl_high or 0) < (turned.kl_low or 0):
-                told_apart.setdefault(model, set()).add(ratios[model][name] < 1)
-    harmed = ratios.pop("qwen2.5-coder-1.5b")
-    assert told_apart.pop("qwen2.5-coder-1.5b") == {False} and all(
-        one == {True} for one in told_apart.values()
-    )
-    assert len(ratios) == 3
-    for helped in ratios.values():
-        assert sum(ratio < 1 for ratio in helped.values()) >= 0.8 * len(helped)
-    coarse = [harmed[name] for name in ("q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")]
-    assert min(coarse) > 1 and 6 < max(coarse) < 6.5
-    assert "helps three of these models, harms the 1.5B" in " ".join(pages.README.read_text().split())
-
-
-def test_k8v4_is_the_best_below_the_bytes_of_q8_0(found: pages.Found) -> None:
-    for result in pages.at(found, 512, "prefill").values():
-        smaller = [policy for policy in result.policies if policy.rotation and policy.of_f16 < 0.53]
-        best = min(smaller, key=lambda policy: policy.kl_mean or 0.0)
-        assert best.policy == real_models.policies_for(1)["k8v4"]
-    said = "`k8v4`, 8-bit keys with 4-bit values, is the best below q8_0's bytes on every model."
-    assert said in " ".join(pages.README.read_text().split())
