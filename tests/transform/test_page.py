@@ -83,15 +83,16 @@ def test_the_page_quotes_the_calibration_at_4096_tokens() -> None:
         assert words.format(tables.digits(after), tables.digits(before)) in page
 
 
-def test_the_page_quotes_smollm2_at_4096_tokens() -> None:
-    name = "smollm2-135m.4096"
-    assert {layer.kind for layer in tables.calibrations()[name].layers} == {"centre"}
-    shown = [tables.digits(kl_at_depth(f"{name}.{text}")[has]) for text in TEXTS for has in (True, False)]
+@pytest.mark.parametrize(("name", "kind"), [("smollm2-135m", "centre"), ("gemma3-270m", "centre, diagonal")])
+def test_the_page_quotes_prose_and_code_at_4096_tokens(name: str, kind: str) -> None:
+    assert {layer.kind for layer in tables.calibrations()[f"{name}.4096"].layers} == {kind}
+    found = [kl_at_depth(f"{name}.4096.{text}") for text in TEXTS]
+    shown = [tables.digits(one[has]) for one in found for has in (True, False)]
     said = "a q4_0 cache loses {} instead of {} on prose, {} instead of {} on code".format(*shown)
     assert said in " ".join(tables.PAGE.read_text().split())
 
 
-def test_the_page_quotes_gemma_at_4096_tokens() -> None:
+def test_the_page_quotes_what_gemma_was_judged_on() -> None:
     found = tables.calibrations()["gemma3-270m.4096"].judgement
     with_it = [part.with_transform for part in found.by_depth]
     assert max(with_it) < 1.3 * min(with_it)
@@ -116,7 +117,7 @@ def test_most_of_what_remains_of_q4_0_is_of_k() -> None:
     for name, result in tables.divergences().items():
         kl = {one.policy: one.kl_mean for one in result.policies if one.transform is not None}
         for fine in ("*:k=q4_0/v=q8_0", "*:k=q4_0/v=f16"):
-            assert fine not in kl or 1 - kl[fine] / kl["*:q4_0"] < 1 / 3, (name, fine)
+            assert fine not in kl or 1 - kl[fine] / kl["*:q4_0"] < 2 / 5, (name, fine)
 
 
 AMPLIFIES = ("transform-exact-gemma3-270m",)
