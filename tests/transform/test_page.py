@@ -56,6 +56,24 @@ def test_the_first_row_kept_exact_helps_two_of_three() -> None:
     assert ratio["gemma3-270m"] > 1
 
 
+def test_what_weights_of_the_moments_change() -> None:
+    weighted = tables.read(tables.WEIGHTED)
+
+    def ratio(model: str, transform: str, weights: str) -> float:
+        key = {"model": model, "k": "q4_0", "transform": transform}
+        (plain,), (weighed,) = (tables.matching(weighted, {**key, "weights": w}) for w in ("none", weights))
+        return float(weighed["kl"] / plain["kl"])
+
+    queries = [ratio(model, "balanced", "queries") for model in tables.MODELS]
+    assert (round(1 - max(queries), 2), round(1 - min(queries), 2)) == (0.07, 0.25)
+    both = {model: ratio(model, "balanced", "both") for model in tables.MODELS}
+    assert 1.15 < both.pop("gemma3-270m") < 1.25
+    assert all(0.45 < found < 0.56 for found in both.values())
+    for model in tables.MODELS:
+        for weights in ("queries", "both"):
+            assert abs(ratio(model, "diagonal", weights) - 1) < 1 / 8
+
+
 def test_a_transform_is_written_where_it_surely_helps_and_nowhere_else() -> None:
     found = tables.calibrations()
     assert found
