@@ -84,7 +84,7 @@ def test_a_transform_is_written_where_it_surely_helps_and_nowhere_else() -> None
 
 
 def kl_at_depth(name: str) -> dict[bool, float]:
-    """KL of a q4_0 cache with and without the transform, of a record at 4,096 tokens."""
+    """KL of a q4_0 cache with and without the transform, of a record."""
     policies = tables.divergences()[name].policies
     return {one.transform is not None: one.kl_mean for one in policies if one.policy == "*:q4_0"}
 
@@ -107,6 +107,13 @@ def test_the_page_quotes_prose_and_code_at_4096_tokens(name: str, kind: str) -> 
     found = [kl_at_depth(f"{name}.4096.{text}") for text in TEXTS]
     shown = [tables.digits(one[has]) for one in found for has in (True, False)]
     said = "a q4_0 cache loses {} instead of {} on prose, {} instead of {} on code".format(*shown)
+    assert said in " ".join(tables.PAGE.read_text().split())
+
+
+def test_the_page_quotes_gemma_at_16384_tokens() -> None:
+    found = [kl_at_depth(f"gemma3-270m.16384.fitted-4096.{text}") for text in TEXTS]
+    shown = [tables.digits(one[has]) for one in found for has in (True, False)]
+    said = "from depth 8,192 on: {} instead of {} on prose, {} instead of {} on code".format(*shown)
     assert said in " ".join(tables.PAGE.read_text().split())
 
 
