@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmark_scripts import load_benchmark
 from formats.coded_layouts import BLOCK_BYTES, LAYOUTS
 from formats.layouts import GGML
 from kvquant.formats.ggml import COMMIT
@@ -23,19 +25,19 @@ def rows(first_cell: str) -> list[list[str]]:
     return [cells for cells in lines if cells[0] == first_cell]
 
 
-def shown(value: float | None, pattern: str = "{:.2f}") -> str:
-    return "—" if value is None else pattern.format(value)
+speed = load_benchmark("format_speed")
 
 
 def test_speed() -> None:
-    record = json.loads((ROOT / "benchmarks" / "results" / "formats.json").read_text())
+    record = speed.read()
+    assert sys.modules["transform_tables"].written(PAGE, speed.tables(record)) == PAGE
     for name, directions in record["results"].items():
-        for direction, result in directions.items():
-            rates = result["gb_per_s"]
-            cells = [shown(rates.get(who)) for who in ("kvquant", "gguf_py", "c")]
-            expected = [name, direction, *cells, shown(result["times_gguf_py"], "{:.1f}x")]
-            assert expected in rows(name), expected
-            assert result["same_bytes"], f"{name}: the contenders disagree about the bytes"
+        for by_width in directions.values():
+            assert all(result["same_bytes"] for result in by_width.values()), name
+    bounds = record["bounds_gb_per_s"]
+    said = "runs at {:.1f} GB/s, the passes of an encoder at {:.1f}"
+    page = " ".join(PAGE.split())
+    assert said.format(bounds["codes_times_scales"], bounds["extremes_and_codes"]) in page
 
 
 def test_simd_differences() -> None:
