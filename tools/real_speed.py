@@ -16,8 +16,9 @@ from real_tasks import model_name, policy_name, read_records
 RECORDS = Path(__file__).resolve().parent.parent / "eval/results/real/speed"
 
 INTRODUCTION = """llama-bench in the patched build, policies taking turns: the ratio of tokens per second to
-those of f16 in the same round, its median over rounds and interval; for f16 the tokens per second, on one
-thread of a shared machine, which say little beyond it. At a depth, so many tokens are in the cache before."""
+those of f16 in the same round, its median and, of enough rounds, its interval; for f16 the tokens per second,
+on one thread of a shared machine, which say little beyond it. At a depth, so many tokens are in the cache
+before. Differences of a tenth are noise here."""
 
 
 def records() -> dict[str, ValidationResult]:
