@@ -226,6 +226,12 @@ def split(x: Tensor, order: Tensor, strong: int, weak: int, lloyd: bool) -> Tens
 # ---- the model ----
 
 
+def seen(n: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys each query sees, bool (n, n): those before it and itself, the last ones of a window."""
+    back = torch.arange(n, device=device)[:, None] - torch.arange(n, device=device)[None]
+    return (back >= 0) & (back < (window or n))
+
+
 class Treated:
     """What attention does with K and V; given to transformers as an attention function."""
 
@@ -249,22 +255,21 @@ class Treated:
         layer = module.layer_idx
         n = query.shape[2]
         window = sliding_window if sliding_window and sliding_window < n else None
-        back = torch.arange(n, device=query.device)[:, None] - torch.arange(n, device=query.device)[None]
-        mask = None if window is None else (back >= 0) & (back < window)
         group = query.shape[1] // key.shape[1]
         if self.watch is not None:
-            seen = back >= 0 if mask is None else mask
-            repeated = key.repeat_interleave(group, 1)
+            watched = key
 
             def sensitivity() -> Tensor:
-                logits = query.float() @ repeated.float().mT * (scaling or query.shape[-1] ** -0.5)
-                p = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+                repeated = watched.repeat_interleave(group, 1).float()
+                logits = query.float() @ repeated.mT * (scaling or query.shape[-1] ** -0.5)
+                p = logits.masked_fill(~seen(n, window, query.device), -torch.inf).softmax(-1)
                 return (p * (1 - p))[0]
 
             self.watch(layer, query, key, sensitivity)
         if self.treat is not None:
             key, value = self.treat(layer, key, value)
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        mask = None if window is None else seen(n, window, query.device)
         out = scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scaling)
         return out.transpose(1, 2).contiguous(), None
 
@@ -300,15 +305,16 @@ def weighted_moments(
         if weights == "both":
             of_keys = of_pairs.unflatten(0, (len(keys), -1)).sum((1, 2))[..., None]
             weighed_keys = keys * of_keys / of_keys.mean(1, keepdim=True)
-    per_key_head = [x.unflatten(0, (len(keys), -1)).flatten(1, 2) for x in (weighed_queries, queries)]
+    weighed_queries, queries = (
+        x.unflatten(0, (len(keys), -1)).flatten(1, 2) for x in (weighed_queries, queries)
+    )
     heads = zip(
         weighed_keys.sum(1).cpu().numpy(),
         (weighed_keys.mT @ keys).cpu().numpy(),
-        (per_key_head[0].mT @ per_key_head[1]).cpu().numpy(),
+        (weighed_queries.mT @ queries).cpu().numpy(),
         strict=True,
     )
-    n_queries = per_key_head[0].shape[1]
-    return LayerMoments(layer, tuple(HeadMoments(keys.shape[1], n_queries, *head) for head in heads))
+    return LayerMoments(layer, tuple(HeadMoments(keys.shape[1], queries.shape[1], *head) for head in heads))
 
 
 Order = Callable[[int], Tensor]

@@ -95,11 +95,13 @@ def _setting(result: DivergenceResult) -> tuple[object, ...]:
 
 def _transform_pairs(record: DivergenceResult, only: Collection[str] | None) -> Iterator[Pair]:
     """Pairs of a record; only: of these policies, None for all."""
-    plain = {policy.policy: policy for policy in record.policies if policy.transform is None}
+    plain = {
+        policy.policy: policy
+        for policy in record.policies
+        if policy.transform is None and (only is None or policy.policy in only)
+    }
     for policy in record.policies:
         before = plain.get(policy.policy)
-        if only is not None and policy.policy not in only:
-            continue
         if policy.transform is not None and before is not None and before.kl_mean and policy.kl_mean:
             yield Pair("transform", (before.of_f16, before.kl_mean), (policy.of_f16, policy.kl_mean))
 

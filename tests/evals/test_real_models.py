@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -126,10 +127,13 @@ def test_the_settings_of_the_plan_are_distinct_and_name_policies() -> None:
         assert {*setting.policies, *setting.unrotated} <= set(real_models.policies_for(24))
 
 
-def test_answers_to_tasks_are_those_of_the_records() -> None:
+@pytest.mark.parametrize(("part", "folder"), [(real_tasks, "tasks"), (real_speed, "speed")])
+def test_validations_on_the_page_are_those_of_the_records(part: ModuleType, folder: str) -> None:
     text = pages.PAGE.read_text()
-    for name, result in real_tasks.records().items():
-        assert f"(tasks/{name}.json)" in text
+    found = part.records()
+    assert found
+    for name, result in found.items():
+        assert f"({folder}/{name}.json)" in text
         assert real_tasks.model_name(result) in models()
 
 
@@ -144,13 +148,6 @@ def test_the_table_of_tasks_has_a_row_for_each_policy_and_the_repeat() -> None:
     others = tuple(policy for policy in result.policies if policy is not q8_0)
     changed = real_tasks.table(replace(result, policies=(*others, more)))
     assert {row[0]: row for row in changed.rows}["q8_0"] != rows["q8_0"]
-
-
-def test_speeds_are_those_of_the_records() -> None:
-    text = pages.PAGE.read_text()
-    for name, result in real_speed.records().items():
-        assert f"(speed/{name}.json)" in text
-        assert real_tasks.model_name(result) in models()
 
 
 def test_the_table_of_speeds_has_every_policy_phase_and_depth() -> None:
