@@ -65,9 +65,10 @@ class Setting:
     weights: str = "none"
 
 
-WEIGHTS = ("none", "queries", "both")
-"""What moments are weighed by: nothing; each query by how far an error of its logits moves its softmax, the
-sum of p (1 - p) over the keys it sees; and each key by the same sum over the queries that see it, too.
+WEIGHTS = ("none", "softmax", "output")
+"""What moments are weighed by. "none": nothing. "softmax": how far an error of a logit moves its probability,
+p (1 - p); "output": how far it moves what attention returns, p² |v - o|². A query counts by the sum over the
+keys it sees, a key by that over the queries that see it.
 """
 
 
@@ -79,9 +80,9 @@ def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
 def weighted_settings(_: int) -> Iterator[Setting]:
     """The settings that show what weights of the moments change."""
     yield Setting(512, "q4_0")
-    for transform in ("diagonal", "balanced"):
+    for transform, shrink in (("centre", 0.0), ("diagonal", 0.0), ("balanced", 0.1), ("balanced", 0.3)):
         for weights in WEIGHTS:
-            yield Setting(512, "q4_0", transform=transform, weights=weights)
+            yield Setting(512, "q4_0", transform=transform, shrink=shrink, weights=weights)
 
 
 def settings(n_ctx_max: int) -> Iterator[Setting]:
@@ -232,12 +233,29 @@ def seen(n: int, window: int | None, device: torch.device) -> Tensor:
     return (back >= 0) & (back < (window or n))
 
 
+def pair_weights(
+    query: Tensor, key: Tensor, value: Tensor, weights: str, scale: float, mask: Tensor
+) -> Tensor:
+    """How much an error of each logit counts, a name of WEIGHTS but "none": float32 (n_head, n, n).
+
+    query (1, n_head, n, head_dim), key and value (1, n_head_kv, n, head_dim). mask: what `seen` returns.
+    """
+    group = query.shape[1] // key.shape[1]
+    keys, values = (x[0].repeat_interleave(group, 0).float() for x in (key, value))
+    p = (query[0].float() @ keys.mT * scale).masked_fill(~mask, -torch.inf).softmax(-1)
+    if weights == "softmax":
+        return p * (1 - p)
+    out = p @ values
+    square = (values**2).sum(-1)[:, None] - 2 * out @ values.mT + (out**2).sum(-1)[..., None]
+    return p**2 * square.clamp(min=0)
+
+
 class Treated:
     """What attention does with K and V; given to transformers as an attention function."""
 
     def __init__(self) -> None:
         self.treat: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-        self.watch: Callable[[int, Tensor, Tensor, Callable[[], Tensor]], None] | None = None
+        self.watch: Callable[[int, Tensor, Tensor, Callable[[str], Tensor]], None] | None = None
 
     def __call__(
         self,
@@ -257,15 +275,11 @@ class Treated:
         window = sliding_window if sliding_window and sliding_window < n else None
         group = query.shape[1] // key.shape[1]
         if self.watch is not None:
-            watched = key
-
-            def sensitivity() -> Tensor:
-                repeated = watched.repeat_interleave(group, 1).float()
-                logits = query.float() @ repeated.mT * (scaling or query.shape[-1] ** -0.5)
-                p = logits.masked_fill(~seen(n, window, query.device), -torch.inf).softmax(-1)
-                return (p * (1 - p))[0]
-
-            self.watch(layer, query, key, sensitivity)
+            scale, visible = scaling or query.shape[-1] ** -0.5, seen(n, window, query.device)
+            exact = key, value
+            self.watch(
+                layer, query, key, lambda weights: pair_weights(query, *exact, weights, scale, visible)
+            )
         if self.treat is not None:
             key, value = self.treat(layer, key, value)
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -288,33 +302,27 @@ def load(path: Path, device: torch.device) -> tuple[Any, Any, Treated]:
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name), treated
 
 
-def weighted_moments(
-    layer: int, query: Tensor, key: Tensor, weights: str, sensitivity: Callable[[], Tensor]
-) -> LayerMoments:
+def moments_of(layer: int, query: Tensor, key: Tensor, pairs: Tensor | None) -> LayerMoments:
     """Moments of a layer over one chunk.
 
-    query (1, n_head, n, head_dim), key (1, n_head_kv, n, head_dim). weights: a name of WEIGHTS; each head's
-    have a mean of one. sensitivity: p (1 - p) of every query head, query and key, (n_head, n, n).
+    query (1, n_head, n, head_dim), key (1, n_head_kv, n, head_dim). pairs: weights, (n_head, n, n), or None.
     """
-    keys, queries = key[0].double(), query[0].double()
-    weighed_keys, weighed_queries = keys, queries
-    if weights != "none":
-        of_pairs = sensitivity().double()
-        of_queries = of_pairs.sum(2, keepdim=True)
-        weighed_queries = queries * of_queries / of_queries.mean(1, keepdim=True)
-        if weights == "both":
-            of_keys = of_pairs.unflatten(0, (len(keys), -1)).sum((1, 2))[..., None]
-            weighed_keys = keys * of_keys / of_keys.mean(1, keepdim=True)
-    weighed_queries, queries = (
-        x.unflatten(0, (len(keys), -1)).flatten(1, 2) for x in (weighed_queries, queries)
-    )
+    keys, queries = key[0].double(), query[0].double().unflatten(0, (len(key[0]), -1))
+    of_keys, of_queries = torch.ones_like(keys[..., 0]), torch.ones_like(queries[..., 0])
+    if pairs is not None:
+        of_groups = pairs.double().unflatten(0, (len(keys), -1))
+        of_keys, of_queries = of_groups.sum((1, 2)), of_groups.sum(3)
+    weighed_keys = keys * of_keys[..., None]
+    weighed_queries = (queries * of_queries[..., None]).flatten(1, 2)
     heads = zip(
+        of_keys.sum(1).tolist(),
+        of_queries.sum((1, 2)).tolist(),
         weighed_keys.sum(1).cpu().numpy(),
         (weighed_keys.mT @ keys).cpu().numpy(),
-        (weighed_queries.mT @ queries).cpu().numpy(),
+        (weighed_queries.mT @ queries.flatten(1, 2)).cpu().numpy(),
         strict=True,
     )
-    return LayerMoments(layer, tuple(HeadMoments(keys.shape[1], queries.shape[1], *head) for head in heads))
+    return LayerMoments(layer, tuple(HeadMoments(*head) for head in heads))
 
 
 Order = Callable[[int], Tensor]
@@ -372,8 +380,8 @@ class Study:
         if (n_ctx, weights) not in self._moments:
             sums: dict[int, LayerMoments] = {}
 
-            def watch(layer: int, query: Tensor, key: Tensor, sensitivity: Callable[[], Tensor]) -> None:
-                new = weighted_moments(layer, query, key, weights, sensitivity)
+            def watch(layer: int, query: Tensor, key: Tensor, pairs: Callable[[str], Tensor]) -> None:
+                new = moments_of(layer, query, key, None if weights == "none" else pairs(weights))
                 sums[layer] = sums[layer] + new if layer in sums else new
 
             self.treated.treat, self.treated.watch = None, watch

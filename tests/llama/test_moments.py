@@ -18,7 +18,7 @@ from kvquant.llama.moments import (
     measure_moments,
     save_moments,
 )
-from kvquant.transform import LayerMoments, measure
+from kvquant.transform import HeadMoments, LayerMoments, measure
 
 RNG = np.random.default_rng(3)
 LAYERS = {
@@ -39,23 +39,25 @@ sys.exit(int((here / "status").read_text()))
 """
 
 
+def weights_of(head: HeadMoments) -> tuple[float, float]:
+    return head.key_weight, head.query_weight
+
+
 def sums_of(layers: list[LayerMoments]) -> bytes:
     rows = [
-        np.concatenate([head.key_sum, head.key_square.ravel(), head.query_square.ravel()])
+        np.concatenate([weights_of(head), head.key_sum, head.key_square.ravel(), head.query_square.ravel()])
         for layer in layers
         for head in layer.heads
     ]
     return np.concatenate(rows).tobytes()
 
 
-def lines(layers: list[LayerMoments], version: int = 1) -> list[dict[str, Any]]:
+def lines(layers: list[LayerMoments], version: int = 2) -> list[dict[str, Any]]:
     described = [
         {
             "layer": layer.layer,
             "n_head_kv": len(layer.heads),
             "head_dim": layer.heads[0].width,
-            "n_key": layer.heads[0].n_key,
-            "n_query": layer.heads[0].n_query,
         }
         for layer in layers
     ]
@@ -91,7 +93,7 @@ def check_same(found: tuple[LayerMoments, ...], expected: list[LayerMoments]) ->
     for one, other in zip(found, expected, strict=True):
         assert one.layer == other.layer
         for head, wanted in zip(one.heads, other.heads, strict=True):
-            assert (head.n_key, head.n_query) == (wanted.n_key, wanted.n_query)
+            assert weights_of(head) == weights_of(wanted)
             for name in ("key_sum", "key_square", "query_square"):
                 np.testing.assert_array_equal(getattr(head, name), getattr(wanted, name))
 
@@ -107,7 +109,7 @@ def test_what_the_program_writes_is_read(request_of: Any, tmp_path: Path) -> Non
     again = load_moments(tmp_path / "m.npz")
     check_same(again.layers, EXPECTED)
     twice = found + again
-    assert (twice.n_tokens, twice.n_text_tokens) == (18, 20) and twice.layers[0].heads[0].n_key == 18
+    assert (twice.n_tokens, twice.n_text_tokens) == (18, 20) and twice.layers[0].heads[0].key_weight == 18
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,8 @@ def test_without_the_program_or_a_folder(tmp_path: Path) -> None:
     request = MomentsRequest(tmp_path, tmp_path / "model", tmp_path / "text")
     with pytest.raises(LlamaError, match="there is no llama-kv-moments in"):
         measure_moments(request)
-    for content in (b"", b"PK\x03\x04", b"\x93NUMPY"):
+    np.savez(tmp_path / "empty.npz", n_tokens=1, n_text_tokens=1)
+    for content in (b"", b"PK\x03\x04", b"\x93NUMPY", (tmp_path / "empty.npz").read_bytes()):
         (tmp_path / "m.npz").write_bytes(content)
         with pytest.raises(KVQuantError, match="contains no moments"):
             load_moments(tmp_path / "m.npz")

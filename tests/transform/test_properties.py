@@ -141,7 +141,7 @@ def test_moments_of_parts_add_up(sample: Sample, cut: int) -> None:
         return  # both parts need a token
     parts = measure(0, sample.k[:cut], sample.q[:cut]) + measure(0, sample.k[cut:], sample.q[cut:])
     for head, other in zip(whole.heads, parts.heads, strict=True):
-        assert (head.n_key, head.n_query) == (other.n_key, other.n_query)
+        assert (head.key_weight, head.query_weight) == (other.key_weight, other.query_weight)
         np.testing.assert_allclose(
             other.key_square, head.key_square, rtol=1e-9, atol=1e-9 * head.key_square.max()
         )

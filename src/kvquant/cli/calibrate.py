@@ -37,7 +37,7 @@ from kvquant.tables import terminal_width
 from kvquant.transform import KINDS, Kind
 
 DEFAULT_POLICY = "*:k=q4_0/v=f16"
-LEAST_TOKENS = 8192
+LEAST_TOKENS = 16384
 """To fit on; a kind of few tokens does not carry over."""
 
 CHOOSING_TOKENS = 4096

@@ -2,8 +2,9 @@
 from.
 
 The program (patches/llama.cpp/0005-kv-transform) runs a text through a model in chunks and sums, per layer
-and KV head, Σk, Σkkᵀ and Σqqᵀ in float64, of keys and queries after RoPE and before any rotation. No
-activation is kept.
+and KV head, Σw, Σwk, Σwkkᵀ and Σwqqᵀ in float64, of keys and queries after RoPE and before any rotation. With
+p the probability that a query gives a key of value v, and o what attention returns, w is the sum of
+p² |v − o|²: an error of a logit moves o by p (v − o). No activation is kept beyond a chunk.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from kvquant.processes.command import follow
 from kvquant.transform import HeadMoments, LayerMoments
 
 PROGRAM = "llama-kv-moments"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-_SUMS = ("key_sum", "key_square", "query_square")
+_SUMS = ("key_weight", "query_weight", "key_sum", "key_square", "query_square")
+"""What `HeadMoments` holds of a head, in the order of its fields and of the program's file."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,11 @@ class _Layer:
     layer: int
     n_head_kv: int
     head_dim: int
-    n_key: int
-    n_query: int
 
     @property
     def n_values(self) -> int:
         """Numbers of this layer in the file."""
-        return self.n_head_kv * self.head_dim * (1 + 2 * self.head_dim)
+        return self.n_head_kv * (2 + self.head_dim + 2 * self.head_dim**2)
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,6 @@ def save_moments(moments: Moments, path: Path) -> None:
         "n_text_tokens": np.array(moments.n_text_tokens),
     }
     for layer in moments.layers:
-        counts = [(head.n_key, head.n_query) for head in layer.heads]
-        arrays[f"{layer.layer}.counts"] = np.array(counts)
         for name in _SUMS:
             arrays[f"{layer.layer}.{name}"] = np.stack([getattr(head, name) for head in layer.heads])
     with io.BytesIO() as file:
@@ -149,12 +147,13 @@ def load_moments(path: Path) -> Moments:
     """Read what `save_moments` wrote. Raises KVQuantError for anything else."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            numbers = sorted(int(name.split(".")[0]) for name in file.files if name.endswith(".counts"))
+            numbers = sorted(int(name.split(".")[0]) for name in file.files if name.endswith(".key_weight"))
+            if not numbers:
+                raise ValueError("no layer")
             layers = []
             for number in numbers:
-                sums = [file[f"{number}.{name}"] for name in _SUMS]
-                heads = zip(file[f"{number}.counts"].tolist(), *sums, strict=True)
-                layers.append(LayerMoments(number, tuple(HeadMoments(*count, *of) for count, *of in heads)))
+                heads = zip(*(file[f"{number}.{name}"] for name in _SUMS), strict=True)
+                layers.append(LayerMoments(number, tuple(HeadMoments(*head) for head in heads)))
             return Moments(tuple(layers), int(file["n_tokens"]), int(file["n_text_tokens"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise KVQuantError(f"{path}: contains no moments ({error}); remove it and run again") from error
@@ -204,7 +203,8 @@ def _layers(layers: tuple[_Layer, ...], sums: npt.NDArray[np.float64]) -> Iterat
         of_layer, sums = sums[: layer.n_values], sums[layer.n_values :]
         heads = []
         for head in np.split(of_layer, layer.n_head_kv):
-            key_sum, squares = head[: layer.head_dim], head[layer.head_dim :]
+            weights, key_sum, squares = np.split(head, (2, 2 + layer.head_dim))
             key_square, query_square = squares.reshape(2, layer.head_dim, layer.head_dim)
-            heads.append(HeadMoments(layer.n_key, layer.n_query, key_sum, key_square, query_square))
+            key_weight, query_weight = (float(weight) for weight in weights)
+            heads.append(HeadMoments(key_weight, query_weight, key_sum, key_square, query_square))
         yield LayerMoments(layer.layer, tuple(heads))

@@ -1,8 +1,8 @@
 """The best transform in closed form, from moments (docs/transform.md has the derivation).
 
-With P = E[(k−c)(k−c)ᵀ], Q = E[qqᵀ] over the query heads of a group, and quantization error spread evenly
-over the dimensions of a head (which llama.cpp's Hadamard step after M sees to), the expected squared error
-of a logit is proportional to
+With P = E[(k−c)(k−c)ᵀ], Q = E[qqᵀ] over the query heads of a group, each key and query as likely as it
+weighs in the moments, and quantization error spread evenly over the dimensions of a head (which llama.cpp's
+Hadamard step after M sees to), the expected squared error of a logit is proportional to
 
     tr(M P Mᵀ) · tr(M⁻ᵀ Q M⁻¹) / D
 

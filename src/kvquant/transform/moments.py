@@ -1,11 +1,13 @@
 """What a fit needs of K and Q: their first and second moments, per KV head, in float64.
 
 Moments add up, so that chunks of a text, texts, and machines can be measured apart and put together; no
-activation has to be kept. K and Q are those that attention multiplies: after RoPE, before any rotation.
+activation has to be kept. K and Q are those that attention multiplies: after RoPE, before any rotation. Each
+key and query may count by a weight of its own.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +24,14 @@ RealArray = npt.NDArray[np.floating[Any]]
 class HeadMoments:
     """Sums over the tokens of one KV head, and over the queries of all heads that read it.
 
-    n_key, n_query: how many were summed. key_sum: Σk, float64 (head_dim,). key_square: Σ kkᵀ and
-    query_square: Σ qqᵀ, float64 (head_dim, head_dim). Raises TransformError when shapes do not fit, a number
-    is not finite, or there is no key or no query.
+    key_weight, query_weight: Σw over the keys and over the queries, their number where each counts as one.
+    key_sum: Σ w k, float64 (head_dim,). key_square: Σ w kkᵀ and query_square: Σ w qqᵀ, float64 (head_dim,
+    head_dim). Raises TransformError when shapes do not fit, a number is not finite, or there is no key or no
+    query.
     """
 
-    n_key: int
-    n_query: int
+    key_weight: float
+    query_weight: float
     key_sum: Float64Array
     key_square: Float64Array
     query_square: Float64Array
@@ -41,7 +44,7 @@ class HeadMoments:
                 f"moments: sums of shape {self.key_sum.shape} do not go with squares of shapes "
                 f"{self.key_square.shape} and {self.query_square.shape}"
             )
-        if self.n_key < 1 or self.n_query < 1:
+        if not (0 < self.key_weight < math.inf and 0 < self.query_weight < math.inf):
             raise TransformError("moments: nothing was measured; use a text of at least one token")
         for name in ("key_sum", "key_square", "query_square"):
             array = np.array(getattr(self, name), dtype=np.float64)
@@ -58,22 +61,22 @@ class HeadMoments:
     @property
     def key_mean(self) -> Float64Array:
         """E[k], float64 (head_dim,)."""
-        return self.key_sum / self.n_key
+        return self.key_sum / self.key_weight
 
     def key_energy(self, centre: Float64Array) -> Float64Array:
         """Return P = E[(k − c)(k − c)ᵀ], float64 (head_dim, head_dim), symmetric."""
         cross = np.outer(centre, self.key_mean)
-        return _symmetric(self.key_square / self.n_key - cross - cross.T + np.outer(centre, centre))
+        return _symmetric(self.key_square / self.key_weight - cross - cross.T + np.outer(centre, centre))
 
     @property
     def query_energy(self) -> Float64Array:
         """Q = E[qqᵀ], float64 (head_dim, head_dim), symmetric."""
-        return _symmetric(self.query_square / self.n_query)
+        return _symmetric(self.query_square / self.query_weight)
 
     def __add__(self, other: HeadMoments) -> HeadMoments:
         return HeadMoments(
-            self.n_key + other.n_key,
-            self.n_query + other.n_query,
+            self.key_weight + other.key_weight,
+            self.query_weight + other.query_weight,
             self.key_sum + other.key_sum,
             self.key_square + other.key_square,
             self.query_square + other.query_square,

@@ -23,9 +23,9 @@ Recipe = Literal["none", "centre", "diagonal", "centre, diagonal", "balanced", "
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 """From the cheapest to compute with to the dearest: nothing, a subtraction, products, both, matrices."""
 
-SHRINK = 0.1
-"""How far the balanced kind's moments are drawn towards their diagonals; it helped on all three models of
-docs/transform.md, where the full moments of few tokens do not carry over."""
+SHRINK = 0.3
+"""How far the balanced kind's moments are drawn towards their diagonals. The full moments of few tokens do
+not carry over, and few tokens have most of the weight; docs/transform.md has what it does to three models."""
 
 FLOOR = FitOptions().floor
 

@@ -26,6 +26,10 @@ constexpr int64_t CHUNK_KV = 256;
 // Smaller chunks make at least so many items, to keep the threads busy.
 constexpr int64_t MIN_ITEMS = 16;
 
+// Tiles of query rows, when there are many: smaller ones, of no fewer than TILE_ROWS rows, make at least MIN_TILES of them.
+constexpr int64_t MIN_TILES = 64;
+constexpr int64_t TILE_ROWS = 128;
+
 // Bounds the partial results: (query rows) x (chunks) stays below it, unless one chunk alone exceeds it.
 constexpr int64_t MAX_PARTIALS = 4096;
 
@@ -105,9 +109,11 @@ attn_plan make_plan(const ggml_tensor * dst) {
     p.n_kv      = k->ne[1];
     p.n_rows    = q->ne[1] * p.n_group;
 
-    // Q and O of one item take half of a 512 KiB second-level cache, where that is enough rows for a product of matrices
-    const int64_t fitting = std::max<int64_t>(128, 65536 / (p.dk + p.dv) / 64 * 64);
-    p.tile_rows   = std::min(p.n_rows, fitting);
+    // Q and O of one item take half of a 512 KiB second-level cache at most. Items are smaller where there would be few of
+    // them, but have rows enough for a product of matrices, and to repay the conversion of the cache rows.
+    const int64_t fitting = 65536 / (p.dk + p.dv) / 64 * 64;
+    const int64_t shared  = p.n_rows * p.n_stream * p.n_head_kv / MIN_TILES / 64 * 64;
+    p.tile_rows   = std::min(p.n_rows, std::max(TILE_ROWS, std::min(fitting, shared)));
     p.n_row_tiles = divide_up(p.n_rows, p.tile_rows);
 
     const int64_t min_chunks = divide_up(MIN_ITEMS, p.n_stream * p.n_head_kv * p.n_row_tiles);
