@@ -49,8 +49,10 @@ class Operation:
     def items(self) -> list[int]:
         """Return what each item costs, in the order in which they are taken: make_plan of kv-attn.cpp."""
         chunk_kv, min_items, most, tile = map(constant, ("CHUNK_KV", "MIN_ITEMS", "MAX_PARTIALS", "TILE_KV"))
+        min_tiles, least_rows = map(constant, ("MIN_TILES", "MIN_TILE_ROWS"))
         n_rows = self.n_tokens * self.n_head // self.n_head_kv
-        tile_rows = min(n_rows, max(128, 65536 // (2 * self.head_dim) // 64 * 64))
+        fitting, shared = 65536 // (2 * self.head_dim), n_rows * self.n_head_kv // min_tiles
+        tile_rows = min(n_rows, max(least_rows, min(fitting // 64 * 64, shared // 64 * 64)))
         row_tiles = [min(tile_rows, n_rows - start) for start in range(0, n_rows, tile_rows)]
         min_chunks = -(-min_items // (self.n_head_kv * len(row_tiles)))
         max_chunks = max(1, most // (self.n_head_kv * n_rows))

@@ -94,26 +94,17 @@ static std::vector<float> read_head(const ggml_tensor * cache, int64_t head) {
     return rows;
 }
 
-// The queries of all heads, [n_head][n_tokens][head_dim].
-static std::vector<float> read_queries(const ggml_tensor * q) {
-    std::vector<size_t> offsets;
-    for (int64_t head = 0; head < q->ne[2]; ++head) {
-        for (int64_t i = 0; i < q->ne[1]; ++i) {
-            offsets.push_back(i*q->nb[1] + head*q->nb[2]);
-        }
-    }
-    return read_rows(q, q->ne[0], offsets);
-}
+// Rows of float32, one for a head and token, [n_head][n_tokens][width]; which axis counts heads, and which tokens, differs.
+static std::vector<float> read_heads(const ggml_tensor * tensor, int head_axis) {
+    const int token_axis = 3 - head_axis;
 
-// What attention makes of the queries, [n_head][n_tokens][width of a value].
-static std::vector<float> read_outputs(const ggml_tensor * attention) {
     std::vector<size_t> offsets;
-    for (int64_t head = 0; head < attention->ne[1]; ++head) {
-        for (int64_t i = 0; i < attention->ne[2]; ++i) {
-            offsets.push_back(head*attention->nb[1] + i*attention->nb[2]);
+    for (int64_t head = 0; head < tensor->ne[head_axis]; ++head) {
+        for (int64_t i = 0; i < tensor->ne[token_axis]; ++i) {
+            offsets.push_back(head*tensor->nb[head_axis] + i*tensor->nb[token_axis]);
         }
     }
-    return read_rows(attention, attention->ne[0], offsets);
+    return read_rows(tensor, tensor->ne[0], offsets);
 }
 
 static double dot(const float * x, const float * y, int64_t n) {
@@ -170,7 +161,7 @@ struct attention_batch {
 
     explicit attention_batch(const ggml_tensor * attention)
         : k(attention->src[1]), v(attention->src[2]), n_tokens(attention->src[0]->ne[1]), group(attention->src[0]->ne[2]/k->ne[2]),
-          softmax(attention), queries(read_queries(attention->src[0])), outputs(read_outputs(attention)) {}
+          softmax(attention), queries(read_heads(attention->src[0], 2)), outputs(read_heads(attention, 1)) {}
 
     // adds the queries that read a KV head, and the keys that they see
     void add_to(moment_sums & sums, int64_t head_kv) const {

@@ -26,9 +26,9 @@ constexpr int64_t CHUNK_KV = 256;
 // Smaller chunks make at least so many items, to keep the threads busy.
 constexpr int64_t MIN_ITEMS = 16;
 
-// Tiles of query rows, when there are many: smaller ones, of no fewer than TILE_ROWS rows, make at least MIN_TILES of them.
+// Tiles of query rows, when there are many: smaller ones, of no fewer than MIN_TILE_ROWS, make at least MIN_TILES of them.
 constexpr int64_t MIN_TILES = 64;
-constexpr int64_t TILE_ROWS = 128;
+constexpr int64_t MIN_TILE_ROWS = 128;
 
 // Bounds the partial results: (query rows) x (chunks) stays below it, unless one chunk alone exceeds it.
 constexpr int64_t MAX_PARTIALS = 4096;
@@ -113,7 +113,7 @@ attn_plan make_plan(const ggml_tensor * dst) {
     // them, but have rows enough for a product of matrices, and to repay the conversion of the cache rows.
     const int64_t fitting = 65536 / (p.dk + p.dv) / 64 * 64;
     const int64_t shared  = p.n_rows * p.n_stream * p.n_head_kv / MIN_TILES / 64 * 64;
-    p.tile_rows   = std::min(p.n_rows, std::max(TILE_ROWS, std::min(fitting, shared)));
+    p.tile_rows   = std::min(p.n_rows, std::max(MIN_TILE_ROWS, std::min(fitting, shared)));
     p.n_row_tiles = divide_up(p.n_rows, p.tile_rows);
 
     const int64_t min_chunks = divide_up(MIN_ITEMS, p.n_stream * p.n_head_kv * p.n_row_tiles);
