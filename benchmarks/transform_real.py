@@ -77,9 +77,9 @@ class Setting:
         return RUNS / f"{self.model}.{self.fitted_at or self.n_ctx}{'.types' * self.types}.kvt.gguf"
 
 
-# Fewer tokens of Gemma's long chunks: over its vocabulary of 262,144 they take longer to score than to run.
+# Fewer tokens of Gemma and Qwen: over vocabularies of 262,144 and 151,936 they take longer to score than to run.
 SETTINGS = (
-    Setting("smollm2-135m", 512, 255, 16384, 2),
+    Setting("smollm2-135m", 512, 255, 16384, 8),
     Setting("gemma3-270m", 512, 255, 16384, 2),
     Setting("qwen2.5-coder-0.5b", 512, 255, 16384, 2),
     Setting("smollm2-135m", 512, 255, 4096, 2, policies=ROTATED, types=True),
@@ -91,6 +91,7 @@ SETTINGS = (
     Setting("gemma3-270m", 4096, 256, 16384, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
     Setting("gemma3-270m", 16384, 256, 0, 0, fitted_at=4096, policies=("q4_0",)),
     Setting("qwen2.5-coder-0.5b", 4096, 2047, 16384, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
+    Setting("qwen2.5-coder-0.5b", 16384, 256, 0, 0, fitted_at=4096, policies=("q4_0",)),
 )
 
 

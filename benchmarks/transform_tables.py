@@ -305,10 +305,11 @@ def _tried() -> Iterator[tuple[str, Key]]:
 
 def _weights() -> Iterator[tuple[str, Key]]:
     yield RECIPES["none"], {"k": "q4_0"}
-    words = {"none": "", "queries": ", queries weighed", "both": ", queries and keys weighed"}
-    for transform in ("diagonal", "balanced"):
+    words = {"none": "", "softmax": ", weighed by p (1 − p)", "output": ", weighed by p² (v − o)²"}
+    for transform, shrink in (("centre", 0.0), ("diagonal", 0.0), ("balanced", 0.1), ("balanced", 0.3)):
+        kind = RECIPES[transform] + (f", shrunk by {shrink}" if shrink else "")
         for weights, more in words.items():
-            yield RECIPES[transform] + more, {"k": "q4_0", "transform": transform, "weights": weights}
+            yield kind + more, {"k": "q4_0", "transform": transform, "shrink": shrink, "weights": weights}
 
 
 def written(page: str, found: Mapping[str, str]) -> str:
