@@ -77,7 +77,7 @@ class Setting:
         return RUNS / f"{self.model}.{self.fitted_at or self.n_ctx}{'.types' * self.types}.kvt.gguf"
 
 
-# Fewer tokens of Gemma and Qwen: over vocabularies of 262,144 and 151,936 they take longer to score than to run.
+# Fewer tokens of Gemma and Qwen, whose vocabularies of 262,144 and 151,936 take longer than all else.
 SETTINGS = (
     Setting("smollm2-135m", 512, 255, 16384, 8),
     Setting("gemma3-270m", 512, 255, 16384, 2),

@@ -80,7 +80,7 @@ def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
 def weighted_settings(_: int) -> Iterator[Setting]:
     """The settings that show what weights of the moments change."""
     yield Setting(512, "q4_0")
-    for transform, shrink in (("centre", 0.0), ("diagonal", 0.0), ("balanced", 0.1), ("balanced", 0.3)):
+    for transform, shrink in (("diagonal", 0.0), ("balanced", 0.3)):
         for weights in WEIGHTS:
             yield Setting(512, "q4_0", transform=transform, shrink=shrink, weights=weights)
 

@@ -306,7 +306,7 @@ def _tried() -> Iterator[tuple[str, Key]]:
 def _weights() -> Iterator[tuple[str, Key]]:
     yield RECIPES["none"], {"k": "q4_0"}
     words = {"none": "", "softmax": ", weighed by p (1 − p)", "output": ", weighed by p² (v − o)²"}
-    for transform, shrink in (("centre", 0.0), ("diagonal", 0.0), ("balanced", 0.1), ("balanced", 0.3)):
+    for transform, shrink in (("diagonal", 0.0), ("balanced", 0.3)):
         kind = RECIPES[transform] + (f", shrunk by {shrink}" if shrink else "")
         for weights, more in words.items():
             yield kind + more, {"k": "q4_0", "transform": transform, "shrink": shrink, "weights": weights}
