@@ -39,6 +39,9 @@ MODELS = {
 REAL_MODELS = {**MODELS, "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B"}
 """The models of the study, and those that only llama.cpp was measured with."""
 
+ALL_ALIKE = ("13f5f9db7ed1", "9478b1006a92", "244a6c9dea83", "950fe3d97d7d")
+"""Series of patches whose llama-kv-moments counted all keys and queries alike, by how their digests begin."""
+
 RECIPES = {
     "none": "rotation alone",
     "centre": "centre",
@@ -127,18 +130,41 @@ def of_own_types(name: str) -> bool:
     return ".types" in name
 
 
+def calibrated(name: str) -> str:
+    """Return the name of the calibration whose file a record has used: MODEL.CONTEXT[.types]."""
+    model, n_ctx, rest = _parts(name)
+    at = re.search(r"fitted-(\d+)", rest)
+    return f"{model}.{at[1] if at else n_ctx}{'.types' * of_own_types(name)}"
+
+
+def weighed(name: str) -> bool:
+    """Whether the moments of a calibration were weighed."""
+    build = calibrations()[name].build
+    return build is not None and not (build[1] or "").startswith(ALL_ALIKE)
+
+
+def _parts(name: str) -> tuple[str, int, str]:
+    """The model, the context, and what else a record's name says."""
+    model = next(model for model in REAL_MODELS if name.startswith(model))
+    n_ctx, _, rest = name.removeprefix(f"{model}.").partition(".")
+    return model, int(n_ctx), rest
+
+
 def _order(path: Path) -> tuple[int, int, str]:
-    model = next(name for name in REAL_MODELS if path.name.startswith(name))
-    n_ctx = int(path.name.removeprefix(f"{model}.").split(".")[0])
+    model, n_ctx, _ = _parts(path.name)
     return list(REAL_MODELS).index(model), n_ctx, path.name
 
 
 def _model_words(name: str) -> str:
-    model = next(model for model in REAL_MODELS if name.startswith(model))
-    n_ctx, _, rest = name.removeprefix(f"{model}.").partition(".")
+    model, n_ctx, rest = _parts(name)
     at = re.search(r"fitted-(\d+)", rest)
-    words = f"{REAL_MODELS[model]}, {int(n_ctx):,}" + (f" (calibrated to {int(at[1]):,})" if at else "")
-    return words + ", ordered" * of_own_types(name)
+    words = f"{REAL_MODELS[model]}, {n_ctx:,}" + (f" (calibrated to {int(at[1]):,})" if at else "")
+    return words + ", ordered" * of_own_types(name) + _mark(name)
+
+
+def _mark(name: str) -> str:
+    """What tells files apart whose moments were not weighed."""
+    return "" if weighed(calibrated(name)) else " \\*"
 
 
 def _calibrations() -> str:
@@ -213,7 +239,7 @@ def _types() -> str:
         results, policies = _both_texts(found, name)
         for policy, one in sorted(policies.items(), key=lambda entry: -entry[1].kv_bytes):
             cells = [cell for result in results for cell in _pair(result, policy)]
-            model = next(title for key, title in REAL_MODELS.items() if name.startswith(key))
+            model = REAL_MODELS[_parts(name)[0]] + _mark(name)
             rows.append([model, policy.removeprefix("*:"), f"{one.of_f16:.3f}", *cells])
     return table(["model", "policy", "of f16", "prose without", "with", "code without", "with"], rows)
 

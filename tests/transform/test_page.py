@@ -126,6 +126,30 @@ def test_the_page_quotes_what_gemma_was_judged_on() -> None:
     assert said in " ".join(tables.PAGE.read_text().split())
 
 
+def shares(name: str) -> list[float]:
+    """What is left of the KL of a calibration's policy, at each range of positions it was judged on."""
+    return [part.with_transform / part.without for part in tables.calibrations()[name].judgement.by_depth]
+
+
+def test_what_the_page_says_of_512_tokens() -> None:
+    for model in tables.MODELS:
+        found = shares(f"{model}.512")
+        assert max(found) < 1.4 * min(found), model
+    assert all(0.28 < share < 0.36 for share in shares("smollm2-135m.512"))
+    page = " ".join(tables.PAGE.read_text().split())
+    of = {(model, text): kl_at_depth(f"{model}.512.{text}") for model in tables.MODELS for text in TEXTS}
+    shown = [tables.digits(of["smollm2-135m", text][has]) for text in TEXTS for has in (True, False)]
+    assert (
+        "A q4_0 cache loses {} instead of {} on other prose, {} instead of {} on code.".format(*shown) in page
+    )
+    qwen = of["qwen2.5-coder-0.5b", "prose"][True]
+    assert f"gains most: q4_0 loses {tables.digits(qwen)} with the file" in page
+    prose, code = (
+        of["gemma3-270m", text][False] / of["gemma3-270m", text][True] for text in ("prose", "code")
+    )
+    assert 4.5 < prose < 5 and 2.5 < code < 3
+
+
 def test_calibrated_at_the_depth_it_is_used_at_no_policy_loses() -> None:
     for name, result in tables.divergences().items():
         if "fitted" in name or tables.of_own_types(name):
@@ -142,7 +166,7 @@ def test_most_of_what_remains_of_q4_0_is_of_k() -> None:
     for name, result in tables.divergences().items():
         kl = {one.policy: one.kl_mean for one in result.policies if one.transform is not None}
         for fine in ("*:k=q4_0/v=q8_0", "*:k=q4_0/v=f16"):
-            assert fine not in kl or 1 - kl[fine] / kl["*:q4_0"] < 2 / 5, (name, fine)
+            assert fine not in kl or 1 - kl[fine] / kl["*:q4_0"] < 1 / 2, (name, fine)
 
 
 AMPLIFIES = ("transform-exact-gemma3-270m",)
