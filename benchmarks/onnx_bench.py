@@ -44,11 +44,13 @@ def graph(n_head: int, n_head_kv: int, head_dim: int, kind: str) -> bytes:
         scales = {name: (TensorProto.FLOAT, [n_head_kv * head_dim]) for name in ("k_scale", "v_scale")}
         sizes |= scales
         names += [*[""] * 5, *scales]
-        attributes |= {"kv_cache_bit_width": bits, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+        attributes |= {
+            "kv_cache_bit_width": bits,
+            "k_quant_type": "PER_CHANNEL",
+            "v_quant_type": "PER_CHANNEL",
+        }
     outputs = {"out": sizes["q"], "k_out": sizes["past_k"], "v_out": sizes["past_v"]}
-    node = helper.make_node(
-        "GroupQueryAttention", names, list(outputs), domain="com.microsoft", **attributes
-    )
+    node = helper.make_node("GroupQueryAttention", names, list(outputs), domain="com.microsoft", **attributes)
     values = [
         [helper.make_tensor_value_info(name, *about) for name, about in group.items()]
         for group in (sizes, outputs)
@@ -121,7 +123,7 @@ def timed(case: dict[str, Any]) -> dict[str, float]:
         begun = time.perf_counter()
         session.run_with_iobinding(binding)
         seconds.append(time.perf_counter() - begun)
-    out = next(x for x in map(lambda one: one.numpy(), binding.get_outputs()) if x.shape == q.shape)
+    out = next(x for x in (one.numpy() for one in binding.get_outputs()) if x.shape == q.shape)
     wanted = exact(q.reshape(n, n_head, head_dim), k_values[0], v_values[0])
     return {"seconds": min(seconds), "error": float(np.abs(out.reshape(wanted.shape) - wanted).max())}
 
