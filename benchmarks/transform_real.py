@@ -87,6 +87,7 @@ SETTINGS = (
     Setting("qwen2.5-coder-0.5b", 512, 255, 4096, 2, policies=ROTATED, types=True),
     Setting("qwen2.5-coder-1.5b", 512, 255, 4096, 2, policies=ROTATED, types=True),
     Setting("smollm2-135m", 4096, 2047, 0, 0, fitted_at=512, policies=("*:k=q4_0/v=f16",)),
+    Setting("qwen2.5-coder-0.5b", 4096, 2047, 0, 0, fitted_at=512, policies=("*:k=q4_0/v=f16",)),
     Setting("smollm2-135m", 4096, 2047, 16384, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
     Setting("gemma3-270m", 4096, 256, 16384, 1, policies=("q4_0", "*:k=q4_0/v=f16")),
     Setting("gemma3-270m", 16384, 256, 0, 0, fitted_at=4096, policies=("q4_0",)),
