@@ -21,6 +21,7 @@ RANDOM_MODELS: dict[str, RandomModel] = {
                 "llama",
                 "minicpm",
                 "mistral3",
+                "mpt",
                 "phi3",
                 "qwen2",
                 "qwen2moe",
