@@ -1,8 +1,9 @@
 """Attention's share of prefill and decode beside peers, in one run: this series, stock, and ik_llama.cpp.
 
     python -m venv ik && ik/bin/pip install ik-llama-cpp-python==0.1.5
-    python benchmarks/attention_peers.py --model smollm2-135m --programs "$(kvquant llama build)" \\
-        --ik ik/bin/python --out attention-peers.json
+    python benchmarks/attention_peers.py run --model smollm2-135m --programs "$(kvquant llama build)" \\
+        --ik ik/bin/python
+    python benchmarks/attention_peers.py write   # the table of docs/attention.md, from the record
 
 The share is the time of a token with `--depth` tokens in the cache, less that with none. What builds do
 better or worse elsewhere (ik_llama.cpp repacks weights) is not in it. Rounds go forwards and backwards
@@ -22,11 +23,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
 from kvquant.assets.find import model_path
 from kvquant.evals.speed import turns
+from kvquant.files import write_atomic
 from kvquant.processes.background import clean_environment
-from kvquant.tables import NONE, Table, text
+from kvquant.tables import NONE, Table, markdown, text
+from marked_page import filled
 from provenance import provenance, write_record
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks/results/attention-peers.json"
+PAGE = ROOT / "docs/attention.md"
 
 BUILDS = ("patched", "stock", "ik_llama.cpp")
 TYPES = ("f16", "q8_0", "q4_0")
@@ -133,26 +143,37 @@ def _ratio(peer: list[float], ours: list[float]) -> str:
     return f"{median(theirs / mine for theirs, mine in pairs):.2f}" if len(pairs) == len(ours) else NONE
 
 
+def page(record: dict[str, Any]) -> str:
+    """Return docs/attention.md with the table of a record."""
+    rows = table([Timing(**one) for one in record["timings"]])
+    return filled(PAGE.read_text(encoding="utf-8"), {"attention peers": markdown(rows)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", action="append", required=True, metavar="NAME", help="may be given again")
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="measure")
+    running.add_argument("--model", action="append", required=True, metavar="NAME", help="may be given again")
+    running.add_argument(
         "--programs", type=Path, required=True, metavar="DIR", help="of the patched llama.cpp"
     )
-    parser.add_argument("--ik", type=Path, required=True, metavar="PYTHON", help="with ik-llama-cpp-python")
-    parser.add_argument("--depth", type=int, default=DEPTH, help="(%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
+    running.add_argument("--ik", type=Path, required=True, metavar="PYTHON", help="with ik-llama-cpp-python")
+    running.add_argument("--depth", type=int, default=DEPTH, help="(%(default)s)")
+    running.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    running.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    commands.add_parser("write", help="put the table into the page")
     options = parser.parse_args()
+    if options.command == "write":
+        write_atomic(PAGE, page(json.loads(RECORD.read_text(encoding="utf-8"))))
+        return
     machine = Machine(options.programs, options.ik, options.threads)
     made = provenance("benchmarks/attention_peers.py", ())
     build = json.loads((options.programs.parent / "build-info.json").read_text(encoding="utf-8"))
     made |= {"series": build["series_digest"], "n_threads": options.threads, "depth": options.depth}
     found = [one for name in options.model for one in measure(machine, name, options.depth, options.rounds)]
-    write_record({**made, "timings": [asdict(one) for one in found]}, options.out)
+    write_record({**made, "timings": [asdict(one) for one in found]}, RECORD)
     print(text(table(found)))
 
 
