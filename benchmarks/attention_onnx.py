@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
