@@ -14,6 +14,7 @@ from kvquant.transform import (
     FitOptions,
     HeadMoments,
     Kind,
+    LayerMoments,
     fit_head,
     fit_layer,
     measure,
@@ -167,6 +168,20 @@ def test_known_numbers(kind: Kind) -> None:
     assert after == pytest.approx(17.0 if kind == "centre" else 12.5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_on_which_nothing_depends_is_left_alone(kind: Kind) -> None:
+    """Beside one that is fitted: its values are all the same, so that no weight falls on its keys."""
+    nothing = HeadMoments(0, 0, np.zeros(4), np.zeros((4, 4)), np.zeros((4, 4)))
+    rng = np.random.default_rng(0)
+    other = measure(0, rng.standard_normal((64, 1, 4)) + 3, rng.standard_normal((64, 1, 4))).heads[0]
+    fitted = fit_layer(LayerMoments(0, (nothing, other)), kind)
+    assert fitted.gain_db is not None and fitted.gain_db > 0
+    assert not fitted.centre[0].any() and fitted.centre[1].any()
+    if fitted.forward is not None:
+        alone = np.diag(fitted.forward[0]) if kind == "diagonal" else fitted.forward[0]
+        np.testing.assert_allclose(alone @ alone.T, np.eye(4), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -180,6 +195,9 @@ def test_known_numbers(kind: Kind) -> None:
         (lambda: LayerTransform(0, np.zeros((2, 4))).apply_q(np.zeros((1, 4))), "2 KV heads of 4 values"),
         (lambda: measure(0, np.zeros((3, 2, 4)), np.zeros((3, 3, 4))), "not"),
         (lambda: measure(0, np.full((3, 1, 4), np.inf), np.zeros((3, 1, 4))), "NaN or infinity"),
+        (lambda: measure(0, np.zeros((0, 1, 4)), np.zeros((3, 1, 4))), "nothing was measured"),
+        (lambda: HeadMoments(-1, 1, np.zeros(2), np.eye(2), np.eye(2)), "are no weights"),
+        (lambda: HeadMoments(1, np.nan, np.zeros(2), np.eye(2), np.eye(2)), "are no weights"),
         (lambda: FitOptions(floor=0), "from 0 to 1"),
         (lambda: fit_head(HeadMoments(1, 1, np.zeros(2), np.eye(2), np.eye(2)), "rotated"), "known: centre"),
         # type: ignore[arg-type]

@@ -26,8 +26,8 @@ class HeadMoments:
 
     key_weight, query_weight: Σw over the keys and over the queries, their number where each counts as one.
     key_sum: Σ w k, float64 (head_dim,). key_square: Σ w kkᵀ and query_square: Σ w qqᵀ, float64 (head_dim,
-    head_dim). Raises TransformError when shapes do not fit, a number is not finite, or there is no key or no
-    query.
+    head_dim). A head on which nothing depends, as its values are all the same, has no weight. Raises
+    TransformError when shapes do not fit, a weight is negative, or a number is not finite.
     """
 
     key_weight: float
@@ -44,8 +44,11 @@ class HeadMoments:
                 f"moments: sums of shape {self.key_sum.shape} do not go with squares of shapes "
                 f"{self.key_square.shape} and {self.query_square.shape}"
             )
-        if not (0 < self.key_weight < math.inf and 0 < self.query_weight < math.inf):
-            raise TransformError("moments: nothing was measured; use a text of at least one token")
+        if not (0 <= self.key_weight < math.inf and 0 <= self.query_weight < math.inf):
+            raise TransformError(
+                f"moments: weights of {self.key_weight} and {self.query_weight} are no weights; this model's "
+                "attention overflows"
+            )
         for name in ("key_sum", "key_square", "query_square"):
             array = np.array(getattr(self, name), dtype=np.float64)
             if not np.isfinite(array).all():
@@ -61,17 +64,19 @@ class HeadMoments:
     @property
     def key_mean(self) -> Float64Array:
         """E[k], float64 (head_dim,)."""
-        return self.key_sum / self.key_weight
+        return self.key_sum / (self.key_weight or 1)
 
     def key_energy(self, centre: Float64Array) -> Float64Array:
         """Return P = E[(k − c)(k − c)ᵀ], float64 (head_dim, head_dim), symmetric."""
         cross = np.outer(centre, self.key_mean)
-        return _symmetric(self.key_square / self.key_weight - cross - cross.T + np.outer(centre, centre))
+        return _symmetric(
+            self.key_square / (self.key_weight or 1) - cross - cross.T + np.outer(centre, centre)
+        )
 
     @property
     def query_energy(self) -> Float64Array:
         """Q = E[qqᵀ], float64 (head_dim, head_dim), symmetric."""
-        return _symmetric(self.query_square / self.query_weight)
+        return _symmetric(self.query_square / (self.query_weight or 1))
 
     def __add__(self, other: HeadMoments) -> HeadMoments:
         return HeadMoments(
@@ -113,6 +118,8 @@ def measure(layer: int, k: RealArray, q: RealArray) -> LayerMoments:
             f"moments of layer {layer}: K {k.shape} and Q {q.shape} are not (tokens, heads, head dim) of "
             f"one width"
         )
+    if not len(k) or not len(q):
+        raise TransformError("moments: nothing was measured; use a text of at least one token")
     keys = k.astype(np.float64).transpose(1, 0, 2)
     n_head_kv, n_key, width = keys.shape
     queries = q.astype(np.float64).transpose(1, 0, 2).reshape(n_head_kv, -1, width)
