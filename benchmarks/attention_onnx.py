@@ -16,7 +16,9 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
@@ -24,7 +26,7 @@ from typing import IO, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-from attention_alone import SHAPES, Work, make_case
+from attention_alone import SHAPES, Work, make_case, ratio
 from attention_op import PROGRAM, AttentionProgram
 from kvquant.files import write_atomic
 from kvquant.tables import Table, markdown
@@ -56,7 +58,14 @@ class Timing:
     @property
     def ratio(self) -> float:
         """How many times as long ONNX Runtime takes."""
-        return median(theirs / ours for ours, theirs in zip(self.ours, self.onnx, strict=True))
+        return ratio(list(self.onnx), list(self.ours))
+
+
+def cases() -> Iterator[tuple[Work, str, int, str]]:
+    """Yield work, shape, depth and our type of every comparison."""
+    for work in WORK:
+        for shape, depth, kind in product(SHAPES, work.depths, PEERS):
+            yield work, shape, depth, kind
 
 
 def measure(
@@ -64,21 +73,15 @@ def measure(
 ) -> list[Timing]:
     """Time every case on both, in turn. Raises SystemExit where ONNX Runtime fails or is not exact."""
     found = []
-    for work in WORK:
-        for shape, (n_head, n_head_kv, head_dim) in SHAPES.items():
-            for depth in work.depths:
-                for kind, peer in PEERS.items():
-                    case = make_case(work, shape, (kind, kind), depth)
-                    asked = {"n_head": n_head, "n_head_kv": n_head_kv, "head_dim": head_dim, "depth": depth}
-                    asked |= {"n_tokens": work.n_tokens, "type": peer}
-                    asked |= {"n_threads": n_threads, "n_runs": work.n_runs}
-                    times: list[tuple[float, float]] = []
-                    for _ in range(n_rounds):
-                        own = ours.compute(case, n_threads=n_threads, n_runs=work.n_runs).seconds
-                        times.append((1e3 * own, 1e3 * ask(onnx, asked)))
-                    one, other = (tuple(round(x, 4) for x in side) for side in zip(*times, strict=True))
-                    found.append(Timing(work.name, shape, kind, depth, one, other))
-                    print(found[-1], file=sys.stderr)
+    for work, shape, depth, kind in cases():
+        case = make_case(work, shape, (kind, kind), depth)
+        run = {"n_threads": n_threads, "n_runs": work.n_runs}
+        heads = dict(zip(("n_head", "n_head_kv", "head_dim"), SHAPES[shape], strict=True))
+        asked = {**heads, "depth": depth, "n_tokens": work.n_tokens, "type": PEERS[kind], **run}
+        seconds = [(ours.compute(case, **run).seconds, ask(onnx, asked)) for _ in range(n_rounds)]
+        one, other = (tuple(round(1e3 * x, 4) for x in side) for side in zip(*seconds, strict=True))
+        found.append(Timing(work.name, shape, kind, depth, one, other))
+        print(found[-1], file=sys.stderr)
     return found
 
 

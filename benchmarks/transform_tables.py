@@ -130,24 +130,12 @@ def of_own_types(name: str) -> bool:
     return ".types" in name
 
 
-def calibrated(name: str) -> str:
-    """Return the name of the calibration whose file a record has used: MODEL.CONTEXT[.types]."""
-    model, n_ctx, rest = _parts(name)
-    at = re.search(r"fitted-(\d+)", rest)
-    return f"{model}.{at[1] if at else n_ctx}{'.types' * of_own_types(name)}"
-
-
-def weighed(name: str) -> bool:
-    """Whether the moments of a calibration were weighed."""
-    build = calibrations()[name].build
-    return build is not None and not (build[1] or "").startswith(ALL_ALIKE)
-
-
-def _parts(name: str) -> tuple[str, int, str]:
-    """The model, the context, and what else a record's name says."""
+def _parts(name: str) -> tuple[str, int, int | None]:
+    """The model, the context, and where it differs the context of the calibration, of a record's name."""
     model = next(model for model in REAL_MODELS if name.startswith(model))
     n_ctx, _, rest = name.removeprefix(f"{model}.").partition(".")
-    return model, int(n_ctx), rest
+    fitted = re.search(r"fitted-(\d+)", rest)
+    return model, int(n_ctx), int(fitted[1]) if fitted else None
 
 
 def _order(path: Path) -> tuple[int, int, str]:
@@ -156,15 +144,18 @@ def _order(path: Path) -> tuple[int, int, str]:
 
 
 def _model_words(name: str) -> str:
-    model, n_ctx, rest = _parts(name)
-    at = re.search(r"fitted-(\d+)", rest)
-    words = f"{REAL_MODELS[model]}, {n_ctx:,}" + (f" (calibrated to {int(at[1]):,})" if at else "")
+    model, n_ctx, fitted = _parts(name)
+    words = f"{REAL_MODELS[model]}, {n_ctx:,}" + (f" (calibrated to {fitted:,})" if fitted else "")
     return words + ", ordered" * of_own_types(name) + _mark(name)
 
 
 def _mark(name: str) -> str:
-    """What tells files apart whose moments were not weighed."""
-    return "" if weighed(calibrated(name)) else " \\*"
+    """What tells apart the records whose file was fitted to moments that were not weighed."""
+    model, n_ctx, fitted = _parts(name)
+    path = REAL / f"{model}.{fitted or n_ctx}{'.types' * of_own_types(name)}.calibration.json"
+    build = read_json(CalibrationResult, path).build
+    weighed = build is not None and not (build[1] or "").startswith(ALL_ALIKE)
+    return "" if weighed else " \\*"
 
 
 def _calibrations() -> str:
@@ -215,10 +206,11 @@ def _real() -> str:
     found = divergences()
     for name in dict.fromkeys(key.rpartition(".")[0] for key in found if not of_own_types(key)):
         results, policies = _both_texts(found, name)
+        words = _model_words(name)
         for policy, one in policies.items():
             cells = [cell for result in results for cell in _pair(result, policy)]
             shown = policy.removeprefix("*:")
-            body.append([_model_words(name), shown, f"{one.of_f16:.3f}", *cells])
+            body.append([words, shown, f"{one.of_f16:.3f}", *cells])
     return table(head, body)
 
 
@@ -237,9 +229,9 @@ def _types() -> str:
     rows = []
     for name in names:
         results, policies = _both_texts(found, name)
+        model = REAL_MODELS[_parts(name)[0]] + _mark(name)
         for policy, one in sorted(policies.items(), key=lambda entry: -entry[1].kv_bytes):
             cells = [cell for result in results for cell in _pair(result, policy)]
-            model = REAL_MODELS[_parts(name)[0]] + _mark(name)
             rows.append([model, policy.removeprefix("*:"), f"{one.of_f16:.3f}", *cells])
     return table(["model", "policy", "of f16", "prose without", "with", "code without", "with"], rows)
 
