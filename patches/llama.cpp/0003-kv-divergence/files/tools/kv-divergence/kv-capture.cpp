@@ -113,6 +113,8 @@ protected:
         }
     }
 
+    bool wants_stored() const override { return true; }
+
     void take_stored(int il, bool is_k, std::vector<float> rows, int64_t n_tokens) override {
         layer_capture & layer = layers[il];
 

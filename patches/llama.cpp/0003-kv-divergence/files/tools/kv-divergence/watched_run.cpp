@@ -71,7 +71,7 @@ static int layer_of(const ggml_tensor * tensor, const char * prefix) {
 bool graph_watcher::on_node(ggml_tensor * node, bool ask, void * user_data) {
     auto & self = *(graph_watcher *) user_data;
 
-    const bool sets   = node->op == GGML_OP_SET_ROWS;
+    const bool sets   = node->op == GGML_OP_SET_ROWS && self.wants_stored();
     const int  k      = sets ? layer_of(node, "cache_k_l") : -1;
     const int  v      = sets ? layer_of(node, "cache_v_l") : -1;
     const int  reader = node->op == GGML_OP_FLASH_ATTN_EXT ? layer_of(node->src[1], "cache_k_l") : -1;

@@ -50,8 +50,11 @@ public:
 protected:
     virtual void begin_batch(int32_t start, int32_t n_tokens) = 0;
 
+    // whether the nodes that store are wanted at all
+    virtual bool wants_stored() const { return false; }
+
     // rows: [n_tokens][n_head_kv*head_dim], of layer il
-    virtual void take_stored(int il, bool is_k, std::vector<float> rows, int64_t n_tokens) = 0;
+    virtual void take_stored(int /* il */, bool /* is_k */, std::vector<float> /* rows */, int64_t /* n_tokens */) {}
 
     // attention: GGML_OP_FLASH_ATTN_EXT, which reads the keys of layer il
     virtual void take_queries(int il, const ggml_tensor * attention) = 0;

@@ -199,7 +199,7 @@ static int print_bandwidth(size_t n_bytes, int n_threads) {
 }
 
 static const char * rounding() {
-    const bool has_tiles = ggml_cpu_has_avx2() ? ggml_cpu_has_f16c() && !ggml_cpu_has_avx512() : ggml_cpu_has_dotprod();
+    const bool has_tiles = ggml_cpu_has_avx2() ? ggml_cpu_has_f16c() && ggml_cpu_has_fma() && !ggml_cpu_has_avx512() : ggml_cpu_has_dotprod();
     return has_tiles ? "query weights" : "";
 }
 

@@ -222,7 +222,6 @@ public:
 
 protected:
     void begin_batch(int32_t, int32_t) override {}
-    void take_stored(int, bool, std::vector<float>, int64_t) override {}
 
     void take_queries(int il, const ggml_tensor * attention) override {
         const attention_batch batch(attention);

@@ -125,10 +125,10 @@ struct upcoming_rows {
     // asks for rows t .. t + n - 1
     KV_ATTN_INLINE void prefetch(int64_t t, int64_t n) const {
         for (const int64_t end = std::min(t + n, n_rows); t < end; ++t) {
-            for (size_t i = 0; i < n_bytes; i += CACHE_LINE) {
-                prefetch_far(first + t*stride + i);
+            const char * row = first + t*stride;
+            for (const char * line = row - (uintptr_t) row % CACHE_LINE; line < row + n_bytes; line += CACHE_LINE) {
+                prefetch_far(line);
             }
-            prefetch_far(first + t*stride + n_bytes - 1);
         }
     }
 

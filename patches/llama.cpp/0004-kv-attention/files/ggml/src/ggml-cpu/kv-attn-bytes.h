@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__) && defined(__F16C__)
+#if defined(__AVX2__) && defined(__F16C__) && defined(__FMA__) && (!defined(__AVX512F__) || defined(__AVX512DQ__))
 #define KV_ATTN_AVX2
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 #define KV_ATTN_NEON

@@ -209,6 +209,12 @@ struct tile_kernels {
     static void dot(const float * q, int64_t n_rows, const char * const * k, int64_t n_kv, int64_t width,
                     float * s, int64_t s_stride, float * memory, const upcoming_rows & next) {
         code_tile<Block> tile(memory, width, n_kv);
+#if defined(KV_ATTN_AVX2)
+        if (n_rows <= FEW_ROWS) {
+            tile.dot_rows(k, next, q, width, n_rows, s, s_stride);
+            return;
+        }
+#endif
         tile.load_k(k, next);
         tile.dot(q, width, n_rows, s, s_stride);
     }
@@ -220,7 +226,7 @@ struct tile_kernels {
         tile.add(p, p_stride, n_rows, o, width);
     }
 
-    static constexpr auto to_f32 = row_kernels<Block>::to_f32;
+    static constexpr decltype(&row_kernels<Block>::to_f32) to_f32 = nullptr; // never that many rows
 };
 
 template <typename Block>

@@ -1,7 +1,7 @@
 #pragma once
 
-// The few vector operations that kv-attn-rows.h needs beyond ggml's GGML_F32_VEC: 16 values widened to float. Each is
-// written for AVX2 and later, for NEON, and in plain C++.
+// The few vector operations that attention needs beyond ggml's GGML_F32_VEC: 16 values widened to float, sums and largest
+// of lanes, powers of e. Each is written for AVX2 and later, for NEON, and in plain C++.
 
 #include "kv-attn-bytes.h"
 
@@ -9,7 +9,9 @@
 #include "ggml-cpu.h"
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
+#include "vec.h"
 
+#include <cmath>
 #include <cstdint>
 
 // GCC takes a function that only prefetches for one without effect and drops its calls, unless it is inlined early.
@@ -109,6 +111,44 @@ inline f32x16 load_16(const ggml_bf16_t * x) {
 
 #endif // __AVX512F__
 
+inline GGML_F32_VEC exp_of(GGML_F32_VEC x) { return ggml_v_expf(x); }
+
+#if defined(__AVX512F__)
+
+inline GGML_F32_VEC larger_of(GGML_F32_VEC x, GGML_F32_VEC y) { return _mm512_max_ps(x, y); }
+inline float largest_of_lanes(GGML_F32_VEC x)                 { return _mm512_reduce_max_ps(x); }
+inline float sum_of_lanes(GGML_F32_VEC x)                     { return _mm512_reduce_add_ps(x); }
+
+#else
+
+inline GGML_F32_VEC larger_of(GGML_F32_VEC x, GGML_F32_VEC y) { return _mm256_max_ps(x, y); }
+
+inline float largest_of_lanes(GGML_F32_VEC x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+inline float sum_of_lanes(GGML_F32_VEC x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+
+#endif // __AVX512F__
+
+// y[j*y_stride + i] = x[i*x_stride + j] for i and j up to 3
+inline void transpose_4(float * y, int64_t y_stride, const float * x, int64_t x_stride) {
+    __m128 row[4];
+    for (int i = 0; i < 4; ++i) {
+        row[i] = _mm_loadu_ps(x + i*x_stride);
+    }
+    _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+    for (int j = 0; j < 4; ++j) {
+        _mm_storeu_ps(y + j*y_stride, row[j]);
+    }
+}
+
 // s[i] = the sum of the lanes of x[i]
 inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
     __m128 y[4];
@@ -148,6 +188,22 @@ inline f32x16 load_16(const ggml_bf16_t * x) {
               as_f32(vget_low_u16(hi)), as_f32(vget_high_u16(hi)) }};
 }
 
+inline GGML_F32_VEC exp_of(GGML_F32_VEC x)                    { return ggml_v_expf(x); }
+inline GGML_F32_VEC larger_of(GGML_F32_VEC x, GGML_F32_VEC y) { return vmaxnmq_f32(x, y); }
+inline float largest_of_lanes(GGML_F32_VEC x)                 { return vmaxnmvq_f32(x); }
+inline float sum_of_lanes(GGML_F32_VEC x)                     { return vaddvq_f32(x); }
+
+inline void transpose_4(float * y, int64_t y_stride, const float * x, int64_t x_stride) {
+    const float32x4_t x0 = vld1q_f32(x), x1 = vld1q_f32(x + x_stride);
+    const float32x4_t x2 = vld1q_f32(x + 2*x_stride), x3 = vld1q_f32(x + 3*x_stride);
+    const float32x4_t a = vzip1q_f32(x0, x2), b = vzip2q_f32(x0, x2);
+    const float32x4_t c = vzip1q_f32(x1, x3), d = vzip2q_f32(x1, x3);
+    vst1q_f32(y,              vzip1q_f32(a, c));
+    vst1q_f32(y +   y_stride, vzip2q_f32(a, c));
+    vst1q_f32(y + 2*y_stride, vzip1q_f32(b, d));
+    vst1q_f32(y + 3*y_stride, vzip2q_f32(b, d));
+}
+
 inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
     vst1q_f32(s, vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])));
 }
@@ -166,19 +222,45 @@ inline f32x16 widen(i8x16 x)                   { return each_f32([&](int i) { re
 inline f32x16 load_16(const ggml_fp16_t * x)  { return each_f32([&](int i) { return GGML_CPU_FP16_TO_FP32(x[i]); }); }
 inline f32x16 load_16(const ggml_bf16_t * x) { return each_f32([&](int i) { return GGML_BF16_TO_FP32(x[i]); }); }
 
-inline float sum_lanes(GGML_F32_VEC x) {
+// f over the lanes of a register, and over those of a second one
+template <typename F> GGML_F32_VEC each_lane(GGML_F32_VEC x, GGML_F32_VEC y, F && f) {
+    float a[EPR], b[EPR];
+    GGML_F32_VEC_STORE(a, x);
+    GGML_F32_VEC_STORE(b, y);
+    for (int64_t i = 0; i < EPR; ++i) {
+        a[i] = f(a[i], b[i]);
+    }
+    return GGML_F32_VEC_LOAD(a);
+}
+
+template <typename F> float over_lanes(GGML_F32_VEC x, F && f) {
     float lanes[EPR];
     GGML_F32_VEC_STORE(lanes, x);
-    float sum = 0.0f;
-    for (int64_t i = 0; i < EPR; ++i) {
-        sum += lanes[i];
+    float y = lanes[0];
+    for (int64_t i = 1; i < EPR; ++i) {
+        y = f(y, lanes[i]);
     }
-    return sum;
+    return y;
+}
+
+inline float larger_float(float x, float y) { return x > y ? x : y; }
+
+inline GGML_F32_VEC exp_of(GGML_F32_VEC x)                    { return each_lane(x, x, [](float a, float) { return expf(a); }); }
+inline GGML_F32_VEC larger_of(GGML_F32_VEC x, GGML_F32_VEC y) { return each_lane(x, y, larger_float); }
+inline float largest_of_lanes(GGML_F32_VEC x)                 { return over_lanes(x, larger_float); }
+inline float sum_of_lanes(GGML_F32_VEC x)                     { return over_lanes(x, [](float a, float b) { return a + b; }); }
+
+inline void transpose_4(float * y, int64_t y_stride, const float * x, int64_t x_stride) {
+    for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) {
+            y[j*y_stride + i] = x[i*x_stride + j];
+        }
+    }
 }
 
 inline void store_sums(float * s, const GGML_F32_VEC (&x)[4]) {
     for (int i = 0; i < 4; ++i) {
-        s[i] = sum_lanes(x[i]);
+        s[i] = sum_of_lanes(x[i]);
     }
 }
 

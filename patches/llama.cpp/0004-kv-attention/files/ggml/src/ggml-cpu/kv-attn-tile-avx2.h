@@ -28,12 +28,6 @@ inline float largest_lane(magnitudes x) {
     return _mm_cvtss_f32(_mm_castsi128_ps(y));
 }
 
-inline float sum_of_lanes(__m256 x) {
-    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
-}
-
 // N numbers of 16 bits
 template <int N>
 struct rounded {
@@ -108,6 +102,45 @@ inline tile_sums<N> multiply(const rounded<M> * a, int64_t a_stride, const tile_
     for (int r = 0; r < N; ++r) {
         y.v[r][0] = sum[r][0];
         y.v[r][1] = sum[r][1];
+    }
+    return y;
+}
+
+// Up to so many query rows are multiplied with cache rows as they lie: fewer do not repay that codes are turned around.
+constexpr int64_t FEW_ROWS = 4;
+
+// sum of the lanes of x[0..3], each in two lanes: of the first half of x and of the second
+inline __m256i half_sums(const __m256i (&x)[4]) {
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+}
+
+// Sum i of row r: the 32 numbers a + r*a_stride bytes, times those of 16 rows of codes; codes(i, h): half h of row i.
+template <int N, typename F>
+inline tile_sums<N> multiply_rows(const rounded<32> * a, int64_t a_stride, F && codes) {
+    tile_sums<N> y;
+    for (int j = 0; j < 2; ++j) {
+        __m256i sum[N][2];
+        for (int half = 0; half < 2; ++half) {
+            __m256i b[4][2];
+            for (int i = 0; i < 4; ++i) {
+                for (int h = 0; h < 2; ++h) {
+                    b[i][h] = _mm256_cvtepi8_epi16(codes(8*j + 4*half + i, h));
+                }
+            }
+            for (int r = 0; r < N; ++r) {
+                const __m256i * x = (const __m256i *) ((const char *) a + r*a_stride);
+                const __m256i x0 = _mm256_loadu_si256(x), x1 = _mm256_loadu_si256(x + 1);
+                __m256i products[4];
+                for (int i = 0; i < 4; ++i) {
+                    products[i] = add_pairs(_mm256_madd_epi16(x0, b[i][0]), x1, b[i][1]);
+                }
+                sum[r][half] = half_sums(products);
+            }
+        }
+        for (int r = 0; r < N; ++r) {
+            y.v[r][j] = _mm256_add_epi32(_mm256_permute2x128_si256(sum[r][0], sum[r][1], 0x20),
+                                         _mm256_permute2x128_si256(sum[r][0], sum[r][1], 0x31));
+        }
     }
     return y;
 }

@@ -26,8 +26,6 @@ inline float largest_lane(magnitudes x) {
     return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(x))), 0);
 }
 
-inline float sum_of_lanes(float32x4_t x) { return vaddvq_f32(x); }
-
 // N numbers of 16 bits, 256*high + low
 template <int N>
 struct rounded {

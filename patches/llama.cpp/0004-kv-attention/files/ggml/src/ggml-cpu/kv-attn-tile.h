@@ -92,11 +92,30 @@ class code_tile {
         for_row_groups<TILE_ROWS>(0, n, [&](auto n, int64_t r0) {
             for (int64_t t = 0; t < n_padded; t += SUMS) {
                 for (int64_t u = 0; u < n_units; ++u) {
-                    dot_unit<n>(q + r0*q_stride + u*BLOCK, q_stride, t, u, s + r0*s_stride + t, s_stride);
+                    const float * block = q + r0*q_stride + u*BLOCK;
+                    const auto    sums  = multiply<n>(&((const query_block *) block)->x, q_stride*sizeof(float), k_codes(t, u), BLOCK);
+                    add_dots<n>(sums, block, q_stride, t, u, s + r0*s_stride + t, s_stride);
                 }
             }
         });
     }
+
+#if defined(KV_ATTN_AVX2)
+    // the same straight from the cache rows, without load_k
+    void dot_rows(const char * const * rows, const upcoming_rows & next, const float * q, int64_t q_stride, int64_t n, float * s,
+                  int64_t s_stride) {
+        for_sixteens(rows, next, [&](int64_t t0, const Block * const (&row)[SUMS]) {
+            for_row_groups<TILE_ROWS>(0, n, [&](auto n, int64_t r0) {
+                for (int64_t u = 0; u < n_units; ++u) {
+                    const float * block = q + r0*q_stride + u*BLOCK;
+                    const auto    sums  = multiply_rows<n>(&((const query_block *) block)->x, q_stride*sizeof(float),
+                                                           [&](int t, int h) { return codes_of(row[t], u, h); });
+                    add_dots<n>(sums, block, q_stride, t0, u, s + r0*s_stride + t0, s_stride);
+                }
+            });
+        });
+    }
+#endif
 
     // o[r] += sum over t of p[r*p_stride + t] * v[t]; p is 0 past the last row
     void add(const float * p, int64_t p_stride, int64_t n, float * o, int64_t o_stride) const {
@@ -160,17 +179,16 @@ class code_tile {
         }
     }
 
-    // s[r][i] += q[r] . k[t + i] of one unit; unit 0 is the first. These sums are not held in registers: those of the
-    // integers take half of them.
+    // s[r][i] += q[r] . k[t + i] of one unit, from the sums of integers; unit 0 is the first. These sums are not held in
+    // registers: those of the integers take half of them.
     template <int N>
-    void dot_unit(const float * q, int64_t q_stride, int64_t t, int64_t u, float * s, int64_t s_stride) const {
-        const query_block * block = (const query_block *) q;
-        const auto sums = multiply<N>(&block->x, q_stride*sizeof(float), k_codes(t, u), BLOCK);
+    void add_dots(const tile_sums<N> & sums, const float * q, int64_t q_stride, int64_t t, int64_t u, float * s,
+                  int64_t s_stride) const {
         for (int r = 0; r < N; ++r) {
-            block = (const query_block *) (q + r*q_stride);
-            const f32x16       x     = sums.of_k(r);
-            const GGML_F32_VEC scale = GGML_F32_VEC_SET1(block->scale);
-            const GGML_F32_VEC total = GGML_F32_VEC_SET1(block->sum);
+            const query_block * block = (const query_block *) (q + r*q_stride);
+            const f32x16        x     = sums.of_k(r);
+            const GGML_F32_VEC  scale = GGML_F32_VEC_SET1(block->scale);
+            const GGML_F32_VEC  total = GGML_F32_VEC_SET1(block->sum);
             for (int64_t j = 0; j < N_VEC; ++j) {
                 float        * y   = s + r*s_stride + j*EPR;
                 GGML_F32_VEC   sum = u == 0 ? GGML_F32_VEC_ZERO : GGML_F32_VEC_LOAD(y);

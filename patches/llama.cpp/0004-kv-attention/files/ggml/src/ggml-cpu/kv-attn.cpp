@@ -12,6 +12,7 @@
 #include "vec.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -45,21 +46,39 @@ int64_t round_up(int64_t n, int64_t part) {
     return divide_up(n, part) * part;
 }
 
-float largest(const float * x, int64_t n) {
-    constexpr int64_t LANES = 16; // independent maxima, so that the compiler can use vectors
-    float lane[LANES];
-    std::fill(lane, lane + LANES, -INFINITY);
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int64_t j = 0; j < LANES; ++j) {
-            lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-        }
+// x += slope*bias over a tile; returns the largest.
+float add_bias(float * x, const float * bias, float slope) {
+    const GGML_F32_VEC factor  = GGML_F32_VEC_SET1(slope);
+    GGML_F32_VEC       largest = GGML_F32_VEC_SET1(-INFINITY);
+    for (int64_t t = 0; t < TILE_KV; t += EPR) {
+        const GGML_F32_VEC y = GGML_F32_VEC_FMA(GGML_F32_VEC_LOAD(x + t), GGML_F32_VEC_LOAD(bias + t), factor);
+        GGML_F32_VEC_STORE(x + t, y);
+        largest = larger_of(y, largest);
     }
-    float max = *std::max_element(lane, lane + LANES);
-    for (; i < n; ++i) {
-        max = std::max(max, x[i]);
+    return largest_of_lanes(largest);
+}
+
+// x = exp(x - largest) over a tile; returns the sum.
+float exponentiate(float * x, float largest) {
+    const GGML_F32_VEC minus = GGML_F32_VEC_SET1(-largest);
+    GGML_F32_VEC       sum   = GGML_F32_VEC_ZERO;
+    for (int64_t t = 0; t < TILE_KV; t += EPR) {
+        const GGML_F32_VEC y = exp_of(GGML_F32_VEC_ADD(GGML_F32_VEC_LOAD(x + t), minus));
+        GGML_F32_VEC_STORE(x + t, y);
+        sum = GGML_F32_VEC_ADD(sum, y);
     }
-    return max;
+    return sum_of_lanes(sum);
+}
+
+// Which cache rows of a tile a query row sees: 1 or 0. Bytes, so that the compiler can use whole vectors of them.
+using seen_rows = std::array<uint8_t, TILE_KV>;
+
+int64_t count(const seen_rows & seen) {
+    uint8_t n = 0;
+    for (const uint8_t is_seen : seen) {
+        n += is_seen;
+    }
+    return n;
 }
 
 //
@@ -267,22 +286,19 @@ class item_worker {
     int64_t first_row;
     int64_t end_row;
 
-    // Values of one mask row for the visible cache rows
-    float               bias[TILE_KV];
-    const ggml_fp16_t * bias_of;
+    float bias[TILE_KV]; // of one mask row, see read_bias
 
     // Whether the tokens together see at most half of what they would if each saw all visible cache rows: sequences in one
     // cache that grow in turn. It is then cheaper to take one token after the other, unless their rows make a matrix.
     bool sees_little(const attn_item & item, int64_t kv, int64_t n_kv) const {
-        if (in.mask == nullptr || end_row - first_row >= GEMM_ROWS) {
+        const bool one_token = next_token(item, first_row) >= end_row;
+        if (in.mask == nullptr || one_token || end_row - first_row >= GEMM_ROWS) {
             return false;
         }
         int64_t n_tokens = 0;
         int64_t n_pairs  = 0;
         for (int64_t r = first_row; r < end_row; r = next_token(item, r)) {
-            uint16_t seen[TILE_KV] = {};
-            add_seen(item, r, kv, n_kv, seen);
-            n_pairs  += n_kv - std::count(seen, seen + n_kv, 0);
+            n_pairs  += count(seen_by(item, r, kv, n_kv));
             n_tokens += 1;
         }
         return 2*n_pairs <= n_tokens*n_visible;
@@ -321,8 +337,12 @@ class item_worker {
             in.k_ops->dot(q, n_rows, k_rows, n_visible, plan.dk, scores, TILE_KV, buf.k_tile,
                           upcoming(in.v, v_head, kv, item.kv1));
         }
-        for (int64_t r = first_row; r < end_row; ++r) {
-            update_softmax(item, r);
+        for (int64_t r = first_row; r < end_row;) {
+            const int64_t end = in.mask ? std::min(end_row, end_of_mask_row(item, r)) : end_row;
+            read_bias(item, r);
+            for (; r < end; ++r) {
+                update_softmax(r);
+            }
         }
         if (as_matrix(item, in.v_ops)) {
             multiply_v(scores, n_rows, v_rows, o);
@@ -369,35 +389,54 @@ class item_worker {
 
     // of query rows from..to - 1
     void find_visible(const attn_item & item, int64_t from, int64_t to, int64_t kv, int64_t n_kv) {
-        uint16_t seen[TILE_KV] = {};
-        bool     all_seen = in.mask == nullptr;
+        seen_rows seen   = {};
+        int64_t   n_seen = in.mask ? 0 : n_kv;
         first_row = from;
         end_row   = to;
-        for (int64_t r = from; !all_seen && r < to; ++r) {
-            add_seen(item, r, kv, n_kv, seen);
-            const int64_t n_seen = n_kv - std::count(seen, seen + n_kv, 0);
-            all_seen  = n_seen == n_kv;
-            first_row = n_seen == 0 ? r + 1 : first_row;
+        for (int64_t r = from; n_seen < n_kv && r < to; r = end_of_mask_row(item, r)) {
+            const seen_rows more = seen_by(item, r, kv, n_kv);
+            for (int64_t t = 0; t < TILE_KV; ++t) {
+                seen[t] |= more[t];
+            }
+            n_seen    = count(seen);
+            first_row = n_seen == 0 ? end_of_mask_row(item, r) : first_row;
         }
-        for (bool sees = in.mask == nullptr; !sees && end_row > first_row; end_row -= !sees) {
-            uint16_t seen_by_last[TILE_KV] = {};
-            add_seen(item, end_row - 1, kv, n_kv, seen_by_last);
-            sees = std::count(seen_by_last, seen_by_last + n_kv, 0) < n_kv;
+        while (in.mask && end_row > end_of_mask_row(item, first_row) && count(seen_by(item, end_row - 1, kv, n_kv)) == 0) {
+            end_row = start_of_mask_row(item, end_row - 1);
         }
-        bias_of   = nullptr;
         n_visible = 0;
         for (int64_t t = 0; t < n_kv; ++t) {
             visible[n_visible] = kv + t;
-            n_visible += all_seen || seen[t] != 0;
+            n_visible += n_seen == n_kv || seen[t];
         }
     }
 
-    // seen[t] becomes other than 0 if query row r may see cache row kv + t.
-    void add_seen(const attn_item & item, int64_t r, int64_t kv, int64_t n_kv, uint16_t * seen) const {
+    // Heads mostly share a row of the mask. Those with that of query row r are from start_of_mask_row(r) on, before
+    // end_of_mask_row(r).
+    int64_t heads_a_mask_row() const { return in.mask->ne[2] == 1 ? plan.n_group : 1; }
+
+    int64_t start_of_mask_row(const attn_item & item, int64_t r) const {
+        return std::max<int64_t>(0, (item.row0 + r)/heads_a_mask_row()*heads_a_mask_row() - item.row0);
+    }
+
+    int64_t end_of_mask_row(const attn_item & item, int64_t r) const {
+        return ((item.row0 + r)/heads_a_mask_row() + 1)*heads_a_mask_row() - item.row0;
+    }
+
+    // which of cache rows kv .. kv + n_kv - 1 query row r sees
+    seen_rows seen_by(const attn_item & item, int64_t r, int64_t kv, int64_t n_kv) const {
         const ggml_fp16_t * mask = in.mask_row(token_of(item, r), head_of(item, r), item.stream) + kv;
-        for (int64_t t = 0; t < n_kv; ++t) {
-            seen[t] |= mask[t] ^ F16_NEG_INF;
+        seen_rows           seen = {};
+        if (n_kv == TILE_KV) { // a number of rows that is known lets the compiler use vectors
+            for (int64_t t = 0; t < TILE_KV; ++t) {
+                seen[t] = mask[t] != F16_NEG_INF;
+            }
+        } else {
+            for (int64_t t = 0; t < n_kv; ++t) {
+                seen[t] = mask[t] != F16_NEG_INF;
+            }
         }
+        return seen;
     }
 
     void multiply_k(const float * q, int64_t n_rows, const char * const * k_rows, float * scores) {
@@ -405,9 +444,9 @@ class item_worker {
             in.k_ops->to_f32(k_rows[t], plan.dk, buf.k_tile + t*plan.dk_pad);
         }
         std::fill(buf.k_tile + n_visible*plan.dk_pad, buf.k_tile + TILE_KV*plan.dk_pad, 0.0f);
-        for (int64_t t = 0; t < TILE_KV; ++t) {
-            for (int64_t i = 0; i < plan.dk_pad; ++i) {
-                buf.k_cols[i*TILE_KV + t] = buf.k_tile[t*plan.dk_pad + i];
+        for (int64_t i = 0; i < plan.dk_pad; i += 4) {
+            for (int64_t t = 0; t < TILE_KV; t += 4) {
+                transpose_4(buf.k_cols + i*TILE_KV + t, TILE_KV, buf.k_tile + t*plan.dk_pad + i, plan.dk_pad);
             }
         }
         std::fill(scores, scores + n_rows*TILE_KV, 0.0f);
@@ -422,32 +461,38 @@ class item_worker {
         simd_gemm(o, weights, buf.v_tile, n_rows, TILE_KV, plan.dv_pad);
     }
 
-    // Heads mostly share a mask row, so it is not read again.
-    void read_bias(const ggml_fp16_t * mask) {
-        if (mask == bias_of) {
+    // bias = what query row r adds to the scores of the visible cache rows, 0 without a mask, and -INFINITY past them
+    void read_bias(const attn_item & item, int64_t r) {
+        if (in.mask == nullptr) {
+            std::fill(bias, bias + n_visible, 0.0f);
+            std::fill(bias + n_visible, bias + TILE_KV, -INFINITY);
             return;
         }
-        for (int64_t t = 0; t < n_visible; ++t) {
-            bias[t] = GGML_CPU_FP16_TO_FP32(mask[visible[t]]);
+        const ggml_fp16_t * mask = in.mask_row(token_of(item, r), head_of(item, r), item.stream);
+        ggml_fp16_t         values[TILE_KV];
+        if (n_visible == TILE_KV) {
+            memcpy(values, mask + visible[0], sizeof(values));
+        } else {
+            for (int64_t t = 0; t < n_visible; ++t) {
+                values[t] = mask[visible[t]];
+            }
+            std::fill(values + n_visible, values + TILE_KV, F16_NEG_INF);
         }
-        bias_of = mask;
+        for (int64_t t = 0; t < TILE_KV; t += 16) {
+            store_16(bias + t, load_16(values + t));
+        }
     }
 
     // Turns the scores of query row r into weights exp(score - M), 0 past n_visible, and brings O and S to the new M.
-    void update_softmax(const attn_item & item, int64_t r) {
+    void update_softmax(int64_t r) {
         float * x = buf.scores + r*TILE_KV;
         if (in.softcap != 0.0f) {
             for (int64_t t = 0; t < n_visible; ++t) {
                 x[t] = in.softcap * tanhf(x[t]);
             }
         }
-        if (in.mask) {
-            read_bias(in.mask_row(token_of(item, r), head_of(item, r), item.stream));
-            for (int64_t t = 0; t < n_visible; ++t) {
-                x[t] += buf.slopes[r] * bias[t];
-            }
-        }
-        const float tile_max = largest(x, n_visible);
+        std::fill(x + n_visible, x + TILE_KV, 0.0f);
+        const float tile_max = add_bias(x, bias, buf.slopes[r]);
         if (tile_max == -INFINITY) {
             std::fill(x, x + TILE_KV, 0.0f);
             return;
@@ -460,8 +505,7 @@ class item_worker {
             s *= shrink;
             m  = tile_max;
         }
-        s += ggml_vec_soft_max_f32(n_visible, x, x, m);
-        std::fill(x + n_visible, x + TILE_KV, 0.0f);
+        s += exponentiate(x, m);
     }
 };
 
