@@ -188,19 +188,6 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def summary(record: dict[str, Any], shape: str = "Qwen2.5-Coder-0.5B", depth: int = 8192) -> str:
-    """Return what README says: how many times as fast as stock f16 a token's attention is."""
-    times = {
-        run["k"]: run["milliseconds"]
-        for run in record["runs"]
-        if (run["work"], run["shape"], run["depth"]) == ("decode", shape, depth) and run["k"] == run["v"]
-    }
-    faster = {
-        kind: median(times["f16"][STOCK]) / median(times[kind]["now"]) for kind in ("f16", "q8_0", "q4_0")
-    }
-    return ", ".join(f"{factor:.1f} times with {kind}" for kind, factor in faster.items())
-
-
 LINES = (
     ("stock f16", STOCK, "f16", PLACEHOLDERS.text, "--"),
     ("stock q8_0", STOCK, "q8_0", PLACEHOLDERS.series_1, "--"),

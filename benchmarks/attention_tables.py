@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-DEPTHS = (0, 512, 2048, 8192)
 SMALL_BATCH_DEPTH = 2048
 BUILDS = ("stock", "patched")
 
@@ -22,13 +21,35 @@ def all_tables(record: dict[str, Any]) -> dict[str, str]:
     return tables
 
 
+def real_parts(record: dict[str, Any]) -> dict[str, str]:
+    """Return the parts of docs/attention.md about real models, by their marks."""
+    phases = {"decode": "decode", "prefill": "256"}
+    speeds = {
+        f"attention: {phase} {model}": speed_table(record, model, what)
+        for model in record["models"]
+        for phase, what in phases.items()
+    }
+    parts = {**speeds, "attention: bandwidth": bandwidth_table(record)}
+    return {name: table.rstrip() for name, table in parts.items()}
+
+
+def decode_sentence(record: dict[str, Any], model: str, depth: int) -> str:
+    """Return what README says of one model: how many times as fast as stock f16 it decodes."""
+    found = {
+        kind: find(record, model, "patched", kind, depth, "decode")["times_stock_f16"]
+        for kind in ("f16", "q8_0", "q4_0")
+    }
+    return ", ".join(f"{factor:.1f} times with {kind}" for kind, factor in found.items())
+
+
 def speed_table(record: dict[str, Any], model: str, what: str) -> str:
     """Tokens per second by build and type, in parentheses the ratio to stock f16 at the same depth."""
+    depths = depths_of(record)
     rows = []
     for build, policy in pairs(record):
-        cells = [cell(find(record, model, build, policy, depth, what)) for depth in DEPTHS]
+        cells = [cell(find(record, model, build, policy, depth, what)) for depth in depths]
         rows.append([build, f"`{policy}`", *cells])
-    return markdown(["build", "cache", *(f"depth {depth}" for depth in DEPTHS)], rows)
+    return markdown(["build", "cache", *(f"depth {depth}" for depth in depths)], rows)
 
 
 def small_batch_table(record: dict[str, Any]) -> str:
@@ -107,6 +128,10 @@ def arm_table(record: dict[str, Any]) -> str:
 
 def met(target: dict[str, Any]) -> str:
     return "yes" if target["met"] else "**no**"
+
+
+def depths_of(record: dict[str, Any]) -> list[int]:
+    return sorted({row["depth"] for row in record["summary"]["rows"]})
 
 
 def pairs(record: dict[str, Any]) -> list[tuple[str, str]]:

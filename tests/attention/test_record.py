@@ -12,7 +12,8 @@ import pytest
 from kvquant.shipped import checkout_root
 
 ROOT = checkout_root() or Path()
-RECORDS = tuple(f"attention{part}.json" for part in ("", "-wide", "-alone", "-divergence", "-rk3588"))
+PARTS = ("", "-real", "-peers", "-wide", "-alone", "-divergence", "-rk3588")
+RECORDS = tuple(f"attention{part}.json" for part in PARTS)
 
 
 def record(name: str) -> dict[str, Any]:
@@ -43,11 +44,33 @@ def test_the_pull_request_shows_rows_of_the_tables(text: str) -> None:
 def test_the_figure() -> None:
     from attention_figure import attention_figure
 
-    drawn = attention_figure(record("attention.json"))
+    drawn = attention_figure(record("attention-real.json"))
     assert (ROOT / "docs/figures/attention.svg").read_text() == drawn
-    other = record("attention.json")
+    other = record("attention-real.json")
     other["summary"]["rows"][0]["tokens_per_second"] *= 2
     assert attention_figure(other) != drawn
+
+
+def test_the_benchmark_of_real_models(text: str) -> None:
+    from attention_summary import summarize
+    from attention_tables import decode_sentence, real_parts
+
+    made = record("attention-real.json")
+    assert json.loads(json.dumps(summarize(made))) == made["summary"], "the summary is not that of the runs"
+    for name, table in real_parts(made).items():
+        assert f"<!-- {name} -->\n\n{table}\n" in text, f"the table {name} is not the record's"
+    targets = made["summary"]["targets"]
+    missed = [target for target in targets if not target["met"]]
+    assert f"{len(targets) - len(missed)} of {len(targets)}" in text
+    assert all(f"{target['what']}: {target['ratio']:.2f}" in text for target in missed), "a miss is not named"
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert decode_sentence(made, "qwen2.5-coder-0.5b", 8192) in readme
+
+
+def test_the_peers(text: str) -> None:
+    from attention_peers import page
+
+    assert page(record("attention-peers.json")) == text, "the table is not the record's"
 
 
 def test_the_benchmark(text: str) -> None:
@@ -77,14 +100,13 @@ def test_the_benchmark_of_a_whole_model(text: str) -> None:
 
 
 def test_attention_alone(text: str) -> None:
-    from attention_alone import figure, summary, tables
+    from attention_alone import figure, tables
 
     made = record("attention-alone.json")
     assert set(made["series"]) == {"now", "before"}
     for name, table in tables(made).items():
         assert table in text, f"the table {name} is not the record's"
     assert f"{made['bytes_per_second'] / 1e9:.1f} GB/s" in text
-    assert summary(made) in " ".join((ROOT / "README.md").read_text().split())
     drawn = figure(made)
     assert (ROOT / "docs/figures/attention-alone.svg").read_text() == drawn
     made["runs"][0]["milliseconds"]["now"] = [9.0]
