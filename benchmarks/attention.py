@@ -5,8 +5,8 @@ parts cost little, and one with an embedding as wide as its heads together. A sl
 then timed are batches of further prompt tokens and the decoding behind them. Every round runs all types on
 both builds in turn, the next round the other way round. Without --stock the patched programs with
 GGML_KV_ATTN=0 stand for it: they compute what a stock build does, bit for bit. By default each server has
-one thread and its processor time counts, so that waiting for other programs does not; --clock wall takes any
-number of threads and needs an idle machine. The program ends before it has run for --seconds; the same
+one thread and its processor time counts, so that waiting for other programs does not; --clock wall, that of the
+server's own timings, takes any number of threads and needs an idle machine. The program ends before it has run for --seconds; the same
 command resumes.
 
     python benchmarks/attention.py --patched "$(kvquant llama build)" --model qwen2.5-coder-0.5b \\
@@ -63,7 +63,7 @@ PAIRS = (
 
 MIXED_OF_RANDOM, MIXED_OF_REAL = "0-10:q8_0,11-27:q4_0", "*:k=q8_0/v=q4_0"
 
-DEPTHS = {32768: 4, 8192: 4, 2048: 8, 512: 16, 0: 32}
+DEPTHS = {32768: 8, 8192: 4, 2048: 8, 512: 16, 0: 32}
 """Depth to how many tokens are decoded there."""
 
 BATCHES = {32768: (4, 256), 8192: (4, 256), 2048: (4, 32, 256), 512: (4, 256), 0: (4, 32, 256)}
@@ -76,7 +76,8 @@ N_CTX_BEHIND = 512
 BANDWIDTH_MIB = 512
 
 
-Clock = Callable[[], float]
+Clock = Callable[[], float] | None
+"""Seconds, or None for the timings that the server reports."""
 
 
 @dataclass(frozen=True)
@@ -113,21 +114,39 @@ def measure_point(
     speeds = {}
     for number, n_batch in enumerate(batches):
         prompt = SLOT_TOKENS[:depth] + filler(40 + 20 * number, n_batch)
-        speeds[n_batch] = n_batch / timed(server, clock, prompt, n_batch, 1)
+        speeds[n_batch] = n_batch / read_seconds(server, clock, prompt, n_batch)
         if number == 0:
-            # The last token of the prompt is read again; what is sampled last is not read.
-            decode = n_decode / timed(server, clock, prompt, 1, n_decode)
+            decode = n_decode / decode_seconds(server, clock, prompt, n_decode)
     return Point(depth, speeds, decode)
 
 
-def timed(server: LlamaServer, clock: Clock, prompt: list[int], n_read: int, n_predict: int) -> float:
-    """Seconds of a completion that reads the last ``n_read`` tokens of the prompt."""
-    start = clock()
+def read_seconds(server: LlamaServer, clock: Clock, prompt: list[int], n_read: int) -> float:
+    """Seconds of reading the last ``n_read`` tokens of the prompt in one batch."""
+    seconds, times = timed(server, clock, prompt, n_read, 1)
+    return float(times["prompt_ms"]) / 1e3 if seconds is None else seconds
+
+
+def decode_seconds(server: LlamaServer, clock: Clock, prompt: list[int], n_decode: int) -> float:
+    """Seconds of ``n_decode`` tokens, one after the other.
+
+    The last token of the prompt is read again, which the server counts as prompt; what is sampled last is not
+    read.
+    """
+    n_predict = n_decode + 1 if clock is None else n_decode
+    seconds, times = timed(server, clock, prompt, 1, n_predict)
+    return float(times["predicted_ms"]) / 1e3 if seconds is None else seconds
+
+
+def timed(
+    server: LlamaServer, clock: Clock, prompt: list[int], n_read: int, n_predict: int
+) -> tuple[float | None, dict[str, Any]]:
+    """Return the clock's seconds of a completion and the server's timings."""
+    start = clock() if clock else 0.0
     times = server.completion(prompt, n_predict, ignore_eos=True, cache_prompt=True)["timings"]
-    seconds = clock() - start
+    seconds = clock() - start if clock else None
     if times["prompt_n"] != n_read or times["predicted_n"] != n_predict:
         raise SystemExit(f"attention: error: asked for {n_read} and {n_predict} tokens, got {times}")
-    return seconds
+    return seconds, times
 
 
 def processor_clock() -> float:
@@ -141,7 +160,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-CLOCKS: dict[str, Clock] = {"processor": processor_clock, "wall": time.monotonic}
+CLOCKS: dict[str, Clock] = {"processor": processor_clock, "wall": None}
 
 
 @dataclass(frozen=True)
