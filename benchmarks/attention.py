@@ -5,9 +5,9 @@ parts cost little, and one with an embedding as wide as its heads together. A sl
 then timed are batches of further prompt tokens and the decoding behind them. Every round runs all types on
 both builds in turn, the next round the other way round. Without --stock the patched programs with
 GGML_KV_ATTN=0 stand for it: they compute what a stock build does, bit for bit. By default each server has
-one thread and its processor time counts, so that waiting for other programs does not; --clock wall, that of the
-server's own timings, takes any number of threads and needs an idle machine. The program ends before it has run for --seconds; the same
-command resumes.
+one thread and its processor time counts, so that waiting for other programs does not; --clock wall takes the
+server's own timings, any number of threads, and needs an idle machine. The program ends before it has run
+for --seconds; the same command resumes.
 
     python benchmarks/attention.py --patched "$(kvquant llama build)" --model qwen2.5-coder-0.5b \\
         --deepest 32768 --clock wall --threads 2 \\
