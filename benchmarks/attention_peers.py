@@ -5,10 +5,10 @@
         --ik ik/bin/python
     python benchmarks/attention_peers.py write   # the table of docs/attention.md, from the record
 
-The share is the time of a token with `--depth` tokens in the cache, less that with none. What builds do
-better or worse elsewhere (ik_llama.cpp repacks weights) is not in it. Rounds go forwards and backwards
-through the builds. Stock is the same programs with GGML_KV_ATTN=0, which computes what a stock build does,
-bit for bit.
+The share is the time of a token with `--depth` tokens in the cache, less that with none, each from the median
+speed over the rounds. What builds do better or worse elsewhere (ik_llama.cpp repacks weights) is not in it.
+Rounds go forwards and backwards through the builds. Stock is the same programs with GGML_KV_ATTN=0, which
+computes what a stock build does, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ from kvquant.assets.find import model_path
 from kvquant.evals.speed import turns
 from kvquant.files import write_atomic
 from kvquant.processes.background import clean_environment
-from kvquant.tables import NONE, Table, markdown, text
+from kvquant.tables import Table, markdown, text
 from marked_page import filled
 from provenance import provenance, write_record
 
@@ -41,6 +41,8 @@ BUILDS = ("patched", "stock", "ik_llama.cpp")
 TYPES = ("f16", "q8_0", "q4_0")
 PHASES = ("prefill", "decode")
 N_PROMPT, N_GENERATE = 256, 32
+N_TIMES = 3
+"""How often each is timed in a run; the median counts."""
 DEPTH = 4096
 
 
@@ -71,10 +73,19 @@ class Machine:
         if build == "ik_llama.cpp":
             script = str(Path(__file__).with_name("ik_bench.py"))
             own = ["--model", str(model), "--type", type_name, "--depths", *map(str, depths)]
+            own += ["--repetitions", str(N_TIMES)]
             return [str(self.ik), script, *own, *sizes]
         caches = ["--cache-type-k", type_name, "--cache-type-v", type_name, "--flash-attn", "1"]
         own = ["--model", str(model), *caches, "--n-depth", ",".join(map(str, depths))]
-        return [str(self.programs / "llama-bench"), *own, *sizes, "--repetitions", "1", "--output", "jsonl"]
+        return [
+            str(self.programs / "llama-bench"),
+            *own,
+            *sizes,
+            "--repetitions",
+            str(N_TIMES),
+            "--output",
+            "jsonl",
+        ]
 
     def run(
         self, build: str, model: Path, type_name: str, depths: tuple[int, ...]
@@ -93,53 +104,44 @@ class Machine:
         yield from (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
 
 
-def measure(machine: Machine, name: str, depth: int, n_rounds: int) -> list[Timing]:
+def measure(machine: Machine, name: str, builds: Sequence[str], depth: int, n_rounds: int) -> list[Timing]:
     """Time every build and type, in turn."""
     model = model_path(name, say=lambda line: print(line, file=sys.stderr))
-    arms = {f"{build}, {type_name}": (build, type_name) for type_name in TYPES for build in BUILDS}
+    arms = {f"{build}, {type_name}": (build, type_name) for type_name in TYPES for build in builds}
     found = []
     for number, label in turns(tuple(arms), n_rounds):
         build, type_name = arms[label]
         for row in machine.run(build, model, type_name, (0, depth)):
             phase = "decode" if row["n_gen"] else "prefill"
-            at = (phase, int(row["n_depth"]), float(row["avg_ts"]))
+            at = (phase, int(row["n_depth"]), median(row["samples_ts"]))
             found.append(Timing(name, build, type_name, number, *at))
         print(f"{name}: round {number}, {label}", file=sys.stderr)
     return found
 
 
-def shares(timings: list[Timing], model: str, build: str, type_name: str, phase: str) -> list[float]:
-    """Return attention's share of a token in each round, milliseconds."""
-    rates = {
-        (one.round, one.depth): one.tokens_per_second
-        for one in timings
-        if (one.model, one.build, one.type, one.phase) == (model, build, type_name, phase)
-    }
-    deepest = max((depth for _, depth in rates), default=0)
-    rounds = sorted({number for number, _ in rates})
-    return [1e3 / rates[number, deepest] - 1e3 / rates[number, 0] for number in rounds]
+def share(timings: list[Timing], model: str, build: str, type_name: str, phase: str) -> float:
+    """Return attention's share of a token, milliseconds."""
+    rates: dict[int, list[float]] = {}
+    for one in timings:
+        if (one.model, one.build, one.type, one.phase) == (model, build, type_name, phase):
+            rates.setdefault(one.depth, []).append(one.tokens_per_second)
+    return 1e3 / median(rates[max(rates)]) - 1e3 / median(rates[0])
 
 
 def table(timings: list[Timing]) -> Table:
-    """Return the median share by model, phase and type, and the median ratio of each peer to ours."""
+    """Return the share by model, phase and type, and the ratio of each peer to ours."""
+    builds = [build for build in BUILDS if any(one.build == build for one in timings)]
+    peers = [build for build in builds if build != "patched"]
     rows = []
     for model in dict.fromkeys(one.model for one in timings):
         for phase in PHASES:
             for type_name in TYPES:
-                found = {build: shares(timings, model, build, type_name, phase) for build in BUILDS}
-                ours = found["patched"]
-                ratios = [_ratio(found[build], ours) for build in BUILDS[1:]]
-                rows.append((model, phase, type_name, *(f"{median(found[b]):.3g}" for b in BUILDS), *ratios))
-    times = (f"{build}, ms" for build in BUILDS)
-    return Table(
-        ("model", "phase", "cache", *times, *(f"{build} / patched" for build in BUILDS[1:])), tuple(rows)
-    )
-
-
-def _ratio(peer: list[float], ours: list[float]) -> str:
-    # A share that the noise of two timings swallows has no ratio.
-    pairs = [(theirs, mine) for theirs, mine in zip(peer, ours, strict=True) if mine > 0 and theirs > 0]
-    return f"{median(theirs / mine for theirs, mine in pairs):.2f}" if len(pairs) == len(ours) else NONE
+                found = {build: share(timings, model, build, type_name, phase) for build in builds}
+                ratios = (f"{found[peer] / found['patched']:.2f}" for peer in peers)
+                times = (f"{found[build]:.3g}" for build in builds)
+                rows.append((model, phase, type_name, *times, *ratios))
+    columns = (*(f"{build}, ms" for build in builds), *(f"{peer} / patched" for peer in peers))
+    return Table(("model", "phase", "cache", *columns), tuple(rows))
 
 
 def page(record: dict[str, Any]) -> str:
@@ -159,6 +161,9 @@ def main() -> None:
         "--programs", type=Path, required=True, metavar="DIR", help="of the patched llama.cpp"
     )
     running.add_argument("--ik", type=Path, required=True, metavar="PYTHON", help="with ik-llama-cpp-python")
+    running.add_argument(
+        "--build", choices=BUILDS, action="append", help="one of them; may be given again (all)"
+    )
     running.add_argument("--depth", type=int, default=DEPTH, help="(%(default)s)")
     running.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     running.add_argument("--threads", type=int, default=1, help="(%(default)s)")
@@ -171,7 +176,10 @@ def main() -> None:
     made = provenance("benchmarks/attention_peers.py", ())
     build = json.loads((options.programs.parent / "build-info.json").read_text(encoding="utf-8"))
     made |= {"series": build["series_digest"], "n_threads": options.threads, "depth": options.depth}
-    found = [one for name in options.model for one in measure(machine, name, options.depth, options.rounds)]
+    builds = options.build or BUILDS
+    found = [
+        one for name in options.model for one in measure(machine, name, builds, options.depth, options.rounds)
+    ]
     write_record({**made, "timings": [asdict(one) for one in found]}, RECORD)
     print(text(table(found)))
 

@@ -6,6 +6,7 @@ Run by attention_peers.py with a Python that has ik-llama-cpp-python installed, 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import time
 from typing import Any
@@ -15,6 +16,10 @@ from ik_llama_cpp import _ctypes_api as api
 TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
 """Numbers of ggml types."""
 N_BATCH = 512
+# the wheel's Python leaves this one out
+forget = api._lib.llama_kv_cache_seq_rm
+forget.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
+forget.restype = ctypes.c_bool
 TOKEN = 100
 """Which token is read does not change the time."""
 
@@ -53,10 +58,11 @@ class Sequence:
         self.n_past += n_tokens
         return time.perf_counter() - start
 
-    def fill(self, n_tokens: int) -> None:
-        """Empty the cache and put so many tokens in."""
-        api.llama_kv_cache_clear(self.context)
-        self.n_past = 0
+    def back_to(self, n_tokens: int) -> None:
+        """Leave so many tokens in the cache: forget those behind, or add what is lacking."""
+        if not forget(self.context, 0, n_tokens, -1):
+            raise SystemExit("ik_llama.cpp cannot shorten its cache")
+        self.n_past = min(self.n_past, n_tokens)
         while self.n_past < n_tokens:
             self.add(min(N_BATCH, n_tokens - self.n_past))
 
@@ -68,20 +74,21 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", required=True)
     parser.add_argument("--n-prompt", type=int, required=True)
     parser.add_argument("--n-gen", type=int, required=True)
+    parser.add_argument("--repetitions", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     n_ctx = max(options.depths) + options.n_prompt + options.n_gen
     sequence = Sequence(options.model, options.type, -(-n_ctx // 256) * 256, options.threads)
-    sequence.fill(N_BATCH)  # the first batch pays for what is set up once
+    sequence.back_to(N_BATCH)  # the first batch pays for what is set up once
     for depth in options.depths:
         for n_prompt, n_gen in ((options.n_prompt, 0), (0, options.n_gen)):
-            sequence.fill(depth)
-            seconds = sequence.add(n_prompt) if n_prompt else sum(sequence.add(1) for _ in range(n_gen))
-            rate = (n_prompt or n_gen) / seconds
-            print(
-                json.dumps({"n_prompt": n_prompt, "n_gen": n_gen, "n_depth": depth, "avg_ts": rate}),
-                flush=True,
-            )
+            rates = []
+            for _ in range(options.repetitions):
+                sequence.back_to(depth)
+                seconds = sequence.add(n_prompt) if n_prompt else sum(sequence.add(1) for _ in range(n_gen))
+                rates.append((n_prompt or n_gen) / seconds)
+            row = {"n_prompt": n_prompt, "n_gen": n_gen, "n_depth": depth, "samples_ts": rates}
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
