@@ -107,10 +107,27 @@ def test_attention_alone(text: str) -> None:
     for name, table in tables(made).items():
         assert table in text, f"the table {name} is not the record's"
     assert f"{made['bytes_per_second'] / 1e9:.1f} GB/s" in text
+    for work, depth in (("decode", 8192), ("prefill", 2048)):
+        assert gains(made, work, depth) in text, f"the gain in {work} is not the record's"
     drawn = figure(made)
     assert (ROOT / "docs/figures/attention-alone.svg").read_text() == drawn
     made["runs"][0]["milliseconds"]["now"] = [9.0]
     assert figure(made) != drawn
+
+
+def gains(made: dict[str, Any], work: str, depth: int) -> str:
+    """How many times as fast as before q8_0 and q4_0 are, where decoding in groups of 2 is left out."""
+    from attention_alone import ratio
+
+    found = [
+        ratio(run["milliseconds"]["before"], run["milliseconds"]["now"])
+        for run in made["runs"]
+        if (run["work"], run["depth"]) == (work, depth)
+        and run["k"] == run["v"]
+        and run["k"] in ("q8_0", "q4_0")
+        and not (work == "decode" and run["shape"] == "groups of 2")
+    ]
+    return f"{min(found):.1f} to {max(found):.1f} times as fast"
 
 
 def test_the_divergence(text: str) -> None:
