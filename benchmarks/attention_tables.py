@@ -33,13 +33,10 @@ def real_parts(record: dict[str, Any]) -> dict[str, str]:
     return {name: table.rstrip() for name, table in parts.items()}
 
 
-def decode_sentence(record: dict[str, Any], model: str, depth: int) -> str:
-    """Return what README says of one model: how many times as fast as stock f16 it decodes."""
-    found = {
-        kind: find(record, model, "patched", kind, depth, "decode")["times_stock_f16"]
-        for kind in ("f16", "q8_0", "q4_0")
-    }
-    return ", ".join(f"{factor:.1f} times with {kind}" for kind, factor in found.items())
+def decode_gains(record: dict[str, Any], model: str, depth: int) -> tuple[str, ...]:
+    """Return how many times as fast as stock's f16 a model decodes with f16, q8_0 and q4_0."""
+    rows = (find(record, model, "patched", kind, depth, "decode") for kind in ("f16", "q8_0", "q4_0"))
+    return tuple(f"{row['times_stock_f16']:.1f}" for row in rows if row is not None)
 
 
 def speed_table(record: dict[str, Any], model: str, what: str) -> str:

@@ -53,7 +53,7 @@ def test_the_figure() -> None:
 
 def test_the_benchmark_of_real_models(text: str) -> None:
     from attention_summary import summarize
-    from attention_tables import decode_sentence, real_parts
+    from attention_tables import decode_gains, real_parts
 
     made = record("attention-real.json")
     assert json.loads(json.dumps(summarize(made))) == made["summary"], "the summary is not that of the runs"
@@ -64,7 +64,10 @@ def test_the_benchmark_of_real_models(text: str) -> None:
     assert f"{len(targets) - len(missed)} of {len(targets)}" in text
     assert all(f"{target['what']}: {target['ratio']:.2f}" in text for target in missed), "a miss is not named"
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert decode_sentence(made, "qwen2.5-coder-0.5b", 8192) in readme
+    f16, q8_0, q4_0 = decode_gains(made, "qwen2.5-coder-0.5b", 8192)
+    assert f"{f16} times with f16, {q8_0} times with q8_0, {q4_0} times with q4_0" in readme
+    f16, q8_0, q4_0 = decode_gains(made, "qwen2.5-coder-0.5b", 32768)
+    assert f"behind 32,768 tokens {f16}, {q8_0} and {q4_0} times" in readme
 
 
 def test_the_peers(text: str) -> None:
