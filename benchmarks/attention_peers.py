@@ -29,7 +29,7 @@ from kvquant.assets.find import model_path
 from kvquant.evals.speed import turns
 from kvquant.files import write_atomic
 from kvquant.processes.background import clean_environment
-from kvquant.tables import Table, markdown, text
+from kvquant.tables import NONE, Table, markdown, text
 from marked_page import filled
 from provenance import provenance, write_record
 
@@ -137,11 +137,16 @@ def table(timings: list[Timing]) -> Table:
         for phase in PHASES:
             for type_name in TYPES:
                 found = {build: share(timings, model, build, type_name, phase) for build in builds}
-                ratios = (f"{found[peer] / found['patched']:.2f}" for peer in peers)
+                ratios = (_ratio(found[peer], found["patched"]) for peer in peers)
                 times = (f"{found[build]:.3g}" for build in builds)
                 rows.append((model, phase, type_name, *times, *ratios))
     columns = (*(f"{build}, ms" for build in builds), *(f"{peer} / patched" for peer in peers))
     return Table(("model", "phase", "cache", *columns), tuple(rows))
+
+
+def _ratio(theirs: float, ours: float) -> str:
+    # a share that the noise of two timings swallows has no ratio
+    return f"{theirs / ours:.2f}" if ours > 0 and theirs > 0 else NONE
 
 
 def page(record: dict[str, Any]) -> str:

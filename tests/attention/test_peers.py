@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,25 @@ def timings(rates: dict[str, tuple[float, float]] = RATES) -> list[object]:
 
 
 def test_a_share_is_what_depth_adds_to_a_token() -> None:
-    found = peers.shares(timings(), "m", "ik_llama.cpp", "q8_0", "decode")
-    assert found == pytest.approx([20, 10, 20 / 3])
+    assert peers.share(timings(), "m", "ik_llama.cpp", "q8_0", "decode") == pytest.approx(10)
 
 
-def test_the_table_has_medians_and_ratios_of_rounds() -> None:
+def test_one_disturbed_round_of_three_changes_no_share() -> None:
+    disturbed = [
+        replace(one, tokens_per_second=1.0) if (one.round, one.depth) == (2, 0) else one for one in timings()
+    ]
+    assert peers.share(disturbed, "m", "stock", "f16", "prefill") == pytest.approx(15)
+
+
+def test_the_table_has_shares_and_ratios() -> None:
     table = peers.table(timings())
     assert len(table.rows) == len(peers.PHASES) * len(peers.TYPES)
     assert table.rows[0] == ("m", "prefill", "f16", "5", "20", "10", "4.00", "2.00")
+
+
+def test_a_build_that_was_not_measured_has_no_column() -> None:
+    table = peers.table(timings({name: RATES[name] for name in ("patched", "ik_llama.cpp")}))
+    assert table.rows[0] == ("m", "prefill", "f16", "5", "10", "2.00")
 
 
 def test_a_share_below_the_noise_has_no_ratio() -> None:
