@@ -173,11 +173,11 @@ class Bench:
     n_threads: int
     clock: Clock
 
-    def options(self, run: Run, model: Path) -> tuple[Path, ServerOptions]:
+    def options(self, run: Run, model: Path, arch: str) -> tuple[Path, ServerOptions]:
         """Return the folder of programs and the options of the server of one run."""
         n_ctx = self.deepest + N_CTX_BEHIND
         # a server refuses contexts beyond those of the training; how fast it is does not depend on that
-        longer = f"{read_shape(model).arch}.context_length=int:{n_ctx}"
+        longer = f"{arch}.context_length=int:{n_ctx}"
         extra = ("--flash-attn", "on", "--ubatch-size", "512", "--override-kv", longer)
         options = ServerOptions(model, n_ctx, n_threads=self.n_threads, extra=extra)
         if ":" in run.policy:
@@ -189,10 +189,9 @@ class Bench:
         return self.stock or self.patched, replace(options, kv_attention=self.stock is not None)
 
 
-def measure(bench: Bench, run: Run, model: Path, slot: Path) -> list[Point]:
+def measure(bench: Bench, run: Run, model: Path, arch: str, slot: Path) -> list[Point]:
     """Start a server, restore ``slot``, and measure every depth from the deepest on."""
-    programs, options = bench.options(run, model)
-    clock = bench.clock
+    programs, options = bench.options(run, model, arch)
     with LlamaServer(programs, options) as server:
         (server.slot_folder / "slot").symlink_to(slot.resolve())
         server.restore_slot()
@@ -201,7 +200,7 @@ def measure(bench: Bench, run: Run, model: Path, slot: Path) -> list[Point]:
         return [
             measure_point(
                 server,
-                clock,
+                bench.clock,
                 depth,
                 [n for n in BATCHES[depth] if not (slow and (depth, n) in TOO_SLOW)],
                 n_decode,
@@ -294,7 +293,7 @@ def perform(bench: Bench, run: Run, folder: Path) -> dict[str, Any]:
         "bandwidth": float(read_bandwidth(bench.patched / PROGRAM, BANDWIDTH_MIB, bench.n_threads)),
     }
     with OthersShare() as others:
-        points = measure(bench, run, model, slot)
+        points = measure(bench, run, model, shape.arch, slot)
     decode = "  ".join(f"{point.depth}: {point.decode:.1f}" for point in points)
     print(f"{run} decode {decode}  others {others.share:.0%}", file=sys.stderr, flush=True)
     return {**entry, "others_share": round(others.share, 3), "points": [asdict(point) for point in points]}

@@ -70,22 +70,14 @@ class Machine:
     def argv(self, build: str, model: Path, type_name: str, depths: tuple[int, ...]) -> list[str]:
         """Return the command of one run."""
         sizes = ["--n-prompt", str(N_PROMPT), "--n-gen", str(N_GENERATE), "--threads", str(self.n_threads)]
+        sizes += ["--repetitions", str(N_TIMES)]
         if build == "ik_llama.cpp":
             script = str(Path(__file__).with_name("ik_bench.py"))
             own = ["--model", str(model), "--type", type_name, "--depths", *map(str, depths)]
-            own += ["--repetitions", str(N_TIMES)]
             return [str(self.ik), script, *own, *sizes]
         caches = ["--cache-type-k", type_name, "--cache-type-v", type_name, "--flash-attn", "1"]
         own = ["--model", str(model), *caches, "--n-depth", ",".join(map(str, depths))]
-        return [
-            str(self.programs / "llama-bench"),
-            *own,
-            *sizes,
-            "--repetitions",
-            str(N_TIMES),
-            "--output",
-            "jsonl",
-        ]
+        return [str(self.programs / "llama-bench"), *own, *sizes, "--output", "jsonl"]
 
     def run(
         self, build: str, model: Path, type_name: str, depths: tuple[int, ...]

@@ -15,15 +15,13 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
 from kvquant.formats.registry import get_format
+from kvquant.formats.storage import rotation_block
 from kvquant.model.shape import ModelShape
 from kvquant.policy import ResolvedPolicy
 
 _MAGIC, _VERSION = 0x67677371, 4
 _PACKED_TOKENS = (-1, 1)
 _N_DISTINCT_ROWS = 256
-_FLOATS = ("f32", "f16", "bf16")
-_LEAST_ROTATED = 64
-"""Values that a Hadamard block turns, at least; heads that are no multiple are not rotated."""
 
 
 def write_deep_slot(path: Path, shape: ModelShape, policy: ResolvedPolicy, tokens: Sequence[int]) -> None:
@@ -47,17 +45,11 @@ def write_deep_slot(path: Path, shape: ModelShape, policy: ResolvedPolicy, token
 
 
 def _rotations(shape: ModelShape, policy: ResolvedPolicy) -> tuple[int, int]:
-    """Values of a Hadamard block of K and of V, 0 without a quantized type on that side.
-
-    As llama_kv_cache's constructor settles them: the widest block that fits K's heads, the least one for V.
-    """
+    """Values of a Hadamard block of K and of V; 0 without a rotated type on that side."""
     layer = shape.layers[policy.layers[0].layer]
-    widest = layer.head_dim_k & -layer.head_dim_k
-    k = widest if any(each.k_type not in _FLOATS for each in policy.layers) else 0
-    v = _LEAST_ROTATED if any(each.v_type not in _FLOATS for each in policy.layers) else 0
     return (
-        k if layer.head_dim_k % _LEAST_ROTATED == 0 else 0,
-        v if layer.head_dim_v % _LEAST_ROTATED == 0 else 0,
+        max(rotation_block(each.k_type, layer.head_dim_k, "k") or 0 for each in policy.layers),
+        max(rotation_block(each.v_type, layer.head_dim_v, "v") or 0 for each in policy.layers),
     )
 
 
